@@ -1,0 +1,12 @@
+"""The small model of `make demo`."""
+
+from midigen_jax.config import Config, Data, Memory, Model, Train
+
+
+def config() -> Config:
+    return Config(
+        model=Model(layers=4, width=256, heads=4, ff_width=1024, activation="relu2", dropout=0.1),
+        memory=Memory(xl=256, knn=4096, knn_layer=3, top_k=16),
+        data=Data(lanes=8, segment=256),
+        train=Train(steps=500, learning_rate=2e-3, warmup=50, validate_every=100),
+    )

@@ -1,0 +1,165 @@
+"""The settings of a run: frozen dataclasses, one Python file an experiment in `configs/`."""
+
+import dataclasses
+import importlib.util
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from .cli import InputError
+
+
+@dataclass(frozen=True)
+class Model:
+    layers: int = 4
+    width: int = 256
+    heads: int = 4
+    ff_width: int = 1024
+    activation: Literal["gelu", "relu", "relu2"] = "gelu"
+    dropout: float = 0.1
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
+
+
+@dataclass(frozen=True)
+class Memory:
+    xl: int = 256  # slots of Transformer-XL memory, in every layer
+    knn: int = 8192  # slots of the kNN memory's ring, a multiple of the segment; 0: none
+    knn_layer: int = 3  # the layer that has it, counted from 1
+    top_k: int = 16
+    backend: Literal["auto", "faiss", "xla"] = "auto"
+
+
+@dataclass(frozen=True)
+class Data:
+    lanes: int = 8
+    segment: int = 256  # tokens
+    segments: int = 1  # a step
+    transpose: int = 0  # training songs are shifted by up to this many semitones, anew each epoch
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Train:
+    steps: int = 1000
+    learning_rate: float = 1e-3
+    warmup: int = 100  # steps
+    final_learning_rate: float = 0.0  # as a share of learning_rate, reached by cosine decay
+    weight_decay: float = 0.01
+    beta2: float = 0.95
+    clip: float = 1.0  # global norm of the gradients
+    log_every: int = 10  # steps, as are these
+    validate_every: int = 500
+    save_every: int = 500
+    keep: int = 3  # checkpoints
+    validation_songs: int = 0  # at most so many; 0: all
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Config:
+    model: Model = field(default_factory=Model)
+    memory: Memory = field(default_factory=Memory)
+    data: Data = field(default_factory=Data)
+    train: Train = field(default_factory=Train)
+
+    def __post_init__(self) -> None:
+        self._need(self.model.width % self.model.heads == 0, "model.heads", "has to divide model.width")
+        self._need(
+            self.memory.knn % self.data.segment == 0, "memory.knn", "has to be a multiple of data.segment, or 0"
+        )
+        self._need(
+            1 <= self.memory.knn_layer <= self.model.layers, "memory.knn_layer", "has to be one of the layers, from 1"
+        )
+        self._need(0 <= self.model.dropout < 1, "model.dropout", "has to be from 0 up to, not including, 1")
+        for key in ("model.layers", "data.lanes", "data.segment", "data.segments", "memory.top_k", "train.steps"):
+            self._need(get(self, key) >= 1, key, "has to be at least 1")
+        for key in ("memory.xl", "memory.knn", "data.transpose", "train.warmup"):
+            self._need(get(self, key) >= 0, key, "can't be negative")
+
+    def _need(self, holds: bool, key: str, what: str) -> None:
+        if not holds:
+            raise InputError(f"{key}={get(self, key)}: {what}; mend it in the config file or with --set {key}=...")
+
+
+def get(config: Any, key: str) -> Any:
+    """The value at a dotted key such as `model.width`."""
+    for name in key.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """All settings by dotted key."""
+    return {
+        f"{section}.{name}": value
+        for section, values in dataclasses.asdict(config).items()
+        for name, value in values.items()
+    }
+
+
+def from_flat(values: dict[str, Any], where: str) -> Config:
+    """A config from settings by dotted key; what is not named has its default.
+
+    Raises:
+        InputError: a key is unknown or a value has the wrong type; `where` says whose it is.
+    """
+    sections = get_type_hints(Config)
+    changes: dict[str, dict[str, Any]] = {section: {} for section in sections}
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        hints = get_type_hints(sections[section]) if section in sections else {}
+        if name not in hints:
+            known = [k for k in flatten(Config()) if k.startswith(f"{section}.")] or list(sections)
+            raise InputError(f"{where}: unknown config key {key}; known are {', '.join(known)}")
+        changes[section][name] = _checked(value, hints[name], f"{where}: {key}")
+    return Config(**{section: cls(**changes[section]) for section, cls in sections.items()})
+
+
+def _checked(value: Any, kind: Any, where: str) -> Any:
+    if get_origin(kind) is Literal:
+        if value in get_args(kind):
+            return value
+        raise InputError(f"{where}={value}: give one of {', '.join(get_args(kind))}")
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise InputError(f"{where}={value}: give a value of type {kind.__name__}")
+    return value
+
+
+def override(config: Config, assignments: list[str]) -> Config:
+    """Applies `key.path=value` assignments, as given with --set."""
+    values = flatten(config)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise InputError(f"--set {assignment}: give key.path=value, such as --set train.steps=1000")
+        try:
+            values[key] = json.loads(text)
+        except json.JSONDecodeError:
+            values[key] = text
+    return from_flat(values, "--set")
+
+
+def load(path: Path) -> Config:
+    """Runs a config file and returns what its `config()` returns.
+
+    Raises:
+        InputError: there is no such file, or it defines no `config()` that returns a Config.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such config file; see configs/ for those that exist")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.config()
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path}: {type(error).__name__}: {error}; mend the config file") from error
+    if not isinstance(config, Config):
+        raise InputError(f"{path}: config() has to return a midigen_jax.config.Config")
+    return config

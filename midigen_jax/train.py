@@ -1,0 +1,355 @@
+"""Trains a model on a corpus or a folder of MIDI files, or resumes where the run folder holds a checkpoint.
+
+    python train.py configs/demo.py --data CORPUS_OR_MIDI_DIR --workdir RUN
+
+Ctrl-C finishes the step, saves and leaves; the same command goes on from there.
+"""
+
+import contextlib
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from . import checkpoint, cli, data, evaluate, model
+from . import config as cfg
+from . import memory as mem
+from .cli import InputError
+from .corpus import Corpus, is_corpus, open_corpus
+from .encode import encode_folder
+from .shapes import Array
+
+Batch = dict[str, Array]
+
+
+class TrainState(NamedTuple):
+    """All that a step changes."""
+
+    params: dict
+    optimizer: optax.OptState
+    memory: mem.Memory
+    step: Array  # steps done
+    key: Array  # data of the random key
+
+
+def make_optimizer(config: cfg.Config) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """AdamW after clipping, warmed up linearly and decayed by cosine; matrices alone decay towards zero."""
+    train = config.train
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0,
+        train.learning_rate,
+        min(train.warmup, train.steps - 1),
+        train.steps,
+        train.learning_rate * train.final_learning_rate,
+    )
+
+    def is_matrix(params: dict) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "qkv", "out"), params)
+
+    adamw = optax.adamw(schedule, b2=train.beta2, weight_decay=train.weight_decay, mask=is_matrix)
+    return optax.chain(optax.clip_by_global_norm(train.clip), adamw), schedule
+
+
+def init_state(config: cfg.Config, steps_per_beat: int) -> TrainState:
+    """The state before the first step; trace it with `jax.eval_shape` for its shapes alone."""
+    _, params = model.init_params(config, steps_per_beat=steps_per_beat, seed=config.train.seed)
+    return TrainState(
+        params=params,
+        optimizer=make_optimizer(config)[0].init(params),
+        memory=mem.init_memory(config, config.data.lanes),
+        step=jnp.zeros((), jnp.int32),
+        key=jax.random.key_data(jax.random.key(config.train.seed)),
+    )
+
+
+def run_segments(
+    decoder: model.Decoder, memory: mem.Memory, batch: Batch, key: Array | None = None
+) -> tuple[mem.Memory, Array, Array, model.Statistics]:
+    """Reads a step's segments [B, S * T] one after the other, carrying the memory.
+
+    Returns:
+        The memory after them, the summed loss in nats and the number of targets, and statistics of the kNN memory.
+    """
+    config = decoder.config
+    segment = config.data.segment
+
+    def one_segment(memory: mem.Memory, xs: tuple[Batch, Array]) -> tuple[mem.Memory, tuple]:
+        tokens, i = xs
+        segment_key = None if key is None else jax.random.fold_in(key, i)
+        output = decoder(
+            tokens["tokens"], tokens["bar"], tokens["step"], tokens["song"], memory, key=segment_key
+        )
+        counted = tokens["targets"] >= 0
+        nats = optax.softmax_cross_entropy_with_integer_labels(output.logits, jnp.maximum(tokens["targets"], 0))
+        memory = mem.roll(output.window, memory.knn, segment, config.memory.knn_layer - 1)
+        return memory, (jnp.sum(nats * counted), jnp.sum(counted), output.statistics)
+
+    segments = {name: jnp.moveaxis(x.reshape(x.shape[0], -1, segment), 1, 0) for name, x in batch.items()}
+    n_segments = segments["tokens"].shape[0]
+    memory, (nats, counted, statistics) = jax.lax.scan(one_segment, memory, (segments, jnp.arange(n_segments)))
+    return memory, nats.sum(), counted.sum(), jax.tree.map(jnp.mean, statistics)
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef, config: cfg.Config
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+    """One optimizer step over S segments of every lane. The state is donated.
+
+    The gradient flows through the XL memory from segment to segment of the step, not beyond, and never into the ring.
+    """
+    optimizer, _ = make_optimizer(config)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+
+        def mean_loss(params: dict) -> tuple[Array, tuple[mem.Memory, model.Statistics]]:
+            decoder = nnx.merge(graphdef, params)
+            memory, nats, counted, statistics = run_segments(decoder, state.memory, batch, key)
+            return nats / counted, (memory, statistics)
+
+        (loss, (memory, statistics)), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, "gradient_norm": optax.global_norm(gradients), **statistics._asdict()}
+        return TrainState(params, optimizer_state, memory, state.step + 1, state.key), metrics
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def make_loss(
+    graphdef: nnx.GraphDef, config: cfg.Config
+) -> Callable[[dict, Corpus, np.ndarray], tuple[float, model.Statistics]]:
+    """A function of (params, corpus, songs): total loss in nats over whole songs from empty memories."""
+
+    @jax.jit
+    def one_step(params: dict, memory: mem.Memory, batch: Batch) -> tuple[mem.Memory, Array, model.Statistics]:
+        memory, nats, _, statistics = run_segments(nnx.merge(graphdef, params), memory, batch)
+        return memory, nats, statistics
+
+    def total_loss(params: dict, corpus: Corpus, songs: np.ndarray) -> tuple[float, model.Statistics]:
+        memory = mem.init_memory(config, config.data.lanes)
+        steps, tokens = [], config.data.segment * config.data.segments
+        for batch in data.whole_songs(corpus, songs, n_lanes=config.data.lanes, tokens_per_step=tokens):
+            memory, nats, statistics = one_step(params, memory, batch)
+            steps.append((nats, statistics))
+        all_nats, statistics = jax.device_get(jax.tree.map(lambda *xs: jnp.stack(xs), *steps))
+        return float(all_nats.sum(dtype=np.float64)), jax.tree.map(np.mean, statistics)
+
+    return total_loss
+
+
+class Log:
+    """metrics.jsonl and TensorBoard event files of a run."""
+
+    def __init__(self, run: Path, step: int):
+        """A resumed run forgets the lines of steps that came after the checkpoint, since they are done again."""
+        path = run / "metrics.jsonl"
+        kept = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                with contextlib.suppress(json.JSONDecodeError):  # a line half-written when the machine went away
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line + "\n")
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(kept))
+            os.replace(temporary, path)
+        self.file = open(path, "a")
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.file.close()
+        self.board.close()
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM, so that the step is finished; the second one acts at once."""
+    received: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        received.append(number)
+        if len(received) > 1:
+            sys.exit(128 + number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def get_corpus(source: Path, run: Path) -> Corpus:
+    """The corpus at `source`, or that of the MIDI folder `source`, encoded into RUN/corpus the first time."""
+    if is_corpus(source):
+        return open_corpus(source)
+    if not is_corpus(run / "corpus"):
+        encode_folder(source, run / "corpus")
+    return open_corpus(run / "corpus")
+
+
+def check_fits(meta: dict[str, Any], config: cfg.Config, corpus: Corpus, run: Path) -> None:
+    """Raises InputError if the config or the corpus is not that of the checkpoint in what can't change."""
+    now, then = cfg.flatten(config), meta["config"]
+    for key, value in now.items():
+        if not key.startswith("train.") and key != "memory.backend" and then.get(key) != value:
+            raise InputError(
+                f"{run}: its checkpoint has {key}={then.get(key)}, the config {value}; give another --workdir, or "
+                f"--set {key}={then.get(key)}"
+            )
+    if meta["corpus"] != corpus.fingerprint:
+        raise InputError(f"{run}: its checkpoint was trained on another corpus than {corpus.path}; give that one")
+
+
+def restore_state(checkpoints: checkpoint.Checkpoints, step: int, config: cfg.Config, steps_per_beat: int) -> TrainState:
+    shapes = jax.eval_shape(lambda: init_state(config, steps_per_beat))
+    items = checkpoints.restore(step, params=shapes.params, rest=shapes._replace(params=None)._asdict())
+    return TrainState(**items["rest"])._replace(params=items["params"])
+
+
+def train(config: cfg.Config, source: Path, run: Path) -> bool:
+    """Trains up to `config.train.steps`, validating, logging and saving on the way.
+
+    Returns:
+        False if a signal ended it before.
+
+    Raises:
+        InputError: data or config can't be used, or don't fit the checkpoint in the run folder.
+    """
+    settings = config.train
+    run.mkdir(parents=True, exist_ok=True)
+    corpus = get_corpus(source, run)
+    training, validation = corpus.songs_of("train"), corpus.songs_of("validation")
+    if len(training) == 0:
+        raise InputError(f"{corpus.path}: no song fell to the training split; encode with --split 1 0 0")
+    validation = validation[: settings.validation_songs or None]
+    checkpoints, meta = checkpoint.Checkpoints(run, keep=settings.keep), checkpoint.meta_of(config, corpus)
+    first = checkpoints.latest() or 0
+    if first:
+        check_fits(checkpoints.meta(first), config, corpus, run)
+        state = restore_state(checkpoints, first, config, corpus.steps_per_beat)
+        print(f"{run}: resumed at step {first:,} of {settings.steps:,}")
+    else:
+        state = jax.jit(init_state, static_argnums=(0, 1))(config, corpus.steps_per_beat)
+    graphdef = model.abstract(config, steps_per_beat=corpus.steps_per_beat)
+    train_step, total_loss = make_train_step(graphdef, config), make_loss(graphdef, config)
+    _, learning_rate = make_optimizer(config)
+    n_params = sum(x.size for x in jax.tree.leaves(state.params))
+    tokens_per_step = config.data.lanes * config.data.segment * config.data.segments
+    print(
+        f"{n_params / 1e6:.1f} M parameters; {len(training):,} training and {len(validation):,} validation songs; "
+        f"{tokens_per_step:,} tokens a step; XL memory {config.memory.xl:,} and kNN memory {config.memory.knn:,} slots "
+        f"a lane ({mem.resolve_backend(config.memory.backend)} search); {jax.devices()[0].device_kind}"
+    )
+    if len(validation):
+        bigram, floor = evaluate.bigram_floor(corpus, training, validation)
+        print(f"floor to beat, a bigram model (weight {bigram.weight:.2f}) on the validation songs: {floor}")
+    log = Log(run, first)
+
+    def save(step: int) -> None:
+        if checkpoints.latest() != step:
+            checkpoints.save(step, state.params, state._replace(params=None)._asdict(), meta)
+
+    def validate(step: int) -> None:
+        result = evaluate.figures(total_loss(state.params, corpus, validation)[0], corpus, validation)
+        below = 1 - result.nats_per_token / floor.nats_per_token
+        tqdm.write(f"step {step:,}: validation {result}; {below:.1%} below the floor")
+        values = {f"validation/{name}": value for name, value in result._asdict().items()}
+        log.write(step, {**values, "validation/floor_nats_per_token": floor.nats_per_token})
+
+    batches = data.training_steps(
+        corpus,
+        training,
+        n_lanes=config.data.lanes,
+        tokens_per_step=tokens_per_step // config.data.lanes,
+        n_steps=settings.steps,
+        first=first,
+        seed=config.data.seed,
+        transpose=config.data.transpose,
+    )
+    step, recent = first, []
+    last_time = time.perf_counter()
+    with (
+        stop_signals() as stopping,
+        tqdm(initial=first, total=settings.steps, unit="step", desc="training", dynamic_ncols=True) as bar,
+    ):
+        for batch in batches:
+            state, metrics = train_step(state, batch)
+            # The step before is waited for while this one runs, so that the device never waits for the host.
+            jax.block_until_ready(recent[-1:])
+            recent.append(metrics)
+            step += 1
+            bar.update()
+            leaving = bool(stopping) or step == settings.steps
+            if step % settings.log_every == 0 or leaving:
+                values = {name: float(np.mean(x)) for name, x in _stack(recent).items()}
+                seconds = time.perf_counter() - last_time
+                values["tokens_per_second"] = len(recent) * tokens_per_step / seconds
+                values["learning_rate"] = float(learning_rate(step - 1))
+                log.write(step, values)
+                bar.set_postfix_str(
+                    f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tokens/s, "
+                    f"kNN hits {values['hit_rate']:.0%}, age {values['hit_age']:,.0f}, gate {values['gate']:.2f}"
+                )
+                if not math.isfinite(values["loss"]):
+                    raise InputError(
+                        f"{run}: the loss is {values['loss']} by step {step:,}; the checkpoint before it is kept; "
+                        "go on from there with a smaller train.learning_rate"
+                    )
+                recent = []
+            if len(validation) and (step % settings.validate_every == 0 or step == settings.steps):
+                validate(step)
+            if step % settings.save_every == 0 or leaving:
+                save(step)
+            if not recent:
+                last_time = time.perf_counter()
+            if stopping:
+                break
+    log.close()
+    checkpoints.close()
+    if step < settings.steps:
+        print(f"{run}: stopped and saved at step {step:,}; the same command goes on from there")
+        return False
+    print(f"{run}: trained {step:,} steps; continue a song with sample.py {run} --prompt FILE.mid")
+    return True
+
+
+def _stack(metrics: list[dict[str, Array]]) -> dict[str, np.ndarray]:
+    return jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(metrics))
+
+
+def main() -> None:
+    parser = cli.parser(__doc__)
+    parser.add_argument("config", type=Path, help="a file of configs/")
+    parser.add_argument("--data", type=Path, required=True, metavar="CORPUS_OR_MIDI_DIR")
+    parser.add_argument("--workdir", type=Path, required=True, metavar="RUN", help="folder of this run")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a setting, such as train.steps=500"
+    )
+    args = parser.parse_args()
+    config = cfg.override(cfg.load(args.config), args.set)
+    if not train(config, args.data, args.workdir):
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    cli.run(main)
