@@ -51,7 +51,7 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
     return jnp.where(jax.random.bits(key, x.shape, jnp.uint8) < kept, x * (256 / kept), 0).astype(x.dtype)
 
 
-def t5_bucket(distance: Int[Array, " n"]) -> Int[Array, " n"]:
+def t5_bucket(distance: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
     """Bucket of a distance back in time (Raffel et al. 2020): exact up to 15, logarithmic up to 128 and beyond."""
     exact = BUCKETS // 2
     logarithm = jnp.log(jnp.maximum(distance, 1) / exact) / jnp.log(MAX_DISTANCE / exact)
@@ -59,17 +59,30 @@ def t5_bucket(distance: Int[Array, " n"]) -> Int[Array, " n"]:
     return jnp.where(distance < exact, jnp.maximum(distance, 0), jnp.minimum(coarse, BUCKETS - 1))
 
 
-def position_bias(table: Float[Array, "buckets H"], n_new: int, window: int, at: Array | None) -> Array:
-    """Bias of scores by distance: [H Q W] for tokens appended at the window's end, [B H 1 W] for one at slot `at`."""
-    if at is not None:
-        return jnp.moveaxis(table[t5_bucket(at[:, None] - jnp.arange(window))], 2, 1)[:, :, None]
-    # A Toeplitz matrix, bias[h, i, j] = v[h, j - i], by tiling v and reading it in rows one shorter than it is: in
-    # contrast to a gather its gradient is a plain sum, not a scatter, which takes longer than the attention.
-    length = window + n_new
-    offset = (jnp.arange(length) + n_new) % length - n_new  # j - i of each place of v
-    v = table[t5_bucket(window - n_new - offset)].T
-    rows = jnp.tile(v, n_new)[:, : n_new * (length - 1)]
-    return rows.reshape(-1, n_new, length - 1)[:, :, :window]
+@jax.custom_vjp
+def add_position_bias(
+    scores: Float[Array, "B H Q W"], table: Float[Array, "buckets H"], distance: Int[Array, "#B Q W"]
+) -> Float[Array, "B H Q W"]:
+    """Adds each head's bias for the distance back in time.
+
+    The gradient of a gather is a scatter, which would take longer than the attention itself; here it is a matrix
+    product with the one-hot buckets.
+    """
+    return scores + jnp.moveaxis(table.T[:, t5_bucket(distance)], 0, 1)
+
+
+def _add_position_bias_forward(scores: Array, table: Array, distance: Array) -> tuple[Array, Array]:
+    return add_position_bias(scores, table, distance), distance
+
+
+def _add_position_bias_backward(distance: Array, gradient: Array) -> tuple[Array, Array, None]:
+    lanes, heads = gradient.shape[:2]
+    buckets = jax.nn.one_hot(t5_bucket(distance[0]).ravel(), BUCKETS, dtype=gradient.dtype)
+    by_bucket = jnp.dot(gradient.reshape(lanes * heads, -1), buckets)
+    return gradient, by_bucket.reshape(lanes, heads, BUCKETS).sum(0).T, None
+
+
+add_position_bias.defvjp(_add_position_bias_forward, _add_position_bias_backward)
 
 
 class Attention(nnx.Module):
@@ -87,7 +100,15 @@ class Attention(nnx.Module):
             self.gate = nnx.Param(jnp.zeros(heads))
 
     def __call__(
-        self, x: Array, layer: int, window: XLMemory, knn: KNNMemory | None, song: Array, bias: Array, mask: Array,
+        self,
+        x: Array,
+        layer: int,
+        window: XLMemory,
+        knn: KNNMemory | None,
+        song: Array,
+        table: Array,
+        distance: Array,
+        mask: Array,
         at: Array | None,
     ) -> tuple[Array, tuple[Array, Array], Statistics]:
         dtype = x.dtype
@@ -97,7 +118,8 @@ class Attention(nnx.Module):
             q, k = (_normalize(y) for y in (q, k))
             scale = self.scale[...][:, None, None]
         keys, values = mem.extend(window, layer, k, v, at)
-        scores = jnp.einsum("bhtk,bhwk->bhtw", q, keys, preferred_element_type=jnp.float32) * scale + bias
+        scores = jnp.einsum("bhtk,bhwk->bhtw", q * scale, keys, preferred_element_type=jnp.float32)
+        scores = add_position_bias(scores, table, distance)
         weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf)).astype(dtype)
         y = jnp.einsum("bhtw,bhwk->bhtk", weights, values)
         statistics = Statistics(*jnp.zeros(4))
@@ -105,7 +127,7 @@ class Attention(nnx.Module):
             with jax.named_scope("knn"):
                 hits = mem.retrieve(knn, q, song, self.config.memory.top_k, self.config.memory.backend)
                 gate = nnx.sigmoid(self.gate[...])
-                y = _mix(q, y, hits, scale, gate[:, None, None])
+                y = _mix(q * scale, y, hits, gate[:, None, None])
                 statistics = _statistics(knn, hits, gate, song, self.config.memory.xl)
         y = jnp.einsum("bhtk,hkd->btd", y, self.out[...].astype(dtype)) + self.out_bias[...].astype(dtype)
         return y, (keys, values), statistics
@@ -117,9 +139,9 @@ def _normalize(x: Array) -> Array:
     return (y * jax.lax.rsqrt(jnp.sum(jnp.square(y), -1, keepdims=True) + 1e-6)).astype(x.dtype)
 
 
-def _mix(q: Array, local: Array, hits: Hits, scale: Array, gate: Array) -> Array:
+def _mix(q: Array, local: Array, hits: Hits, gate: Array) -> Array:
     """Attention to the hits, mixed with the local output; that alone where there are none."""
-    scores = jnp.sum((q * scale)[..., None, :] * hits.keys, -1, dtype=jnp.float32)
+    scores = jnp.sum(q[..., None, :] * hits.keys, -1, dtype=jnp.float32)
     found = hits.slots >= 0
     any_found = found.any(-1, keepdims=True)
     # Where nothing was found the softmax of equal scores stands in, so that no gradient is NaN.
@@ -196,12 +218,11 @@ class Decoder(nnx.Module):
         window = memory.xl
         window_song = mem.extend_songs(window, song, at)
         n_new, n_slots = tokens.shape[1], window_song.shape[1]
-        first = n_slots - n_new if at is None else at[:, None, None]
-        causal = jnp.arange(n_slots) <= first + jnp.arange(n_new)[:, None]
-        mask = (causal & (song[:, :, None] == window_song[:, None, :]))[:, None]
+        first = jnp.array([n_slots - n_new]) if at is None else at
+        distance = first[:, None, None] + jnp.arange(n_new)[:, None] - jnp.arange(n_slots)
+        mask = ((distance >= 0) & (song[:, :, None] == window_song[:, None, :]))[:, None]
         with jax.named_scope("embed"):
             x = self.token(tokens) + self.bar(bar % BARS) + self.step(step % self.step.num_embeddings)
-            bias = [position_bias(table, n_new, n_slots, at) for table in self.bias[...]]
         rate = self.config.model.dropout
         keys, statistics = [], Statistics(*jnp.zeros(4))
         for i, block in enumerate(self.blocks):
@@ -210,7 +231,7 @@ class Decoder(nnx.Module):
                 with jax.named_scope("attention"):
                     knn = block.attention.knn
                     y, extended, block_statistics = block.attention(
-                        block.norm1(x), i, window, memory.knn, song, bias[int(knn)], mask, at
+                        block.norm1(x), i, window, memory.knn, song, self.bias[int(knn)], distance, mask, at
                     )
                     x = x + dropout(y, rate, drop[0])
                 with jax.named_scope("ff"):

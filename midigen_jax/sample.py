@@ -1,0 +1,332 @@
+"""Continues the first bars of a MIDI file, or invents a piece.
+
+    python sample.py RUN --prompt FILE.mid --prompt-bars 8 --bars 16 --num 4
+
+Writes each continuation as a MIDI file, a picture and a WAV file.
+"""
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from tqdm import tqdm
+
+from . import checkpoint, cli, model, render, vocab
+from . import config as cfg
+from . import memory as mem
+from .cli import InputError
+from .kernels import score
+from .midi import Song, new_song, read_song, write_song
+from .shapes import Array, Bool, Float, Int
+from .train import init_state
+
+CHUNK = 64  # tokens a row that are sampled between two looks at the host
+TOKENS_PER_BAR = 512  # a row that writes more than this on average is stuck and is cut off
+
+
+class Controls(NamedTuple):
+    """How tokens are drawn from the model's distribution; 0 switches top_k and min_p off, 1 top_p."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0  # the most likely tokens that together have this probability (Holtzman et al. 2020)
+    min_p: float = 0.0  # tokens at least this share as likely as the likeliest (Nguyen et al. 2024)
+
+
+class Cursor(NamedTuple):
+    """Where each row is. Times are in steps."""
+
+    token: Int[Array, " B"]  # the last one; it has not been read yet
+    step: Int[Array, " B"]  # where it stands
+    now: Int[Array, " B"]  # where the next token will stand
+    at: Int[Array, " B"]  # the window's slot that the last token will have
+
+
+class State(NamedTuple):
+    """What sampling carries from token to token."""
+
+    memory: mem.Memory  # its XL window has T slots more than in training, for the running segment
+    cursor: Cursor
+
+
+class Timeline(NamedTuple):
+    """What times mean for the grammar and the positions."""
+
+    first_step: Array  # at which the last meter begins
+    bar_length: Array  # steps
+    first_bar: Array  # number of the bar that begins at first_step
+    prompt_end: Array  # no sampled event begins before this step
+
+
+def allowed(cursor: Cursor, timeline: Timeline) -> Bool[Array, "B V"]:
+    """The tokens that may come next: durations after an event's head, else heads.
+
+    Before the prompt's end nothing but rests that lead up to it.
+    """
+    is_head = jnp.asarray(vocab.IS_EVENT_HEAD)[cursor.token][:, None]
+    missing = jnp.clip(timeline.prompt_end - cursor.now, 0, vocab.MAX_DURATION)[:, None]
+    ids = jnp.arange(vocab.SIZE)
+    heads = jnp.where(missing > 0, ids == vocab.SEP, jnp.asarray(vocab.IS_EVENT_HEAD))
+    shortest = jnp.where((cursor.token == vocab.SEP)[:, None], missing, 0)
+    durations = jnp.asarray(vocab.IS_DURATION) & (ids >= vocab.DURATION_0 + shortest)
+    return jnp.where(is_head, durations, heads)
+
+
+def advance(cursor: Cursor, token: Int[Array, " B"]) -> Cursor:
+    """The cursor after a token: a rest's duration moves time on."""
+    rested = (cursor.token == vocab.SEP) & jnp.asarray(vocab.IS_DURATION)[token]
+    now = cursor.now + jnp.where(rested, token - vocab.DURATION_0, 0)
+    return Cursor(token, cursor.now, now, cursor.at + 1)
+
+
+def restrict(logits: Float[Array, "B V"], controls: Controls) -> Float[Array, "B V"]:
+    """Logits with what the controls rule out at minus infinity."""
+    logits = logits / controls.temperature
+    probabilities = jax.nn.softmax(logits)
+    ranked = jnp.sort(probabilities, -1, descending=True)
+    floor = controls.min_p * ranked[:, :1]
+    if controls.top_k:
+        floor = jnp.maximum(floor, ranked[:, controls.top_k - 1 : controls.top_k])
+    if controls.top_p < 1:
+        # A token stays if those before it have less than top_p, so that the likeliest always does.
+        kept = jnp.cumsum(ranked, -1) - ranked < controls.top_p
+        floor = jnp.maximum(floor, jnp.min(jnp.where(kept, ranked, 1.0), -1, keepdims=True))
+    return jnp.where(probabilities >= floor, logits, -jnp.inf)
+
+
+class Sampler:
+    """A trained model, ready to continue songs."""
+
+    def __init__(self, config: cfg.Config, params: dict, steps_per_beat: int):
+        self.config, self.params, self.steps_per_beat = config, params, steps_per_beat
+        self._graphdef = model.abstract(config, steps_per_beat=steps_per_beat)
+        self._read = jax.jit(self._read_segment)
+        self._sample = jax.jit(self._sample_chunk, static_argnames="controls", donate_argnames="state")
+
+    @classmethod
+    def from_run(cls, run: Path) -> "Sampler":
+        """The newest checkpoint of a run.
+
+        Raises:
+            InputError: there is none, or it can't be used.
+        """
+        checkpoints, step = checkpoint.open_run(run)
+        meta = checkpoints.meta(step)
+        config = cfg.from_flat(meta["config"], str(run))
+        shapes = jax.eval_shape(lambda: init_state(config, meta["steps_per_beat"])).params
+        return cls(config, checkpoints.restore(step, params=shapes)["params"], meta["steps_per_beat"])
+
+    def _read_segment(
+        self, params: dict, memory: mem.Memory, tokens: Array, bar: Array, step: Array, song: Array
+    ) -> model.Output:
+        return nnx.merge(self._graphdef, params)(tokens, bar, step, song, memory)
+
+    def _roll(self, window: mem.XLMemory, knn: mem.KNNMemory | None) -> mem.Memory:
+        return mem.roll(window, knn, self.config.data.segment, self.config.memory.knn_layer - 1)
+
+    def _open_segment(self, window: mem.XLMemory, knn: mem.KNNMemory | None) -> mem.Memory:
+        """Rolls a full window over and makes room for the next segment's tokens."""
+        memory, segment = self._roll(window, knn), self.config.data.segment
+
+        def room(x: Array) -> Array:
+            return jnp.pad(x, ((0, 0), (0, 0), (0, segment), (0, 0)))
+
+        song = jnp.pad(memory.xl.song, ((0, 0), (0, segment)), constant_values=mem.NO_SONG)
+        xl = mem.XLMemory(tuple(map(room, memory.xl.keys)), tuple(map(room, memory.xl.values)), song)
+        return mem.Memory(xl, memory.knn)
+
+    def read(self, tokens: np.ndarray, bar: np.ndarray, step: np.ndarray, now: int, rows: int) -> State:
+        """Reads a prompt segment by segment, as in training; its last token is left to the first sampling step.
+
+        Args:
+            tokens, bar, step: [n], as in a corpus.
+            now: step at which the prompt's last event begins.
+            rows: of the state, all alike.
+        """
+        segment, xl = self.config.data.segment, self.config.memory.xl
+        memory, n_read = mem.init_memory(self.config, 1), len(tokens) - 1
+        length = (n_read // segment + 1) * segment
+        arrays = [np.pad(x[:-1].astype(np.int32), (0, length - n_read))[None] for x in (tokens, bar, step)]
+        song = np.where(np.arange(length) < n_read, 0, mem.NO_SONG).astype(np.int32)[None]
+        for begin in range(0, length, segment):
+            here = slice(begin, begin + segment)
+            window = self._read(self.params, memory, *(x[:, here] for x in arrays), song[:, here]).window
+            if begin + segment < length:
+                memory = self._roll(window, memory.knn)
+        memory = jax.tree.map(lambda x: jnp.repeat(x, rows, 0), mem.Memory(window, memory.knn))
+        places = (int(tokens[-1]), now, now, xl + n_read % segment)
+        return State(memory, Cursor(*(jnp.full(rows, place, jnp.int32) for place in places)))
+
+    def _sample_chunk(
+        self, params: dict, state: State, timeline: Timeline, keys: Array, first: Array, controls: Controls
+    ) -> tuple[State, tuple[Int[Array, "n B"], Int[Array, "n B"]]]:
+        """Samples CHUNK tokens a row; returns them and the time after each."""
+        decoder = nnx.merge(self._graphdef, params)
+        segment, xl = self.config.data.segment, self.config.memory.xl
+
+        def one_token(state: State, i: Array) -> tuple[State, tuple[Array, Array]]:
+            memory, cursor = state
+            since = cursor.step - timeline.first_step
+            output = decoder(
+                cursor.token[:, None],
+                (timeline.first_bar + since // timeline.bar_length)[:, None],
+                (since % timeline.bar_length)[:, None],
+                jnp.zeros_like(cursor.token)[:, None],
+                memory,
+                at=cursor.at,
+            )
+            logits = jnp.where(allowed(cursor, timeline), output.logits[:, 0], -jnp.inf)
+            row_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, first + i)
+            token = jax.vmap(jax.random.categorical)(row_keys, restrict(logits, controls))
+            cursor = advance(cursor, token)
+            # All rows have read equally many tokens, so they reach the segment's end together.
+            full = cursor.at[0] == xl + segment
+            memory = jax.lax.cond(full, self._open_segment, mem.Memory, output.window, memory.knn)
+            cursor = cursor._replace(at=jnp.where(full, xl, cursor.at))
+            return State(memory, cursor), (token, cursor.now)
+
+        return jax.lax.scan(one_token, state, jnp.arange(CHUNK))
+
+    def continue_song(
+        self,
+        prompt: Song | None = None,
+        *,
+        prompt_bars: int = 8,
+        bars: int = 16,
+        num: int = 4,
+        controls: Controls = Controls(),
+        seed: int = 0,
+        progress: bool = False,
+    ) -> list[Song]:
+        """Continuations of a song's first bars; each begins with them.
+
+        Row i depends on the prompt, the controls, the seed and i.
+
+        Raises:
+            InputError: the prompt has no notes in its first bars.
+        """
+        prompt = cut(prompt, prompt_bars) if prompt is not None else new_song(self.steps_per_beat)
+        prompt_end = prompt_end_of(prompt, prompt_bars)
+        first_bar = int(score.bar_positions(np.array([prompt_end]), prompt.bars)[0][0])
+        end = prompt.bar_start(first_bar + bars)
+        events, steps = score.position_score(prompt.notes)
+        tokens, token_steps = (x[:-1] for x in score.index_score(events, steps))
+        state = self.read(tokens, *score.bar_positions(token_steps, prompt.bars), int(token_steps[-1]), num)
+        timeline = Timeline(*map(jnp.asarray, prompt.bars[-1]), jnp.asarray(prompt_end))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(num))
+        rows, now = [np.repeat(tokens[:, None], num, 1)], np.zeros(num)
+        with tqdm(total=end - prompt_end, unit="step", desc="sampling", disable=not progress) as bar:
+            for first in range(0, bars * TOKENS_PER_BAR, CHUNK):
+                state, (chunk, times) = self._sample(
+                    self.params, state, timeline, keys, jnp.asarray(first), controls=controls
+                )
+                rows.append(np.asarray(chunk))
+                now = np.asarray(times)[-1]
+                bar.update(max(0, min(end, int(now.min())) - prompt_end - bar.n))
+                if now.min() >= end:
+                    break
+        return [_finish(prompt, row, end) for row in np.concatenate(rows).T]
+
+
+def cut(song: Song, bars: int) -> Song:
+    """The song's first bars: the notes that begin in them, and the meters and tempos up to their end.
+
+    Raises:
+        InputError: no note begins in them.
+    """
+    end = song.bar_start(bars)
+    notes = song.notes[song.notes[:, 0] < end]
+    if len(notes) == 0:
+        raise InputError(f"no note begins in the prompt's first {bars} bars; give a larger --prompt-bars")
+    return song._replace(
+        notes=notes,
+        bars=song.bars[song.bars[:, 0] < end],
+        meters=song.meters[song.meters[:, 0] < end],
+        tempos=song.tempos[song.tempos[:, 0] < end],
+    )
+
+
+def prompt_end_of(prompt: Song, bars: int) -> int:
+    """The step at which new music begins: after the prompt's bars, or earlier at a bar line if the song is shorter."""
+    if len(prompt.notes) == 0:
+        return 0
+    last_bar = int(score.bar_positions(prompt.notes[-1:, 0], prompt.bars)[0][0])
+    return prompt.bar_start(min(bars, last_bar + 1))
+
+
+def _finish(prompt: Song, tokens: np.ndarray, end: int) -> Song:
+    """The song of a row of tokens, cut at its end."""
+    notes = score.notes_from_tokens(tokens)
+    notes = notes[notes[:, 0] < end]
+    notes[:, 1] = np.minimum(notes[:, 1], end - notes[:, 0])
+    return prompt._replace(notes=np.pad(notes, ((0, 0), (0, 1))))
+
+
+def write_sample(song: Song, stem: Path, *, prompt_end: int, title: str) -> None:
+    """Writes stem.mid, stem.png and stem.wav."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    write_song(stem.with_suffix(".mid"), song)
+    onset, duration, pitch, _ = song.notes.T
+    render.piano_roll(
+        stem.with_suffix(".png"),
+        onset,
+        duration,
+        pitch,
+        bar_lines=song.bar_lines(song.n_steps),
+        prompt_end=prompt_end,
+        steps_per_beat=song.steps_per_beat,
+        title=title,
+    )
+    render.wav(stem.with_suffix(".mid"), stem.with_suffix(".wav"))
+
+
+def main() -> None:
+    parser = cli.parser(__doc__)
+    parser.add_argument("run", type=Path, help="a run folder with a checkpoint")
+    parser.add_argument("--prompt", type=Path, metavar="FILE.mid", help="the song to go on with; none: invent one")
+    parser.add_argument("--prompt-bars", type=int, default=8, help="bars of the prompt to begin with")
+    parser.add_argument("--bars", type=int, default=16, help="bars to add")
+    parser.add_argument("--num", type=int, default=4, help="continuations to write")
+    parser.add_argument("--temperature", type=float, default=0.95, help="below 1 safer, above 1 wilder")
+    parser.add_argument("--top-k", type=int, default=0, help="draw from so many likeliest tokens; 0: all")
+    parser.add_argument("--top-p", type=float, default=0.98, help="draw from the likeliest tokens of this probability")
+    parser.add_argument("--min-p", type=float, default=0.0, help="draw from tokens this share as likely as the likeliest")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same music")
+    parser.add_argument("--out", type=Path, default=Path("samples"), metavar="DIR", help="folder for the files")
+    args = parser.parse_args()
+    for name in ("prompt_bars", "bars", "num"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: give at least 1")
+    if args.temperature <= 0 or not 0 < args.top_p <= 1 or not 0 <= args.min_p <= 1 or not 0 <= args.top_k <= vocab.SIZE:
+        raise InputError(
+            "--temperature has to be above 0, --top-p above 0 and up to 1, --min-p from 0 to 1, "
+            f"--top-k from 0 to {vocab.SIZE}"
+        )
+    sampler = Sampler.from_run(args.run)
+    prompt = read_song(args.prompt, sampler.steps_per_beat) if args.prompt else None
+    controls = Controls(args.temperature, args.top_k, args.top_p, args.min_p)
+    began = time.perf_counter()
+    try:
+        songs = sampler.continue_song(
+            prompt, prompt_bars=args.prompt_bars, bars=args.bars, num=args.num, controls=controls, seed=args.seed,
+            progress=True,
+        )
+    except InputError as error:
+        raise InputError(f"{args.prompt}: {error}") from None
+    seconds = time.perf_counter() - began
+    name = args.prompt.stem if args.prompt else "invention"
+    prompt_end = prompt_end_of(cut(prompt, args.prompt_bars), args.prompt_bars) if prompt else 0
+    for i, song in enumerate(songs, 1):
+        stem = args.out / f"{name}-{i}"
+        write_sample(song, stem, prompt_end=prompt_end, title=f"{name}, continuation {i}")
+        new = int(np.sum(song.notes[:, 0] >= prompt_end))
+        print(f"{stem}.mid .png .wav: {args.bars} new bars, {new} new notes")
+    print(f"sampled in {seconds:.1f} s, compilation included")
+
+
+if __name__ == "__main__":
+    cli.run(main)

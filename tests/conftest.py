@@ -1,0 +1,85 @@
+"""What all tests share: shape checks at run time, and small songs made on the spot."""
+
+import jaxtyping
+
+# Checks every annotated shape of these modules while the tests run.
+CHECKED = ["midigen_jax.memory", "midigen_jax.model", "midigen_jax.sample", "midigen_jax.train"]
+jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
+
+from pathlib import Path  # noqa: E402  (the hook has to come before anything imports the package)
+
+import mido  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from midigen_jax import config as cfg  # noqa: E402
+from midigen_jax.corpus import Corpus, open_corpus  # noqa: E402
+from midigen_jax.encode import encode_folder  # noqa: E402
+
+
+def write_midi(path: Path, tracks, *, ticks_per_beat=480, meter=(4, 4), tempo=500_000) -> Path:
+    """Writes notes (onset, duration, pitch) in beats, a list a track, through mido."""
+    file = mido.MidiFile(ticks_per_beat=ticks_per_beat)
+    head = mido.MidiTrack()
+    head.append(mido.MetaMessage("time_signature", numerator=meter[0], denominator=meter[1]))
+    head.append(mido.MetaMessage("set_tempo", tempo=tempo))
+    file.tracks.append(head)
+    for notes in tracks:
+        events = []
+        for onset, duration, pitch in notes:
+            events.append((round(onset * ticks_per_beat), 1, pitch))
+            events.append((round((onset + duration) * ticks_per_beat), 0, pitch))
+        track, now = mido.MidiTrack(), 0
+        for tick, on, pitch in sorted(events):
+            kind = "note_on" if on else "note_off"
+            track.append(mido.Message(kind, note=pitch, velocity=64, time=tick - now))
+            now = tick
+        file.tracks.append(track)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file.save(path)
+    return path
+
+
+def random_notes(random: np.random.Generator, n: int, beats: int = 64) -> list[tuple[float, float, int]]:
+    """A melody over chords on the grid of 8 steps a beat, without two notes on one key at once."""
+    notes = {
+        (int(onset), int(pitch)): int(duration)
+        for onset, pitch, duration in zip(
+            random.integers(0, 8 * beats, n), random.integers(40, 80, n), random.integers(1, 9, n), strict=True
+        )
+    }
+    busy = dict.fromkeys(range(128), 0)
+    kept = []
+    for (onset, pitch), duration in sorted(notes.items()):
+        if busy[pitch] <= onset:
+            busy[pitch] = onset + duration
+            kept.append((onset / 8, duration / 8, pitch))
+    return kept
+
+
+@pytest.fixture(scope="session")
+def midi_folder(tmp_path_factory) -> Path:
+    """Twenty songs of different lengths."""
+    folder = tmp_path_factory.mktemp("midi")
+    random = np.random.default_rng(0)
+    for i in range(20):
+        write_midi(folder / f"song{i:02}.mid", [random_notes(random, 40 + 12 * i, beats=16 + 4 * i)])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(midi_folder, tmp_path_factory) -> Corpus:
+    out = tmp_path_factory.mktemp("corpus") / "corpus"
+    encode_folder(midi_folder, out, fractions=(0.7, 0.2, 0.1))
+    return open_corpus(out)
+
+
+@pytest.fixture(scope="session")
+def small() -> cfg.Config:
+    """A config that compiles and runs in seconds."""
+    return cfg.Config(
+        model=cfg.Model(layers=2, width=32, heads=2, ff_width=64, dropout=0.1),
+        memory=cfg.Memory(xl=24, knn=64, knn_layer=2, top_k=4),
+        data=cfg.Data(lanes=3, segment=16, segments=2),
+        train=cfg.Train(steps=12, warmup=2, learning_rate=3e-3, log_every=4, validate_every=6, save_every=6),
+    )
