@@ -1,0 +1,129 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from midigen_jax import memory as mem
+from midigen_jax.memory import KNNMemory, XLMemory
+
+BACKENDS = ["faiss", "xla"]
+
+
+def reference_search(queries, keys, start, count, top_k):
+    """Plain NumPy: slots by falling inner product among the valid ones, -1 where there are fewer."""
+    lanes, heads, ring, _ = keys.shape
+    slots = np.full((*queries.shape[:3], top_k), -1)
+    for b in range(lanes):
+        valid = (start[b] + np.arange(count[b])) % ring
+        for h in range(heads):
+            scores = queries[b, h] @ keys[b, h, valid].T
+            best = np.argsort(-scores, -1)[:, :top_k]
+            slots[b, h, :, : best.shape[1]] = valid[best]
+    return slots
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_search_agrees_with_numpy(backend):
+    random = np.random.default_rng(0)
+    queries = random.normal(size=(4, 2, 5, 8)).astype(np.float32)
+    keys = random.normal(size=(4, 2, 32, 8)).astype(np.float32)
+    start, count = np.array([3, 30, 0, 9], np.int32), np.array([10, 20, 0, 3], np.int32)
+    expected = reference_search(queries, keys, start, count, 6)
+    search = jax.jit(mem.search, static_argnums=(4, 5))
+    assert (search(queries, keys, start, count, 6, backend) == expected).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_search_under_scan_and_in_bfloat16(backend):
+    random = np.random.default_rng(1)
+    keys = jnp.asarray(random.normal(size=(1, 1, 16, 4)), jnp.bfloat16)
+    queries = jnp.asarray(random.normal(size=(3, 1, 1, 2, 4)), jnp.bfloat16)
+    start, count = jnp.array([0]), jnp.array([16])
+
+    def one(_, q):
+        return None, mem.search(q, keys, start, count, 1, backend)
+
+    _, slots = jax.jit(lambda: jax.lax.scan(one, None, queries))()
+    scores = jnp.einsum("sbhtk,bhmk->sbhtm", queries.astype(jnp.float32), keys.astype(jnp.float32))
+    assert (slots[..., 0] == scores.argmax(-1)).all()
+
+
+def tape_memory(small, lanes=2):
+    return mem.init_memory(small, lanes)
+
+
+def push(memory, small, song, value):
+    """Rolls a segment whose keys and values all hold `value` and whose tokens belong to `song` [B, T]."""
+    segment = small.data.segment
+    shape = (*memory.xl.keys[0].shape[:2], segment, memory.xl.keys[0].shape[3])
+    window = XLMemory(
+        tuple(jnp.concatenate([keys, jnp.full(shape, value)], 2) for keys in memory.xl.keys),
+        tuple(jnp.concatenate([values, jnp.full(shape, -value)], 2) for values in memory.xl.values),
+        jnp.concatenate([memory.xl.song, song], 1),
+    )
+    return mem.roll(window, memory.knn, segment, small.memory.knn_layer - 1)
+
+
+def test_the_oldest_leave_for_the_ring_in_tape_order(small):
+    """XL memory of 24 slots, segments of 16, a ring of 64: the two hold the last 88 tokens, none twice."""
+    memory = tape_memory(small)
+    for step in range(9):
+        memory = push(memory, small, jnp.full((2, 16), step), float(step + 1))
+    xl = memory.xl.keys[0][0, 0, :, 0]
+    assert xl.tolist() == [8.0] * 8 + [9.0] * 16
+    assert (memory.xl.values[1][1, 1, :, 0] == -xl).all()
+    write = int(memory.knn.write[0])
+    ring = np.roll(memory.knn.keys[0, 0, :, 0], -write)
+    assert ring.tolist() == [4.0] * 8 + [5.0] * 16 + [6.0] * 16 + [7.0] * 16 + [8.0] * 8
+    assert np.roll(memory.knn.song[0], -write).tolist() == (ring - 1).tolist()
+    assert (memory.knn.values == -memory.knn.keys).all()
+
+
+def test_a_song_s_slots_are_one_range_of_its_lane(small):
+    memory = tape_memory(small)
+    assert [x.tolist() for x in mem.song_range(memory.knn, jnp.array([0, -1]))][1] == [0, 0]
+    lanes = jnp.array([[0] * 16, [0] * 10 + [1] * 6])
+    memory = push(memory, small, lanes, 1.0)
+    for _ in range(3):
+        memory = push(memory, small, jnp.array([[0] * 16, [1] * 16]), 2.0)
+    start, count = mem.song_range(memory.knn, jnp.array([0, 1]))
+    # 64 tokens went in, 24 stay in XL memory; the ring's first 24 slots are the empty XL memory of the start.
+    assert count.tolist() == [40, 30]
+    assert start.tolist() == [24, 34]
+    assert memory.knn.write.tolist() == [0, 0]
+    assert (memory.knn.song[1, 34:] == 1).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_retrieval_finds_only_the_running_song(small, backend):
+    random = np.random.default_rng(2)
+    keys = random.normal(size=(1, 2, 64, 16)).astype(np.float32)
+    song = np.repeat([3, 4], 32)[None]
+    knn = KNNMemory(jnp.asarray(keys), jnp.asarray(-keys), jnp.asarray(song), jnp.zeros(1, jnp.int32))
+    queries = jnp.asarray(keys[:, :, 20:40])  # keys of both songs
+    hits = mem.retrieve(knn, queries, jnp.array([[4] * 15 + [5] * 5]), 4, backend)
+    assert hits.keys.shape == (1, 2, 20, 4, 16)
+    assert (hits.slots[:, :, :15] >= 32).all()
+    assert (hits.slots[:, :, 12:15, 0] == np.arange(32, 35)).all()  # each finds itself
+    assert (hits.slots[:, :, 15:] == -1).all()  # the next song has nothing in the ring yet
+    assert (hits.keys[0, :, 12:15, 0] == keys[0, :, 32:35]).all()
+    assert (hits.values[:, :, :15] == -hits.keys[:, :, :15]).all()
+
+
+def test_ages_count_tokens_along_the_tape(small):
+    knn = tape_memory(small, 1).knn._replace(write=jnp.array([16]))
+    slots = jnp.array([[[[15, 14], [15, 16]]]])
+    assert mem.ages(knn, slots, 24).tolist() == [[[[25, 26], [26, 89]]]]
+
+
+def test_auto_is_faiss_on_the_cpu():
+    assert mem.resolve_backend("auto") == ("faiss" if jax.default_backend() == "cpu" else "xla")
+
+
+def test_without_a_ring_there_is_no_knn_memory(small):
+    config = dataclasses.replace(small, memory=dataclasses.replace(small.memory, knn=0))
+    memory = mem.init_memory(config, 2)
+    assert memory.knn is None
+    assert push(memory, config, jnp.zeros((2, 16), jnp.int32), 1.0).xl.song.shape == (2, 24)
