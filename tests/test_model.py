@@ -1,0 +1,228 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from midigen_jax import config as cfg
+from midigen_jax import memory as mem
+from midigen_jax import model, train
+from midigen_jax.memory import NO_SONG
+
+
+def changed(config: cfg.Config, **changes) -> cfg.Config:
+    """A config with `section__name=value` changes."""
+    return cfg.from_flat(cfg.flatten(config) | {k.replace("__", "."): v for k, v in changes.items()}, "test")
+
+
+def build(config: cfg.Config, *, seed=0, gate=None):
+    """The decoder's structure and parameters, large enough that all parts matter."""
+    graphdef, params = model.init_params(config, steps_per_beat=8, seed=seed)
+    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(seed), x.shape), params)
+    return graphdef, params
+
+
+def batch_of(config: cfg.Config, n_segments: int, songs: list[list[int]], *, seed=0) -> dict:
+    """Random tokens, with each lane's songs of the given lengths (the last goes on to the end)."""
+    random = np.random.default_rng(seed)
+    shape = (len(songs), n_segments * config.data.segment)
+    song = np.array([np.repeat(np.arange(len(row)), [*row[:-1], shape[1] - sum(row[:-1])]) for row in songs])
+    tokens = random.integers(0, 389, shape)
+    targets = np.where(np.diff(song, axis=1, append=-1) == 0, np.roll(tokens, -1, 1), -1)
+    arrays = {
+        "tokens": tokens,
+        "targets": targets,
+        "bar": random.integers(0, 2000, shape),
+        "step": random.integers(0, 200, shape),
+        "song": song,
+    }
+    return {name: jnp.asarray(x, jnp.int32) for name, x in arrays.items()}
+
+
+def logits_in_segments(graphdef, params, config, batch, *, segment=None):
+    """Logits [B, n] of a tape read segment by segment, and the memory at its end."""
+    segment = segment or config.data.segment
+
+    @jax.jit
+    def read(memory, part):
+        output = nnx.merge(graphdef, params)(part["tokens"], part["bar"], part["step"], part["song"], memory)
+        return mem.roll(output.window, memory.knn, segment, config.memory.knn_layer - 1), output.logits
+
+    memory, parts = mem.init_memory(config, len(batch["tokens"])), []
+    for begin in range(0, batch["tokens"].shape[1], segment):
+        memory, logits = read(memory, {name: x[:, begin : begin + segment] for name, x in batch.items()})
+        parts.append(logits)
+    return jnp.concatenate(parts, 1), memory
+
+
+def test_no_logit_depends_on_a_later_token(small):
+    graphdef, params = build(small)
+    batch = batch_of(small, 1, [[16]])
+    tokens = jnp.arange(50, 66)[None]  # all different: a row of the table is a place
+
+    def logit_sum(table, position):
+        decoder = nnx.merge(graphdef, params | {"token": {"embedding": table}})
+        output = decoder(tokens, batch["bar"], batch["step"], batch["song"], mem.init_memory(small, 1))
+        return output.logits[0, position].sum()
+
+    gradient = jax.grad(logit_sum)(params["token"]["embedding"], 9)[50:66]
+    assert (gradient[10:] == 0).all()
+    assert (jnp.abs(gradient[:10]).max(-1) > 0).all()
+
+
+def test_segments_with_xl_memory_equal_one_long_pass(small):
+    """One layer sees the same tokens either way (with more, XL memory reaches further back than one pass)."""
+    config = changed(small, model__layers=1, memory__knn_layer=1, memory__knn=0, memory__xl=48)
+    graphdef, params = build(config)
+    batch = batch_of(config, 4, [[64], [20, 44], [7, 7, 50]])
+    in_segments, _ = logits_in_segments(graphdef, params, config, batch)
+    at_once, _ = logits_in_segments(graphdef, params, config, batch, segment=64)
+    np.testing.assert_allclose(in_segments, at_once, atol=1e-5)
+
+
+def test_knn_memory_of_everything_equals_a_longer_window(small):
+    """With all neighbours found and a gate that is open, the kNN layer attends to the whole ring and to it alone."""
+    config = changed(
+        small, model__layers=1, memory__knn_layer=1, memory__xl=0, memory__knn=64, memory__top_k=64, model__dropout=0.0
+    )
+    graphdef, params = build(config)
+    attention = params["blocks"][0]["attention"]
+    attention["gate"] = jnp.full_like(attention["gate"], 100.0)
+    batch = batch_of(config, 4, [[64]])
+    logits, _ = logits_in_segments(graphdef, params, config, batch)
+    decoder = nnx.merge(graphdef, params)
+    embedded = decoder.token(batch["tokens"]) + decoder.bar(batch["bar"] % 1024) + decoder.step(batch["step"] % 96)
+    normed = decoder.blocks[0].norm1(embedded)
+    q, k, v = jnp.einsum("btd,shdk->sbhtk", normed, attention["qkv"])
+    q, k = (y / jnp.linalg.norm(y, axis=-1, keepdims=True) for y in (q, k))
+    for segment in (1, 3):
+        begin = segment * 16
+        scores = jnp.einsum("bhtk,bhwk->bhtw", q[:, :, begin : begin + 16], k[:, :, :begin])
+        weights = jax.nn.softmax(scores * attention["scale"][:, None, None])
+        y = jnp.einsum("bhtw,bhwk->bhtk", weights, v[:, :, :begin])
+        y = jnp.einsum("bhtk,hkd->btd", y, attention["out"]) + attention["out_bias"]
+        h = embedded[:, begin : begin + 16] + y
+        block = decoder.blocks[0]
+        h = h + block.ff(block.norm2(h), None)
+        expected = decoder.logits(decoder.norm(h))
+        np.testing.assert_allclose(logits[:, begin : begin + 16], expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("backend", ["faiss", "xla"])
+def test_a_lane_never_hears_another_song(small, backend):
+    """Changing song A leaves song B's logits as they are, to the bit, in its own lane and in others."""
+    config = changed(small, memory__backend=backend)
+    graphdef, params = build(config)
+    batch = batch_of(config, 6, [[40, 56], [96]])
+    other = batch | {"tokens": batch["tokens"].at[0, :40].add(7) % 389, "bar": batch["bar"].at[0, :40].add(1)}
+    one, _ = logits_in_segments(graphdef, params, config, batch)
+    two, _ = logits_in_segments(graphdef, params, config, other)
+    assert (one[0, 40:] == two[0, 40:]).all()
+    assert (one[1] == two[1]).all()
+    assert (one[0, :40] != two[0, :40]).any()
+
+
+def test_the_knn_memory_changes_what_comes_after_it(small):
+    """What has left the XL window still matters, through the ring alone."""
+    config = changed(small, model__layers=1, memory__knn_layer=1, memory__xl=16)
+    graphdef, params = build(config)
+    batch = batch_of(config, 4, [[64]])
+    other = batch | {"tokens": batch["tokens"].at[0, :16].add(7) % 389}
+    one, _ = logits_in_segments(graphdef, params, config, batch)
+    two, _ = logits_in_segments(graphdef, params, config, other)
+    assert (one[0, 48:] != two[0, 48:]).any()
+    without = changed(config, memory__knn=0)
+    graphdef, params = build(without)
+    one, _ = logits_in_segments(graphdef, params, without, batch)
+    two, _ = logits_in_segments(graphdef, params, without, other)
+    assert (one[0, 48:] == two[0, 48:]).all()
+
+
+def test_backends_give_the_same_loss_and_gradients(small):
+    graphdef, params = build(small)
+    batch = batch_of(small, 6, [[96], [30, 66], [96]])
+
+    def loss(params, backend):
+        graphdef = model.abstract(changed(small, memory__backend=backend), steps_per_beat=8)
+        _, nats, _, _ = train.run_segments(nnx.merge(graphdef, params), mem.init_memory(small, 3), batch)
+        return nats
+
+    (one, gradient_one), (two, gradient_two) = (
+        jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, backend) for backend in ("faiss", "xla")
+    )
+    np.testing.assert_allclose(one, two, rtol=1e-6)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-3), gradient_one, gradient_two)
+    attention = gradient_one["blocks"][1]["attention"]
+    assert (attention["gate"] != 0).all()
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(gradient_one))
+
+
+def test_jit_equals_eager_and_statistics_count_hits(small):
+    graphdef, params = build(small)
+    batch = batch_of(small, 4, [[64], [50, 14], [64]])
+
+    def read(params):
+        memory = mem.init_memory(small, 3)
+        return train.run_segments(nnx.merge(graphdef, params), memory, batch)
+
+    eager, jitted = read(params), jax.jit(read)(params)
+    np.testing.assert_allclose(eager[1], jitted[1], rtol=1e-5)
+    statistics = jitted[3]
+    # XL memory holds 24 tokens: lanes' songs are in the ring from the third segment (slots 32 on) on, all queries hit,
+    # but for the 14 of the song that begins in lane 1.
+    assert statistics.hit_rate == pytest.approx((2 * 3 * 16 - 14) / (4 * 3 * 16), abs=1e-6)
+    assert statistics.hit_age > 24 / 2
+    assert 0 < statistics.gate < 1
+
+
+def test_position_bias_and_its_gradient_are_those_of_a_gather(small):
+    random = np.random.default_rng(0)
+    scores = jnp.asarray(random.normal(size=(2, 3, 5, 9)), jnp.float32)
+    table = jnp.asarray(random.normal(size=(model.BUCKETS, 3)), jnp.float32)
+    distance = (4 + jnp.arange(5)[:, None] - jnp.arange(9))[None]
+
+    def plain(scores, table):
+        return scores + jnp.moveaxis(table[model.t5_bucket(distance[0])], -1, 0)
+
+    np.testing.assert_allclose(model.add_position_bias(scores, table, distance), plain(scores, table))
+    one, two = (
+        jax.vjp(function, scores, table)[1](scores)
+        for function in (lambda s, t: model.add_position_bias(s, t, distance), plain)
+    )
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), one, two)
+
+
+def test_t5_buckets():
+    distances = jnp.array([-3, 0, 1, 15, 16, 17, 31, 64, 127, 128, 5000])
+    assert model.t5_bucket(distances).tolist() == [0, 0, 1, 15, 16, 16, 21, 26, 31, 31, 31]
+
+
+def test_dropout_keeps_the_mean():
+    x = jnp.ones((200, 200))
+    y = model.dropout(x, 0.25, jax.random.key(0))
+    assert np.unique(y).tolist() == pytest.approx([0, 256 / 192])
+    assert float(y.mean()) == pytest.approx(1, abs=0.02)
+    assert model.dropout(x, 0.25, None) is x
+
+
+def test_padding_and_bfloat16_give_finite_gradients(small):
+    config = changed(small, model__dtype="bfloat16")
+    graphdef, params = build(config)
+    batch = batch_of(config, 4, [[64], [64], [64]])
+    batch["song"] = batch["song"].at[1, 20:].set(NO_SONG)
+    batch["targets"] = batch["targets"].at[1, 19:].set(-1)
+
+    def loss(params):
+        memory = mem.init_memory(config, 3)
+        return train.run_segments(nnx.merge(graphdef, params), memory, batch, jax.random.key(0))[1]
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params)
+    assert jnp.isfinite(value)
+    assert all(x.dtype == jnp.float32 and jnp.isfinite(x).all() for x in jax.tree.leaves(gradient))
+    full = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32", dropout=0.0))
+    graphdef = model.abstract(full, steps_per_beat=8)
+    _, nats, counted, _ = train.run_segments(nnx.merge(graphdef, params), mem.init_memory(full, 3), batch)
+    assert float(value) == pytest.approx(float(nats), rel=0.1)
+    assert int(counted) == (batch["targets"] >= 0).sum()
