@@ -2,12 +2,13 @@
 
     python -m midigen_jax.music21_corpus --out DIR
 
-Nothing is downloaded. Each score becomes one MIDI file, such as `DIR/bach/bwv253.mid`: a track a part, repeats
-played, ties merged, and a meter wherever the length of the bars changes, so that a pickup bar is a short bar of its
-own. Scores that come twice, have a single voice or cannot be read are left out and listed in `DIR/skipped.csv`.
-Running it again goes on where it was stopped.
+Nothing is downloaded. Each score becomes one MIDI file, such as `DIR/bach/bwv253.mid`: a track a part,
+repeats played, ties merged, and a meter wherever the length of the bars changes, so that a pickup bar is a short
+bar of its own. Scores that come twice, have a single voice or cannot be read are left out and listed in
+`DIR/skipped.csv`. Running it again goes on where it was stopped.
 
-The MIDI is written here, from music21's offsets: its own translation to MIDI takes longer than reading the score.
+The MIDI is written here, from music21's measures: its own translation shifts parts against each other where a rest
+is too long in one of them.
 """
 
 import argparse
@@ -86,7 +87,7 @@ def corpus_folder() -> Path:
 
 
 def scores(composers: Sequence[str] = COMPOSERS) -> list[str]:
-    """The scores of these composers, in order, as paths in music21's corpus; of two formats of one, the better."""
+    """The scores of these composers, in order, as paths in music21's corpus; of two formats, the better."""
     folder = corpus_folder()
     found: dict[str, str] = {}
     for composer in composers:
@@ -110,9 +111,8 @@ def read_score(path: Path) -> Piece:
         from music21.converter import subConverters
 
         # The format's own reader, not converter.parse, which leaves a pickle of each score behind.
-        reader = (
-            subConverters.ConverterHumdrum() if path.suffix == ".krn" else subConverters.ConverterMusicXML()
-        )
+        humdrum = path.suffix == ".krn"
+        reader = subConverters.ConverterHumdrum() if humdrum else subConverters.ConverterMusicXML()
         reader.parseFile(path)
         parts = list(getattr(reader.stream, "parts", ()))
         if len(parts) < 2:
@@ -134,19 +134,21 @@ def read_score(path: Path) -> Piece:
 def _bars(measures: list[list[Any]]) -> list[Bar]:
     """The bars, from each part's measures.
 
-    Rests are often too long or missing in one part, which in music21 shifts all that follows in that part. So the
-    length of a bar is the one that most parts give it, and notes are counted from their own measure.
+    Rests are often too long or missing in one part, which in music21 shifts all that follows in that part. So
+    the length of a bar is the one that most parts give it, and notes are counted from their own measure.
     """
     if not measures[0] or len({len(part) for part in measures}) > 1:
         raise ValueError("its parts differ in their number of bars")
     bars: list[Bar] = []
     meter = (4, 4)
-    for bar in zip(*measures, strict=True):
+    for index, bar in enumerate(zip(*measures, strict=True), start=1):
         if (signature := bar[0].timeSignature) is not None:
             meter = (signature.numerator, signature.denominator)
         noteheads = [_noteheads(measure) for measure in bar]
         lengths = [Fraction(measure.highestTime) for measure in bar]
-        if len(set(lengths)) > 1:
+        if index == len(measures[0]):
+            lengths = [max(lengths)]
+        elif len(set(lengths)) > 1:
             full = Fraction(4 * meter[0], meter[1])
             counts = Counter(min(length, full) for length in lengths if length > 0)
             lengths = [max(counts, key=lambda length: (counts[length], length))]
@@ -181,7 +183,7 @@ def _noteheads(measure: Any) -> list[Note]:
 
 
 def _play_order(part: Any, measures: list[Any]) -> list[int]:
-    """Indices of the bars as they are played: each repeated section twice, with its first and second ending."""
+    """Indices of the bars as they are played: a repeated section twice, with its first and second ending."""
     endings: dict[int, list[int]] = {}
     for bracket in part.recurse().getElementsByClass("RepeatBracket"):
         for measure in bracket.getSpannedElements():
@@ -254,7 +256,7 @@ def _notes(bars: list[Bar], part: int) -> list[Note]:
 
 
 def _tempos(bars: list[Bar]) -> list[tuple[Fraction, float]]:
-    """The tempo marks as played. Without one: 88 beats a minute, the beat a quarter, or a half in 2/2 and its like."""
+    """The tempo marks as played. Without one: 88 quarters a minute, or halves in 2/2 and its like."""
     tempos: list[tuple[Fraction, float]] = []
     now = Fraction(0)
     for bar in bars:
@@ -324,14 +326,14 @@ def fingerprint(path: Path) -> frozenset[tuple[int, int]]:
 
 
 def convert(score: str, out: Path) -> str | frozenset[tuple[int, int]]:
-    """Converts a score of music21's corpus into `out`, under a temporary name; where it is there, only reads it.
+    """Converts a score of music21's corpus into `out`, under a temporary name; only reads it where it is there.
 
     Gives the fingerprint, or in words why there is no piece. Runs in a worker.
     """
     path = _midi_path(score, out)
     if path.exists():
         return fingerprint(path)
-    # A folder of strangers' scores, read by a large library: whatever goes wrong costs one piece and is reported.
+    # Strangers' scores, read by a large library: whatever goes wrong costs one piece and is reported.
     try:
         piece = read_score(corpus_folder() / score)
     except ValueError as error:
@@ -354,8 +356,8 @@ def _temporary(path: Path) -> Path:
 def build(out: Path, workers: int, composers: Sequence[str] = COMPOSERS) -> int:
     """Fills the folder `out` with the MIDI files of these composers; returns how many it then holds.
 
-    Duplicates are judged in the order of the scores, whichever worker is first, so the folder's content does not
-    depend on `workers` or on interruptions. `workers`: processes.
+    Duplicates are judged in the order of the scores, whichever of the `workers` processes is first, so the
+    folder's content does not depend on them or on interruptions.
     """
     if workers < 1:
         raise ValueError(f"--workers {workers}: at least 1 is needed")
