@@ -3,12 +3,12 @@
     python -m midigen_jax.music21_corpus --out DIR
 
 Nothing is downloaded. Each score becomes one MIDI file, such as `DIR/bach/bwv253.mid`: a track a part,
-repeats played, ties merged, and a meter wherever the length of the bars changes, so that a pickup bar is a short
-bar of its own. Scores that come twice, have a single voice or cannot be read are left out and listed in
+repeats played, ties merged, and a meter wherever the length of the bars changes, so that a pickup bar is a
+short bar of its own. Scores that come twice, have a single voice or cannot be read are left out and listed in
 `DIR/skipped.csv`. Running it again goes on where it was stopped.
 
-The MIDI is written here, from music21's measures: its own translation shifts parts against each other where a rest
-is too long in one of them.
+The MIDI is written here, from music21's measures: its own translation shifts parts against each other where a
+rest is too long in one of them.
 """
 
 import argparse
@@ -224,10 +224,10 @@ def _meters(bars: list[Bar]) -> list[tuple[Fraction, tuple[int, int]]]:
     now = Fraction(0)
     for index, (length, (beats, unit)) in enumerate(lengths):
         if index < len(lengths) - 1 or length > Fraction(4 * beats, unit):
-            while (count := length * unit / 4).denominator > 1:
+            while (count := length * unit / 4).denominator > 1 and unit < 128:
                 unit *= 2
             beats = int(count)
-        if not 0 < beats < 256 or unit > 64:
+        if unit > 64 or not 0 < beats < 256:
             raise ValueError(f"a bar of {length} quarters")
         if not meters or meters[-1][1] != (beats, unit):
             meters.append((now, (beats, unit)))
@@ -309,24 +309,27 @@ def _track(events: Iterable[tuple[int, int, Any]]) -> mido.MidiTrack:
     """A track of (tick, order within the tick, message)."""
     track, now = mido.MidiTrack(), 0
     for tick, _, message in sorted(events, key=lambda event: event[:2]):
-        track.append(message.copy(time=tick - now))
+        message.time = tick - now
+        track.append(message)
         now = tick
     return track
 
 
 def fingerprint(path: Path) -> frozenset[tuple[int, int]]:
     """Onset (ticks) and pitch of a MIDI file's notes, counted from the first onset and the lowest pitch."""
-    notes, tick = [], 0
-    for message in mido.merge_tracks(mido.MidiFile(path).tracks):
-        tick += message.time
-        if message.type == "note_on" and message.velocity:
-            notes.append((tick, message.note))
+    notes = []
+    for track in mido.MidiFile(path).tracks:
+        tick = 0
+        for message in track:
+            tick += message.time
+            if message.type == "note_on" and message.velocity:
+                notes.append((tick, message.note))
     first, lowest = min(tick for tick, _ in notes), min(pitch for _, pitch in notes)
     return frozenset((tick - first, pitch - lowest) for tick, pitch in notes)
 
 
 def convert(score: str, out: Path) -> str | frozenset[tuple[int, int]]:
-    """Converts a score of music21's corpus into `out`, under a temporary name; only reads it where it is there.
+    """Converts a score of music21's corpus into `out`, under a temporary name; if it is there, only reads it.
 
     Gives the fingerprint, or in words why there is no piece. Runs in a worker.
     """
@@ -383,7 +386,7 @@ def build(out: Path, workers: int, composers: Sequence[str] = COMPOSERS) -> int:
     _write_skipped(out, skipped)
     reasons = Counter("duplicates" if "same music" in reason else reason for reason in skipped.values())
     notes = sum(len(print_) for _, print_ in seen)
-    why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
+    why = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(3))
     tail = f"; {len(skipped)} left out ({why}), see {out / 'skipped.csv'}" if skipped else ""
     print(f"{out}: {len(seen)} pieces, {notes:,} notes{tail}")
     return len(seen)

@@ -122,7 +122,7 @@ def _black_rows(low: int, high: int) -> np.ndarray:
 
 
 def _draw_keys(axes: Axes, low: int, high: int) -> None:
-    """The keyboard at the left of a system, with the names of its Cs, and of some more where there is room."""
+    """The keyboard at the left of a system, with the names of its Cs, and of more where there is room."""
     black, ones = _black_rows(low, high), np.ones(len(_black_rows(low, high)))
     axes.set(xlim=(0, 1), ylim=(low - 0.5, high + 0.5), xticks=[])
     # White keys meet in the middle of a black key, or between E and F, B and C.

@@ -1,8 +1,8 @@
 """A small player of SoundFont 2 files: notes of a MIDI file to sound, with NumPy alone.
 
-Zones, tuning, loops, volume envelopes, attenuation and panning follow the SoundFont 2.04 specification; filters
-stand still at their widest; modulators, low-frequency oscillators, pitch bends and effects are left out. The sound
-font is TimGM6mb, which the package pretty_midi ships.
+Zones, tuning, loops, volume envelopes, attenuation and panning follow the SoundFont 2.04 specification;
+filters stand still at their widest; modulators, low-frequency oscillators, pitch bends and effects are left
+out. The sound font is TimGM6mb, which the package pretty_midi ships.
 
 Not symusic's synthesizer: in symusic 0.6.0 `render` raises TypeError, since its result has no Python type.
 """
@@ -83,7 +83,7 @@ class SoundFont:
 
     @lru_cache(maxsize=4096)  # noqa: B019 the one font lives as long as the program
     def voices(self, bank: int, program: int, pitch: int, velocity: int) -> list[Voice]:
-        """The samples that sound together for a note; for a preset that is missing, those of its bank's first."""
+        """The samples that sound together for a note; a missing preset is replaced by its bank's first."""
         preset = self._presets.get((bank, program)) or self._presets.get((bank, 0)) or self._presets[0, 0]
         voices = []
         for outer in _zones(self._preset_bags, self._preset_generators, preset, _INSTRUMENT, pitch, velocity):
@@ -180,7 +180,7 @@ def sound_font() -> SoundFont:
 
 
 def read_notes(path: Path) -> list[Note]:
-    """A MIDI file's notes, with the sustain pedal. ValueError names a file that is unreadable or has no notes."""
+    """A MIDI file's notes, pedal included. ValueError names a file that is unreadable or has no notes."""
     notes: list[Note] = []
     controls = [{7: 100, 10: 64, 11: 127, 64: 0} for _ in range(16)]
     programs = [0] * 16
@@ -272,7 +272,7 @@ def _low_pass(wave: np.ndarray, cutoff: float) -> np.ndarray:
 
 
 def _envelope(voice: Voice, seconds: float, count: int, sample_rate: int) -> np.ndarray:
-    """Volume, float32 [count]: a linear attack, then lines in decibels, 100 in the time of decay or release."""
+    """Volume, float32 [count]: a linear attack, then lines in decibels, 100 over a whole decay or release."""
     time = np.arange(count) / sample_rate
     peak = voice.delay + voice.attack
     decay_from = peak + voice.hold
