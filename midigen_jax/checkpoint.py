@@ -45,7 +45,9 @@ class Checkpoints:
 
     def save(self, step: int, params: Any, rest: Any, meta: dict[str, Any]) -> None:
         items = ocp.args.Composite(
-            params=ocp.args.StandardSave(params), rest=ocp.args.StandardSave(rest), meta=ocp.args.JsonSave(meta)
+            params=ocp.args.StandardSave(params),
+            rest=ocp.args.StandardSave(rest),
+            meta=ocp.args.JsonSave(meta),
         )
         self.manager.save(step, args=items, force=True)
 
@@ -68,9 +70,7 @@ class Checkpoints:
         def on_device(x: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device)
 
-        items = {
-            name: ocp.args.StandardRestore(jax.tree.map(on_device, tree)) for name, tree in abstract.items()
-        }
+        items = {name: ocp.args.StandardRestore(jax.tree.map(on_device, tree)) for name, tree in abstract.items()}
         restored = self.manager.restore(step, args=ocp.args.Composite(**items))
         return {name: restored[name] for name in abstract}
 

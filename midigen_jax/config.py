@@ -66,13 +66,24 @@ class Config:
     def __post_init__(self) -> None:
         self._need(self.model.width % self.model.heads == 0, "model.heads", "has to divide model.width")
         self._need(
-            self.memory.knn % self.data.segment == 0, "memory.knn", "has to be a multiple of data.segment, or 0"
+            self.memory.knn % self.data.segment == 0,
+            "memory.knn",
+            "has to be a multiple of data.segment, or 0",
         )
         self._need(
-            1 <= self.memory.knn_layer <= self.model.layers, "memory.knn_layer", "has to be one of the layers, from 1"
+            1 <= self.memory.knn_layer <= self.model.layers,
+            "memory.knn_layer",
+            "has to be one of the layers, from 1",
         )
         self._need(0 <= self.model.dropout < 1, "model.dropout", "has to be from 0 up to, not including, 1")
-        for key in ("model.layers", "data.lanes", "data.segment", "data.segments", "memory.top_k", "train.steps"):
+        for key in (
+            "model.layers",
+            "data.lanes",
+            "data.segment",
+            "data.segments",
+            "memory.top_k",
+            "train.steps",
+        ):
             self._need(get(self, key) >= 1, key, "has to be at least 1")
         for key in ("memory.xl", "memory.knn", "data.transpose", "train.warmup"):
             self._need(get(self, key) >= 0, key, "can't be negative")
@@ -151,7 +162,8 @@ def load(path: Path) -> Config:
     if not path.is_file():
         raise InputError(f"{path}: no such config file; see configs/ for those that exist")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

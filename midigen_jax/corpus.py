@@ -1,12 +1,12 @@
 """An encoded corpus on disk: flat arrays that can be memory-mapped, and tables that a person can read.
 
-    meta.json      format version, steps per beat, vocabulary, totals
-    tokens.npy     uint16 [tokens], all songs one after the other, each from sos to eos
-    bar.npy        uint16 [tokens], bar number within the song (65,535 where there are more)
-    step.npy       uint16 [tokens], step within the bar
-    offsets.npy    int64 [songs + 1], song i is tokens[offsets[i]:offsets[i + 1]]
-    songs.csv      one line a song: name, split, notes, beats, seconds, fingerprint
-    skipped.csv    files that are not in the corpus, each with the reason
+meta.json      format version, steps per beat, vocabulary, totals
+tokens.npy     uint16 [tokens], all songs one after the other, each from sos to eos
+bar.npy        uint16 [tokens], bar number within the song (65,535 where there are more)
+step.npy       uint16 [tokens], step within the bar
+offsets.npy    int64 [songs + 1], song i is tokens[offsets[i]:offsets[i + 1]]
+songs.csv      one line a song: name, split, notes, beats, seconds, fingerprint
+skipped.csv    files that are not in the corpus, each with the reason
 """
 
 import csv

@@ -45,7 +45,13 @@ class Lanes:
             seed: of each epoch's order; None keeps the order of `songs`.
             transpose: each song is shifted by up to this many semitones, drawn from (seed, epoch, song).
         """
-        self.corpus, self.songs, self.seed, self.epochs, self.transpose = corpus, songs, seed, epochs, transpose
+        self.corpus, self.songs, self.seed, self.epochs, self.transpose = (
+            corpus,
+            songs,
+            seed,
+            epochs,
+            transpose,
+        )
         self.n_epochs = 0  # planned so far
         self.tapes: list[list[tuple[int, int]]] = [[] for _ in range(n_lanes)]  # (song, semitones)
         self.starts: list[list[int]] = [[0] for _ in range(n_lanes)]  # of the tape's songs, and its end
@@ -129,7 +135,14 @@ class Steps:
 
 
 def training_steps(
-    corpus: Corpus, songs: np.ndarray, *, n_lanes: int, tokens_per_step: int, n_steps: int, first: int, seed: int,
+    corpus: Corpus,
+    songs: np.ndarray,
+    *,
+    n_lanes: int,
+    tokens_per_step: int,
+    n_steps: int,
+    first: int,
+    seed: int,
     transpose: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Steps `first` to `n_steps` of the endless tapes, read ahead by threads; what they hold depends on neither."""

@@ -1,6 +1,6 @@
 """Encodes a folder of MIDI files as a corpus of token arrays.
 
-    python -m midigen_jax.encode MIDI_DIR --out CORPUS
+python -m midigen_jax.encode MIDI_DIR --out CORPUS
 """
 
 import os
@@ -70,9 +70,7 @@ def encode_folder(
         return encode_file(path, name, steps_per_beat)
 
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        results = list(
-            tqdm(pool.map(encode_one, files, names), "encoding", len(files), unit="file", mininterval=0.5)
-        )
+        results = list(tqdm(pool.map(encode_one, files, names), "encoding", len(files), unit="file", mininterval=0.5))
     songs = [result for result in results if isinstance(result, EncodedSong)]
     skipped = [(name, why) for name, why in zip(names, results, strict=True) if isinstance(why, str)]
     reasons = Counter(why for _, why in skipped)
@@ -114,9 +112,7 @@ def main() -> None:
         raise InputError(f"--split {' '.join(map(str, args.split))}: give three shares that add up to 1")
     if args.out.exists() and not (args.out / "meta.json").is_file():
         raise InputError(f"{args.out}: exists and is no corpus; give another --out or remove it")
-    encode_folder(
-        args.folder, args.out, steps_per_beat=args.steps_per_beat, workers=args.workers, fractions=args.split
-    )
+    encode_folder(args.folder, args.out, steps_per_beat=args.steps_per_beat, workers=args.workers, fractions=args.split)
 
 
 if __name__ == "__main__":

@@ -25,11 +25,14 @@ class Figures(NamedTuple):
 
 
 def figures(nats: float, corpus: Corpus, songs: np.ndarray) -> Figures:
-    """The figures of a total loss in nats over all tokens but sos of these songs. Any model's loss goes through here."""
+    """The figures of any model's total loss, in nats over all tokens but sos of these songs."""
     tokens = int(np.diff(corpus.offsets)[songs].sum() - len(songs))
     bits = nats / math.log(2)
     return Figures(
-        nats / tokens, bits / float(corpus.notes[songs].sum()), bits / float(corpus.beats[songs].sum()), tokens
+        nats / tokens,
+        bits / float(corpus.notes[songs].sum()),
+        bits / float(corpus.beats[songs].sum()),
+        tokens,
     )
 
 

@@ -189,7 +189,7 @@ def _search_faiss(queries: Array, keys: Array, start: Array, count: Array, top_k
     # The callback works on the device's own buffers and must not call JAX.
     def on_host(_, out, queries, keys, start, count):  # type: ignore[no-untyped-def]
         slots, queries, keys = np.asarray(out), np.asarray(queries), np.asarray(keys)
-        lanes, heads, ring, _ = keys.shape
+        _, heads, ring, _ = keys.shape
         for lane, (first, n) in enumerate(zip(np.asarray(start).tolist(), np.asarray(count).tolist(), strict=True)):
             if n == 0:
                 slots[lane] = -1
@@ -215,9 +215,7 @@ def _search_xla(queries: Array, keys: Array, start: Array, count: Array, top_k: 
 
     def one_lane(lane: tuple[Array, Array, Array, Array]) -> Array:
         queries, keys, start, count = lane
-        scores = jnp.einsum(
-            "htd,hmd->htm", queries, keys, precision="highest", preferred_element_type=jnp.float32
-        )
+        scores = jnp.einsum("htd,hmd->htm", queries, keys, precision="highest", preferred_element_type=jnp.float32)
         valid = (jnp.arange(ring) - start) % ring < count
         best, slots = jax.lax.top_k(jnp.where(valid, scores, -jnp.inf), min(top_k, ring))
         slots = jnp.where(jnp.isneginf(best), -1, slots)

@@ -82,7 +82,10 @@ def write_song(path: Path, song: Song) -> None:
     """
     ticks_per_step = TICKS_PER_BEAT // song.steps_per_beat
     conductor = [
-        (int(step), mido.MetaMessage("time_signature", numerator=int(numerator), denominator=int(denominator)))
+        (
+            int(step),
+            mido.MetaMessage("time_signature", numerator=int(numerator), denominator=int(denominator)),
+        )
         for step, numerator, denominator in song.meters
     ] + [(int(step), mido.MetaMessage("set_tempo", tempo=int(tempo))) for step, tempo in song.tempos]
     layers: list[list[tuple[int, mido.Message]]] = []

@@ -162,7 +162,11 @@ def _statistics(knn: KNNMemory, hits: Hits, gate: Array, song: Array, xl: int) -
 class FeedForward(nnx.Module):
     def __init__(self, config: cfg.Config, *, rngs: nnx.Rngs):
         model = config.model
-        self.activation, self.rate, dtype = _ACTIVATIONS[model.activation], model.dropout, jnp.dtype(model.dtype)
+        self.activation, self.rate, dtype = (
+            _ACTIVATIONS[model.activation],
+            model.dropout,
+            jnp.dtype(model.dtype),
+        )
         self.up = nnx.Linear(model.width, model.ff_width, kernel_init=_init, dtype=dtype, rngs=rngs)
         self.down = nnx.Linear(model.ff_width, model.width, kernel_init=_init, dtype=dtype, rngs=rngs)
 

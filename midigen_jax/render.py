@@ -1,5 +1,6 @@
 """Pictures and sound of music: a piano roll as PNG, a MIDI file as WAV."""
 
+import importlib.util
 import os
 import wave
 from collections.abc import Iterator
@@ -9,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import symusic
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from midigen_jax.synth import synthesise
+from .cli import InputError
 
 _BARS_PER_SYSTEM = 16
 _MOST_SYSTEMS = 24  # what comes after is left out, and the title says so
@@ -71,17 +73,13 @@ def piano_roll(
         bottom = (total - _HEAD - (number + 1) * (_GAP + height)) / total
         keys = figure.add_axes((_LEFT / width, bottom, _KEYS / width, height / total))
         _draw_keys(keys, low, high)
-        axes = figure.add_axes(
-            ((_LEFT + _KEYS) / width, bottom, 1 - (_LEFT + _KEYS + _RIGHT) / width, height / total)
-        )
+        axes = figure.add_axes(((_LEFT + _KEYS) / width, bottom, 1 - (_LEFT + _KEYS + _RIGHT) / width, height / total))
         axes.set(xlim=(system[0], system[0] + span), ylim=(low - 0.5, high + 0.5))
         _draw_grid(axes, low, high, system, first, steps_per_beat)
         _draw_notes(axes, onset, duration, pitch, system, prompt_end)
         if prompt_end is not None:
             _draw_prompt_end(axes, prompt_end, system)
-    figure.text(
-        _LEFT / width, 1 - 0.26 / total, title, va="center", color=_INK, fontsize=13, fontweight="bold"
-    )
+    figure.text(_LEFT / width, 1 - 0.26 / total, title, va="center", color=_INK, fontsize=13, fontweight="bold")
     if prompt_end is not None:
         parts = ((_PROMPT, "prompt"), (_CONTINUATION, "continuation"))
         figure.legend(
@@ -127,12 +125,8 @@ def _draw_keys(axes: Axes, low: int, high: int) -> None:
     axes.set(xlim=(0, 1), ylim=(low - 0.5, high + 0.5), xticks=[])
     # White keys meet in the middle of a black key, or between E and F, B and C.
     between = [row - 0.5 for row in range(low, high + 1) if row % 12 in (0, 5)] + black.tolist()
-    axes.add_collection(
-        LineCollection([[(0, y), (1, y)] for y in between], colors=_BAR_LINE, linewidths=0.5, zorder=1)
-    )
-    axes.add_collection(
-        PolyCollection(_boxes(0 * ones, 0.62 * ones, black, 0.8), facecolor=_INK, linewidth=0)
-    )
+    axes.add_collection(LineCollection([[(0, y), (1, y)] for y in between], colors=_BAR_LINE, linewidths=0.5, zorder=1))
+    axes.add_collection(PolyCollection(_boxes(0 * ones, 0.62 * ones, black, 0.8), facecolor=_INK, linewidth=0))
     named = (0, 4, 7) if high - low < 36 else (0, 7) if high - low < 60 else (0,)
     rows = [row for row in range(low, high + 1) if row % 12 in named]
     axes.set_yticks(rows, [pitch_name(row) for row in rows], fontsize=8, color=_LABEL)
@@ -148,9 +142,7 @@ def _draw_grid(axes: Axes, low: int, high: int, bars: np.ndarray, first: int, st
     black, (start, stop) = _black_rows(low, high), bars[[0, -1]]
     axes.axis("off")
     whole = np.ones(len(black))
-    axes.add_collection(
-        PolyCollection(_boxes(start * whole, stop * whole, black, 1.0), facecolor=_BLACK_ROW, zorder=1)
-    )
+    axes.add_collection(PolyCollection(_boxes(start * whole, stop * whole, black, 1.0), facecolor=_BLACK_ROW, zorder=1))
     bottom, top = low - 0.5, high + 0.5
     octaves = [row - 0.5 for row in range(low, high + 1) if row % 12 == 0]
     beats = [beat for a, b in pairwise(bars) for beat in range(a + steps_per_beat, b, steps_per_beat)]
@@ -198,19 +190,33 @@ def _draw_prompt_end(axes: Axes, prompt_end: int, bars: np.ndarray) -> None:
         )
         axes.add_collection(PolyCollection(ground, facecolor=_PROMPT_GROUND, linewidth=0, zorder=0))
     if start <= prompt_end < stop:
-        line = LineCollection(
-            [[(prompt_end, bottom), (prompt_end, top)]], colors=_INK, linewidths=2.2, zorder=5
-        )
+        line = LineCollection([[(prompt_end, bottom), (prompt_end, top)]], colors=_INK, linewidths=2.2, zorder=5)
         line.set_clip_on(False)
         axes.add_collection(line)
+
+
+def sound_font() -> Path:
+    """The sound font TimGM6mb, which the package pretty_midi ships."""
+    spec = importlib.util.find_spec("pretty_midi")
+    if spec is None or spec.origin is None:
+        raise InputError("the package pretty_midi, which brings the sound font, is missing: pip install pretty_midi")
+    return Path(spec.origin).with_name("TimGM6mb.sf2")
 
 
 def wav(midi_path: str | Path, wav_path: str | Path, *, sample_rate: int = 44_100) -> None:
     """Synthesises a MIDI file as a 16-bit stereo WAV with its peak at 0.9 of full scale.
 
-    ValueError names a MIDI file that is unreadable or has no notes.
+    Raises:
+        InputError: the MIDI file can't be read or has no notes.
     """
-    sound = synthesise(Path(midi_path), sample_rate)
+    try:
+        score = symusic.Score(str(midi_path))
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{midi_path}: can't be read as a MIDI file ({error})") from None
+    if score.note_num() == 0:
+        raise InputError(f"{midi_path}: has no notes to play")
+    synthesizer = symusic.Synthesizer(sf_path=str(sound_font()), sample_rate=sample_rate, quality=4)
+    sound = np.asarray(synthesizer.render(score, stereo=True)).T  # [samples, 2]
     samples = np.rint(sound * (0.9 * 32767 / max(float(np.abs(sound).max()), 1e-9))).astype("<i2")
     with _renamed(Path(wav_path)) as temporary, wave.open(str(temporary), "wb") as file:
         file.setnchannels(2)

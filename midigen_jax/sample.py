@@ -37,6 +37,9 @@ class Controls(NamedTuple):
     min_p: float = 0.0  # tokens at least this share as likely as the likeliest (Nguyen et al. 2024)
 
 
+DEFAULT_CONTROLS = Controls()
+
+
 class Cursor(NamedTuple):
     """Where each row is. Times are in steps."""
 
@@ -198,7 +201,7 @@ class Sampler:
         prompt_bars: int = 8,
         bars: int = 16,
         num: int = 4,
-        controls: Controls = Controls(),
+        controls: Controls = DEFAULT_CONTROLS,
         seed: int = 0,
         progress: bool = False,
     ) -> list[Song]:
@@ -294,14 +297,21 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.95, help="below 1 safer, above 1 wilder")
     parser.add_argument("--top-k", type=int, default=0, help="draw from so many likeliest tokens; 0: all")
     parser.add_argument("--top-p", type=float, default=0.98, help="draw from the likeliest tokens of this probability")
-    parser.add_argument("--min-p", type=float, default=0.0, help="draw from tokens this share as likely as the likeliest")
+    parser.add_argument(
+        "--min-p", type=float, default=0.0, help="draw from tokens this share as likely as the likeliest"
+    )
     parser.add_argument("--seed", type=int, default=0, help="same seed, same music")
     parser.add_argument("--out", type=Path, default=Path("samples"), metavar="DIR", help="folder for the files")
     args = parser.parse_args()
     for name in ("prompt_bars", "bars", "num"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: give at least 1")
-    if args.temperature <= 0 or not 0 < args.top_p <= 1 or not 0 <= args.min_p <= 1 or not 0 <= args.top_k <= vocab.SIZE:
+    if (
+        args.temperature <= 0
+        or not 0 < args.top_p <= 1
+        or not 0 <= args.min_p <= 1
+        or not 0 <= args.top_k <= vocab.SIZE
+    ):
         raise InputError(
             "--temperature has to be above 0, --top-p above 0 and up to 1, --min-p from 0 to 1, "
             f"--top-k from 0 to {vocab.SIZE}"
@@ -312,7 +322,12 @@ def main() -> None:
     began = time.perf_counter()
     try:
         songs = sampler.continue_song(
-            prompt, prompt_bars=args.prompt_bars, bars=args.bars, num=args.num, controls=controls, seed=args.seed,
+            prompt,
+            prompt_bars=args.prompt_bars,
+            bars=args.bars,
+            num=args.num,
+            controls=controls,
+            seed=args.seed,
             progress=True,
         )
     except InputError as error:

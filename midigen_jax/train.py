@@ -89,9 +89,7 @@ def run_segments(
     def one_segment(memory: mem.Memory, xs: tuple[Batch, Array]) -> tuple[mem.Memory, tuple]:
         tokens, i = xs
         segment_key = None if key is None else jax.random.fold_in(key, i)
-        output = decoder(
-            tokens["tokens"], tokens["bar"], tokens["step"], tokens["song"], memory, key=segment_key
-        )
+        output = decoder(tokens["tokens"], tokens["bar"], tokens["step"], tokens["song"], memory, key=segment_key)
         counted = tokens["targets"] >= 0
         nats = optax.softmax_cross_entropy_with_integer_labels(output.logits, jnp.maximum(tokens["targets"], 0))
         memory = mem.roll(output.window, memory.knn, segment, config.memory.knn_layer - 1)
@@ -166,7 +164,7 @@ class Log:
             temporary = path.with_suffix(".tmp")
             temporary.write_text("".join(kept))
             os.replace(temporary, path)
-        self.file = open(path, "a")
+        self.file = open(path, "a")  # noqa: SIM115  (open as long as the run)
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -220,7 +218,9 @@ def check_fits(meta: dict[str, Any], config: cfg.Config, corpus: Corpus, run: Pa
         raise InputError(f"{run}: its checkpoint was trained on another corpus than {corpus.path}; give that one")
 
 
-def restore_state(checkpoints: checkpoint.Checkpoints, step: int, config: cfg.Config, steps_per_beat: int) -> TrainState:
+def restore_state(
+    checkpoints: checkpoint.Checkpoints, step: int, config: cfg.Config, steps_per_beat: int
+) -> TrainState:
     shapes = jax.eval_shape(lambda: init_state(config, steps_per_beat))
     items = checkpoints.restore(step, params=shapes.params, rest=shapes._replace(params=None)._asdict())
     return TrainState(**items["rest"])._replace(params=items["params"])
@@ -343,7 +343,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="CORPUS_OR_MIDI_DIR")
     parser.add_argument("--workdir", type=Path, required=True, metavar="RUN", help="folder of this run")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a setting, such as train.steps=500"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="overrides a setting, such as train.steps=500",
     )
     args = parser.parse_args()
     config = cfg.override(cfg.load(args.config), args.set)

@@ -45,7 +45,10 @@ def random_notes(random: np.random.Generator, n: int, beats: int = 64) -> list[t
     notes = {
         (int(onset), int(pitch)): int(duration)
         for onset, pitch, duration in zip(
-            random.integers(0, 8 * beats, n), random.integers(40, 80, n), random.integers(1, 9, n), strict=True
+            random.integers(0, 8 * beats, n),
+            random.integers(40, 80, n),
+            random.integers(1, 9, n),
+            strict=True,
         )
     }
     busy = dict.fromkeys(range(128), 0)

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -13,9 +15,7 @@ def read_all(lanes: Lanes, stop: int, size: int = 37) -> dict[str, np.ndarray]:
 def songs_on(lane_tokens, lane_songs) -> list[bytes]:
     """The whole songs of a lane: between one sos and the next."""
     starts = np.flatnonzero(lane_tokens == vocab.SOS)
-    return [
-        lane_tokens[a:b].astype(np.uint16).tobytes() for a, b in zip(starts[:-1], starts[1:], strict=True)
-    ]
+    return [lane_tokens[a:b].astype(np.uint16).tobytes() for a, b in pairwise(starts)]
 
 
 def test_an_epoch_holds_every_song_once(corpus):

@@ -85,7 +85,13 @@ def test_segments_with_xl_memory_equal_one_long_pass(small):
 def test_knn_memory_of_everything_equals_a_longer_window(small):
     """With all neighbours found and a gate that is open, the kNN layer attends to the whole ring and to it alone."""
     config = changed(
-        small, model__layers=1, memory__knn_layer=1, memory__xl=0, memory__knn=64, memory__top_k=64, model__dropout=0.0
+        small,
+        model__layers=1,
+        memory__knn_layer=1,
+        memory__xl=0,
+        memory__knn=64,
+        memory__top_k=64,
+        model__dropout=0.0,
     )
     graphdef, params = build(config)
     attention = params["blocks"][0]["attention"]
@@ -141,7 +147,7 @@ def test_the_knn_memory_changes_what_comes_after_it(small):
 
 
 def test_backends_give_the_same_loss_and_gradients(small):
-    graphdef, params = build(small)
+    _, params = build(small)
     batch = batch_of(small, 6, [[96], [30, 66], [96]])
 
     def loss(params, backend):

@@ -7,6 +7,7 @@ import mido
 import pytest
 
 from midigen_jax import music21_corpus
+from midigen_jax.cli import InputError
 from midigen_jax.music21_corpus import Bar, Note, build, convert, scores
 
 pytest.importorskip("music21")
@@ -47,8 +48,7 @@ def test_parts_and_first_chords(chorale):
     _, parts = chorale
     assert list(parts) == ["Soprano", "Alto", "Tenor", "Bass"]
     sounding = [
-        [next(pitch for start, end, pitch in notes if start <= at < end) for notes in parts.values()]
-        for at in (0, 1)
+        [next(pitch for start, end, pitch in notes if start <= at < end) for notes in parts.values()] for at in (0, 1)
     ]
     assert sounding == [[73, 64, 57, 57], [69, 66, 61, 54]]  # A major in first position, F sharp minor
 
@@ -149,5 +149,5 @@ def test_bad_input_gets_one_line(tmp_path, arguments, message):
 
 def test_music21_missing(monkeypatch):
     monkeypatch.setattr(music21_corpus.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match=r"pip install \"midigen_jax\[demo\]\""):
+    with pytest.raises(InputError, match=r"pip install \"midigen_jax\[demo\]\""):
         music21_corpus.corpus_folder()

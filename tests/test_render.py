@@ -5,7 +5,6 @@ import mido
 import numpy as np
 import pytest
 
-from midigen_jax import synth
 from midigen_jax.render import piano_roll, pitch_name, wav
 
 
@@ -29,9 +28,7 @@ def write_midi(path, *, notes, tempo=500_000, program=0, channel=0):
     now = 0
     for at, on, pitch in sorted(events):
         track.append(
-            mido.Message(
-                "note_on", note=pitch, velocity=80 * on, channel=channel, time=round(480 * (at - now))
-            )
+            mido.Message("note_on", note=pitch, velocity=80 * on, channel=channel, time=round(480 * (at - now)))
         )
         now = at
     song.tracks.append(track)
@@ -45,9 +42,7 @@ def read_wav(path):
         return samples / 32768, file.getframerate()
 
 
-@pytest.mark.parametrize(
-    ("pitch", "name"), [(60, "C4"), (69, "A4"), (48, "C3"), (61, "C♯4"), (0, "C-1"), (127, "G9")]
-)
+@pytest.mark.parametrize(("pitch", "name"), [(60, "C4"), (69, "A4"), (48, "C3"), (61, "C♯4"), (0, "C-1"), (127, "G9")])
 def test_pitch_name(pitch, name):
     assert pitch_name(pitch) == name
 
@@ -101,9 +96,7 @@ def test_piano_rolls_in_threads_are_equal(tmp_path):
 
     def draw(number):
         path = tmp_path / f"{number}.png"
-        piano_roll(
-            path, onset, np.full(64, 4), 48 + onset // 4 % 24, bar_lines=np.arange(8) * 32, prompt_end=64
-        )
+        piano_roll(path, onset, np.full(64, 4), 48 + onset // 4 % 24, bar_lines=np.arange(8) * 32, prompt_end=64)
         return path.read_bytes()
 
     with ThreadPoolExecutor(2) as pool:
@@ -111,7 +104,7 @@ def test_piano_rolls_in_threads_are_equal(tmp_path):
 
 
 def test_piano_roll_without_notes(tmp_path):
-    with pytest.raises(ValueError, match=r"a\.png: no notes"):
+    with pytest.raises(ValueError, match=r"a\.png: a piano roll needs notes"):
         piano_roll(tmp_path / "a.png", [], [], [], bar_lines=[0])
     assert not list(tmp_path.iterdir())
 
@@ -140,27 +133,11 @@ def test_wav_follows_the_tempo_and_plays_drums(tmp_path):
     assert sound[7 * rate : 7 * rate + rate // 4].std() > 0.01
 
 
-def test_sustain_pedal_holds_notes(tmp_path):
-    song = mido.MidiFile(ticks_per_beat=480)
-    pedal = [
-        ("control_change", {"control": 64, "value": 127}),
-        ("control_change", {"control": 64, "value": 0}),
-    ]
-    track = mido.MidiTrack(
-        [mido.Message(pedal[0][0], **pedal[0][1]), mido.Message("note_on", note=60, velocity=80)]
-    )
-    track += [mido.Message("note_off", note=60, time=480), mido.Message(pedal[1][0], time=960, **pedal[1][1])]
-    song.tracks.append(track)
-    song.save(tmp_path / "a.mid")
-    (note,) = synth.read_notes(tmp_path / "a.mid")
-    assert (note.start, note.end) == (0, pytest.approx(1.5))
-
-
 @pytest.mark.parametrize("content", [None, b"", b"MThd", b"not a MIDI file at all"])
 def test_wav_of_an_unreadable_file(tmp_path, content):
     if content is not None:
         (tmp_path / "bad.mid").write_bytes(content)
-    with pytest.raises(ValueError, match=r"bad\.mid: not a readable MIDI file") as caught:
+    with pytest.raises(ValueError, match=r"bad\.mid: can't be read as a MIDI file") as caught:
         wav(tmp_path / "bad.mid", tmp_path / "a.wav")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "a.wav").exists()
@@ -168,5 +145,5 @@ def test_wav_of_an_unreadable_file(tmp_path, content):
 
 def test_wav_of_a_file_without_notes(tmp_path):
     write_midi(tmp_path / "empty.mid", notes=[])
-    with pytest.raises(ValueError, match=r"empty\.mid: no notes"):
+    with pytest.raises(ValueError, match=r"empty\.mid: has no notes"):
         wav(tmp_path / "empty.mid", tmp_path / "a.wav")

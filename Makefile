@@ -1,0 +1,33 @@
+# make demo: from nothing to a continued song.  make test: lint, types, tests.  make bench: every benchmark.
+PYTHON ?= python3
+VENV ?= .venv
+RUN ?= runs/demo
+BIN := $(VENV)/bin
+# Faiss and JAX for the GPU where one answers, else for the CPU.
+DEVICE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda12 || echo cpu)
+
+.PHONY: demo test bench clean
+
+# An empty file marks which extras the virtual environment has; a changed pyproject.toml installs anew.
+$(VENV)/installed-%: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[$(DEVICE),$*]"
+	touch $@
+
+demo: $(VENV)/installed-demo
+	$(BIN)/python -m midigen_jax.music21_corpus --out $(RUN)/midi
+	$(BIN)/python train.py configs/demo.py --data $(RUN)/midi --workdir $(RUN)
+	$(BIN)/python -m midigen_jax.report $(RUN) --data $(RUN)/midi
+
+test: $(VENV)/installed-dev $(VENV)/installed-demo
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q
+
+bench: $(VENV)/installed-bench
+	for file in benchmarks/*.py; do $(BIN)/python $$file || exit; done
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,90 @@
+"""Continues a song that a run was not trained on, and writes RUN/report.md with the picture and the figures.
+
+    python -m midigen_jax.report RUN --data MIDI_DIR
+
+The song is one of the validation split. Beside the report it leaves RUN/sample.mid, sample.png and sample.wav.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from . import cli
+from .cli import InputError
+from .corpus import Corpus
+from .midi import read_song
+from .sample import Controls, Sampler, cut, prompt_end_of, write_sample
+from .train import get_corpus
+
+
+def choose_prompt(corpus: Corpus) -> str:
+    """The name of the validation song whose length is the median: neither a fragment nor an outlier."""
+    songs = corpus.songs_of("validation")
+    if len(songs) == 0:
+        raise InputError(f"{corpus.path}: has no validation songs; give sample.py a --prompt of your own")
+    return corpus.names[songs[np.argsort(corpus.beats[songs], kind="stable")[len(songs) // 2]]]
+
+
+def last_metrics(run: Path) -> dict[str, float]:
+    """The newest value of every metric of a run, by name."""
+    values: dict[str, float] = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        values |= json.loads(line)
+    return values
+
+
+def describe(values: dict[str, float]) -> str:
+    """The figures as a Markdown table."""
+    loss, floor = values["validation/nats_per_token"], values["validation/floor_nats_per_token"]
+    rows = [
+        ("steps", f"{values['step']:,}"),
+        ("validation loss, nats a token", f"{loss:.3f}"),
+        ("bigram floor, nats a token", f"{floor:.3f}"),
+        ("below the floor", f"{1 - loss / floor:.1%}"),
+        ("validation loss, bits a note", f"{values['validation/bits_per_note']:.2f}"),
+        ("validation loss, bits a beat", f"{values['validation/bits_per_beat']:.2f}"),
+        ("kNN searches that hit", f"{values['hit_rate']:.0%}"),
+        ("mean age of the hits, tokens", f"{values['hit_age']:,.0f}"),
+        ("mean gate (share of the kNN memory)", f"{values['gate']:.2f}"),
+        ("training, tokens a second", f"{values['tokens_per_second']:,.0f}"),
+    ]
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def main() -> None:
+    parser = cli.parser(__doc__)
+    parser.add_argument("run", type=Path, help="a trained run's folder")
+    parser.add_argument("--data", type=Path, required=True, metavar="MIDI_DIR", help="the folder it was trained on")
+    parser.add_argument("--prompt-bars", type=int, default=8, help="bars of the song to begin with")
+    parser.add_argument("--bars", type=int, default=16, help="bars to add")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same music")
+    args = parser.parse_args()
+    sampler = Sampler.from_run(args.run)
+    name = choose_prompt(get_corpus(args.data, args.run))
+    prompt = read_song(args.data / name, sampler.steps_per_beat)
+    controls = Controls(temperature=0.95, top_p=0.98)
+    song = sampler.continue_song(
+        prompt, prompt_bars=args.prompt_bars, bars=args.bars, num=1, controls=controls, seed=args.seed, progress=True
+    )[0]
+    prompt_end = prompt_end_of(cut(prompt, args.prompt_bars), args.prompt_bars)
+    write_sample(song, args.run / "sample", prompt_end=prompt_end, title=f"{name}, continued")
+    new = int(np.sum(song.notes[:, 0] >= prompt_end))
+    report = f"""# {args.run.name}
+
+The first {args.prompt_bars} bars of `{name}`, which the model was not trained on, and {args.bars} bars of its own
+({new} notes): [sample.mid](sample.mid), [sample.wav](sample.wav).
+
+![Piano roll of the prompt and its continuation](sample.png)
+
+{describe(last_metrics(args.run))}
+
+The losses are those of whole validation songs, each heard from its own empty memory. The floor is a bigram model of
+the same tokens, interpolated with the unigram.
+"""
+    (args.run / "report.md").write_text(report)
+    print(report)
+
+
+if __name__ == "__main__":
+    cli.run(main)
