@@ -40,6 +40,7 @@ class Statistics(NamedTuple):
 class Output(NamedTuple):
     logits: Float[Array, "B Q V"]
     window: XLMemory  # what was given, and the new tokens
+    knn: KNNMemory | None  # as it was given
     statistics: Statistics
 
 
@@ -246,7 +247,8 @@ class Decoder(nnx.Module):
         with jax.named_scope("logits"):
             logits = self.logits(self.norm(x)).astype(jnp.float32)
         extended_keys, extended_values = zip(*keys, strict=True)
-        return Output(logits, XLMemory(extended_keys, extended_values, window_song), statistics)
+        ring = memory.knn and mem.after_reading(memory.knn, logits)
+        return Output(logits, XLMemory(extended_keys, extended_values, window_song), ring, statistics)
 
 
 def init_params(config: cfg.Config, *, steps_per_beat: int, seed: int) -> tuple[nnx.GraphDef, dict]:

@@ -92,7 +92,7 @@ def run_segments(
         output = decoder(tokens["tokens"], tokens["bar"], tokens["step"], tokens["song"], memory, key=segment_key)
         counted = tokens["targets"] >= 0
         nats = optax.softmax_cross_entropy_with_integer_labels(output.logits, jnp.maximum(tokens["targets"], 0))
-        memory = mem.roll(output.window, memory.knn, segment, config.memory.knn_layer - 1)
+        memory = mem.roll(output.window, output.knn, segment, config.memory.knn_layer - 1)
         return memory, (jnp.sum(nats * counted), jnp.sum(counted), output.statistics)
 
     segments = {name: jnp.moveaxis(x.reshape(x.shape[0], -1, segment), 1, 0) for name, x in batch.items()}
