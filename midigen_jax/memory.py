@@ -6,6 +6,8 @@ heard before, in a ring a lane, of which a query attends to its nearest neighbou
 slot, and no token ever attends to another song's. Letters of shapes are those of `shapes`.
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from types import ModuleType
 from typing import NamedTuple
@@ -16,6 +18,7 @@ import numpy as np
 from jax.experimental.buffer_callback import buffer_callback
 
 from . import config as cfg
+from .cli import InputError
 from .shapes import Array, Float, Int
 
 NO_SONG = -1  # of an empty slot
@@ -191,30 +194,46 @@ def _faiss() -> ModuleType | None:
     return faiss
 
 
+@lru_cache
+def _search_threads() -> ThreadPoolExecutor:
+    """Threads that search a lane's heads side by side, each by itself.
+
+    Faiss's own threads wait for each other at a barrier after every call, while XLA's keep the cores busy: that
+    took longer than the search.
+    """
+    faiss = _faiss()
+    assert faiss is not None
+    return ThreadPoolExecutor(os.cpu_count(), "faiss", initializer=faiss.omp_set_num_threads, initargs=(1,))
+
+
 def _search_faiss(queries: Array, keys: Array, start: Array, count: Array, top_k: int) -> Array:
     faiss = _faiss()
     if faiss is None:
-        raise ImportError('memory.backend=faiss needs Faiss: pip install "midigen_jax[cpu]" or [cuda12]')
+        raise InputError('memory.backend=faiss needs Faiss: pip install "midigen_jax[cpu]", or [cuda12] for a GPU')
 
     # The callback works on the device's own buffers and must not call JAX.
     def on_host(_, out, queries, keys, start, count):  # type: ignore[no-untyped-def]
         slots, queries, keys = np.asarray(out), np.asarray(queries), np.asarray(keys)
+        start, count = np.asarray(start).tolist(), np.asarray(count).tolist()
         _, heads, ring, _ = keys.shape
-        for lane, (first, n) in enumerate(zip(np.asarray(start).tolist(), np.asarray(count).tolist(), strict=True)):
-            if n == 0:
-                slots[lane] = -1
-                continue
-            for head in range(heads):
-                entries = keys[lane, head, first : first + n]
-                if first + n > ring:
-                    entries = np.concatenate([entries, keys[lane, head, : first + n - ring]])
-                _, found = faiss.knn(
-                    np.asarray(queries[lane, head], np.float32),
-                    np.asarray(entries, np.float32),
-                    top_k,
-                    metric=faiss.METRIC_INNER_PRODUCT,
-                )
-                slots[lane, head] = np.where(found < 0, -1, (found + first) % ring)
+
+        def search_head(lane: int, head: int) -> None:
+            first, n = start[lane], count[lane]
+            entries = keys[lane, head, first : first + n]
+            if first + n > ring:
+                entries = np.concatenate([entries, keys[lane, head, : first + n - ring]])
+            _, found = faiss.knn(
+                np.asarray(queries[lane, head], np.float32),
+                np.asarray(entries, np.float32),
+                top_k,
+                metric=faiss.METRIC_INNER_PRODUCT,
+            )
+            slots[lane, head] = np.where(found < 0, -1, (found + first) % ring)
+
+        filled = [lane for lane, n in enumerate(count) if n]
+        slots[[lane for lane, n in enumerate(count) if not n]] = -1
+        tasks = [(lane, head) for lane in filled for head in range(heads)]
+        list(_search_threads().map(lambda task: search_head(*task), tasks))
 
     shape = jax.ShapeDtypeStruct((*queries.shape[:3], top_k), jnp.int32)
     return buffer_callback(on_host, shape)(queries, keys, start, count)
