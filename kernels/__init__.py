@@ -4,8 +4,14 @@ The public functions of the package check their input before they call these; in
 of a file is doubted. Every kernel releases the GIL, so that threads encode files side by side.
 """
 
-from functools import partial
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
-from numba import njit
+import numba
 
-kernel = partial(njit, cache=True, nogil=True)
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def kernel(function: Function) -> Function:
+    """Compiles a function at its first call and keeps the machine code on disk."""
+    return cast(Function, numba.njit(cache=True, nogil=True)(function))

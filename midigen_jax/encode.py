@@ -40,9 +40,9 @@ def encode_file(path: Path, name: str, steps_per_beat: int) -> EncodedSong | str
         data = np.fromfile(path, np.uint8)
     except OSError as error:
         return f"can't be read: {error.strerror or error}"
-    error, tokens, bar, step, notes, n_steps, seconds = score.encode_song(data, steps_per_beat)
-    if error != smf.OK:
-        return smf.ERRORS[error]
+    code, tokens, bar, step, notes, n_steps, seconds = score.encode_song(data, steps_per_beat)
+    if code != smf.OK:
+        return smf.ERRORS[code]
     if len(tokens) == 0:
         return "holds no notes (drums aside)"
     return EncodedSong(name, tokens, bar, step, notes, n_steps / steps_per_beat, seconds)

@@ -63,9 +63,9 @@ def read_song(path: Path, steps_per_beat: int) -> Song:
         data = np.fromfile(path, np.uint8)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}; give the path of a MIDI file") from None
-    error, division, notes, meters, tempos = smf.read_smf(data)
-    if error != smf.OK:
-        raise InputError(f"{path}: {smf.ERRORS[error]}; give a Standard MIDI File (.mid)")
+    code, division, notes, meters, tempos = smf.read_smf(data)
+    if code != smf.OK:
+        raise InputError(f"{path}: {smf.ERRORS[code]}; give a Standard MIDI File (.mid)")
     grid = score.quantize(notes, division, steps_per_beat)
     if len(grid) == 0:
         raise InputError(f"{path}: holds no notes (drums aside); give a MIDI file with a melody or chords")

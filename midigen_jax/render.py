@@ -210,10 +210,10 @@ def wav(midi_path: str | Path, wav_path: str | Path, *, sample_rate: int = 44_10
         InputError: the MIDI file can't be read or has no notes.
     """
     try:
-        score = symusic.Score(str(midi_path))
+        score = symusic.Score(str(midi_path), ttype="Tick")
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{midi_path}: can't be read as a MIDI file ({error})") from None
-    if score.note_num() == 0:
+    if not any(len(track.notes) for track in score.tracks):
         raise InputError(f"{midi_path}: has no notes to play")
     synthesizer = symusic.Synthesizer(sf_path=str(sound_font()), sample_rate=sample_rate, quality=4)
     sound = np.asarray(synthesizer.render(score, stereo=True)).T  # [samples, 2]

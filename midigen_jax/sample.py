@@ -214,12 +214,14 @@ class Sampler:
         """
         prompt = cut(prompt, prompt_bars) if prompt is not None else new_song(self.steps_per_beat)
         prompt_end = prompt_end_of(prompt, prompt_bars)
-        first_bar = int(score.bar_positions(np.array([prompt_end]), prompt.bars)[0][0])
-        end = prompt.bar_start(first_bar + bars)
+        prompt_bar = int(score.bar_positions(np.array([prompt_end]), prompt.bars)[0][0])
+        end = prompt.bar_start(prompt_bar + bars)
         events, steps = score.position_score(prompt.notes)
         tokens, token_steps = (x[:-1] for x in score.index_score(events, steps))
-        state = self.read(tokens, *score.bar_positions(token_steps, prompt.bars), int(token_steps[-1]), num)
-        timeline = Timeline(*map(jnp.asarray, prompt.bars[-1]), jnp.asarray(prompt_end))
+        bar, step = score.bar_positions(token_steps, prompt.bars)
+        state = self.read(tokens, bar, step, now=int(token_steps[-1]), rows=num)
+        first_step, bar_length, first_bar = jnp.asarray(prompt.bars[-1], jnp.int32)
+        timeline = Timeline(first_step, bar_length, first_bar, jnp.asarray(prompt_end, jnp.int32))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(num))
         rows, now = [np.repeat(tokens[:, None], num, 1)], np.zeros(num)
         with tqdm(total=end - prompt_end, unit="step", desc="sampling", disable=not progress) as bar:

@@ -218,12 +218,17 @@ def check_fits(meta: dict[str, Any], config: cfg.Config, corpus: Corpus, run: Pa
         raise InputError(f"{run}: its checkpoint was trained on another corpus than {corpus.path}; give that one")
 
 
+def rest_of(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint holds beside the parameters."""
+    return {name: value for name, value in state._asdict().items() if name != "params"}
+
+
 def restore_state(
     checkpoints: checkpoint.Checkpoints, step: int, config: cfg.Config, steps_per_beat: int
 ) -> TrainState:
     shapes = jax.eval_shape(lambda: init_state(config, steps_per_beat))
-    items = checkpoints.restore(step, params=shapes.params, rest=shapes._replace(params=None)._asdict())
-    return TrainState(**items["rest"])._replace(params=items["params"])
+    items = checkpoints.restore(step, params=shapes.params, rest=rest_of(shapes))
+    return TrainState(items["params"], **items["rest"])
 
 
 def train(config: cfg.Config, source: Path, run: Path) -> bool:
@@ -267,7 +272,7 @@ def train(config: cfg.Config, source: Path, run: Path) -> bool:
 
     def save(step: int) -> None:
         if checkpoints.latest() != step:
-            checkpoints.save(step, state.params, state._replace(params=None)._asdict(), meta)
+            checkpoints.save(step, state.params, rest_of(state), meta)
 
     def validate(step: int) -> None:
         result = evaluate.figures(total_loss(state.params, corpus, validation)[0], corpus, validation)
@@ -286,14 +291,14 @@ def train(config: cfg.Config, source: Path, run: Path) -> bool:
         seed=config.data.seed,
         transpose=config.data.transpose,
     )
-    step, recent = first, []
+    step, recent = first, list[dict[str, Array]]()
     last_time = time.perf_counter()
     with (
         stop_signals() as stopping,
         tqdm(initial=first, total=settings.steps, unit="step", desc="training", dynamic_ncols=True) as bar,
     ):
         for batch in batches:
-            state, metrics = train_step(state, batch)
+            state, metrics = train_step(state, jax.device_put(batch))
             # The step before is waited for while this one runs, so that the device never waits for the host.
             jax.block_until_ready(recent[-1:])
             recent.append(metrics)

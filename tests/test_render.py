@@ -104,7 +104,7 @@ def test_piano_rolls_in_threads_are_equal(tmp_path):
 
 
 def test_piano_roll_without_notes(tmp_path):
-    with pytest.raises(ValueError, match=r"a\.png: a piano roll needs notes"):
+    with pytest.raises(ValueError, match=r"a\.png: no notes to draw"):
         piano_roll(tmp_path / "a.png", [], [], [], bar_lines=[0])
     assert not list(tmp_path.iterdir())
 

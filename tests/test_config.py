@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import pytest
+
+from midigen_jax import config as cfg
+from midigen_jax.cli import InputError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_loads_and_survives_json(path):
+    config = cfg.load(path)
+    assert cfg.from_flat(cfg.flatten(config), "test") == config
+
+
+def test_overrides_take_the_type_of_their_key():
+    config = cfg.override(
+        cfg.Config(), ["model.width=128", "train.clip=2", "model.dtype=bfloat16", "train.learning_rate=3e-4"]
+    )
+    assert (config.model.width, config.train.clip, config.model.dtype) == (128, 2.0, "bfloat16")
+    assert config.train.learning_rate == 3e-4
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("model.depth=3", r"unknown config key model\.depth; known are model\.layers"),
+        ("depth=3", "unknown config key depth; known are model, memory"),
+        ("model.width", "give key.path=value"),
+        ("model.width=wide", "give a value of type int"),
+        ("model.width=256.5", "give a value of type int"),
+        ("model.dtype=float64", "give one of float32, bfloat16"),
+        ("model.heads=3", r"model\.heads=3: has to divide model\.width"),
+        ("memory.knn=1000", r"memory\.knn=1000: has to be a multiple of data\.segment"),
+        ("memory.knn_layer=9", "has to be one of the layers"),
+        ("data.lanes=0", "has to be at least 1"),
+    ],
+)
+def test_bad_overrides_name_the_key_and_the_mend(assignment, message):
+    with pytest.raises(InputError, match=message):
+        cfg.override(cfg.Config(), [assignment])
+
+
+def test_bad_config_files_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"missing\.py: no such config file"):
+        cfg.load(tmp_path / "missing.py")
+    (tmp_path / "broken.py").write_text("def config(: pass")
+    with pytest.raises(InputError, match=r"broken\.py: SyntaxError"):
+        cfg.load(tmp_path / "broken.py")
+    (tmp_path / "wrong.py").write_text("def config(): return 3")
+    with pytest.raises(InputError, match=r"wrong\.py: config\(\) has to return"):
+        cfg.load(tmp_path / "wrong.py")

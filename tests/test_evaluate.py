@@ -1,0 +1,70 @@
+import math
+
+import numpy as np
+import pytest
+
+from midigen_jax import evaluate, vocab
+from midigen_jax.corpus import EncodedSong, open_corpus, write_corpus
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Two songs: a a a b and a b, between sos and eos, as notes and durations of 2 beats and 1 beat."""
+
+    def song(name, *tokens):
+        tokens = np.array([vocab.SOS, *tokens, vocab.EOS], np.uint16)
+        zeros = np.zeros(len(tokens), np.int32)
+        return EncodedSong(name, tokens, zeros, zeros, (len(tokens) - 2) // 2, 2.0, 1.0)
+
+    a, b = vocab.NOTE_0, vocab.DURATION_0 + 1
+    write_corpus(tmp_path / "c", [song("x", a, a, a, b), song("y", a, b)], [], steps_per_beat=8, fractions=(1, 0, 0))
+    return open_corpus(tmp_path / "c")
+
+
+def test_figures_divide_by_tokens_notes_and_beats(tiny):
+    result = evaluate.figures(8 * math.log(2), tiny, np.array([0, 1]))
+    assert result.tokens == 8  # all but sos
+    assert result.nats_per_token == pytest.approx(math.log(2))
+    assert result.bits_per_note == pytest.approx(8 / 3)
+    assert result.bits_per_beat == pytest.approx(8 / 4)
+
+
+def test_the_bigram_is_the_counted_one(tiny):
+    songs = np.array([0, 1])
+    bigram = evaluate.fit_bigram(tiny, songs)
+    probabilities = np.exp(bigram.logarithm)
+    assert probabilities.sum(1)[[vocab.SOS, vocab.NOTE_0, vocab.DURATION_0 + 1]] == pytest.approx(1)
+    # a is followed by a twice and by b twice; a is 4 of the 8 tokens after sos, each count raised by one.
+    w, n = bigram.weight, 8 + vocab.SIZE
+    assert probabilities[vocab.NOTE_0, vocab.NOTE_0] == pytest.approx(w * 2 / 4 + (1 - w) * 5 / n)
+    assert probabilities[vocab.SOS, vocab.EOS] == pytest.approx((1 - w) * 3 / n)
+
+
+def test_the_weight_has_the_highest_leave_one_out_likelihood(corpus):
+    songs = corpus.songs_of("train")
+    bigram = evaluate.fit_bigram(corpus, songs)
+    pairs, unigram = {}, {}
+    for song in songs:
+        tokens = corpus.tokens[corpus.offsets[song] : corpus.offsets[song + 1]].tolist()
+        for a, b in zip(tokens, tokens[1:], strict=False):
+            pairs.setdefault(a, {}).setdefault(b, 0)
+            pairs[a][b] += 1
+            unigram[b] = unigram.get(b, 0) + 1
+    total = sum(unigram.values()) + vocab.SIZE
+
+    def likelihood(w):
+        return sum(
+            n * math.log(w * (n - 1) / max(sum(row.values()) - 1, 1) + (1 - w) * unigram[b] / (total - 1))
+            for row in pairs.values()
+            for b, n in row.items()
+        )
+
+    near = [likelihood(bigram.weight + step) for step in (-0.01, 0, 0.01)]
+    assert near[1] == max(near)
+
+
+def test_the_floor_is_finite_on_unseen_songs(corpus):
+    training, other = corpus.songs_of("train"), corpus.songs_of("validation")
+    bigram, floor = evaluate.bigram_floor(corpus, training, other)
+    assert 0 < bigram.weight < 1
+    assert 0 < floor.nats_per_token < math.log(vocab.SIZE)

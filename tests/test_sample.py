@@ -1,0 +1,170 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_notes, write_midi
+from flax import nnx
+from test_model import build, changed, logits_in_segments
+
+from midigen_jax import cli, midi, sample, vocab
+from midigen_jax import memory as mem
+from midigen_jax.cli import InputError
+from midigen_jax.kernels import score
+from midigen_jax.sample import Controls, Cursor, Sampler, Timeline
+
+
+@pytest.fixture(scope="module")
+def sampler(small):
+    """A random model."""
+    _, params = build(small)
+    return Sampler(small, params, 8)
+
+
+@pytest.fixture
+def prompt(tmp_path):
+    path = write_midi(tmp_path / "prompt.mid", [random_notes(np.random.default_rng(3), 60, beats=30)], meter=(3, 4))
+    return midi.read_song(path, 8)
+
+
+@pytest.mark.parametrize("backend", ["faiss", "xla"])
+@pytest.mark.parametrize("n_prompt", [1, 16, 17, 40])
+def test_token_by_token_equals_training_in_segments(small, backend, n_prompt):
+    """The same logits as reading the song in segments, both memories included, wherever sampling takes over."""
+    config = changed(small, memory__backend=backend)
+    graphdef, params = build(config)
+    random = np.random.default_rng(0)
+    n = 112
+    batch = {name: random.integers(0, high, (1, n)) for name, high in (("tokens", 389), ("bar", 99), ("step", 96))}
+    batch = {name: jnp.asarray(x, jnp.int32) for name, x in batch.items()} | {"song": jnp.zeros((1, n), jnp.int32)}
+    expected, _ = logits_in_segments(graphdef, params, config, batch)
+
+    sampler = Sampler(config, params, 8)
+    parts = (np.asarray(batch[name][0, :n_prompt]) for name in ("tokens", "bar", "step"))
+    memory, cursor = sampler.read(*parts, now=0, rows=1)
+
+    @jax.jit
+    def read_one(memory, token, bar, step, at):
+        decoder = nnx.merge(graphdef, params)
+        return decoder(token, bar, step, jnp.zeros_like(token), memory, at=at)
+
+    at = int(cursor.at[0])
+    for i in range(n_prompt - 1, n):
+        output = read_one(memory, *(batch[name][:, i : i + 1] for name in ("tokens", "bar", "step")), jnp.array([at]))
+        np.testing.assert_allclose(output.logits[:, 0], expected[:, i], atol=2e-4)
+        at += 1
+        memory = mem.Memory(output.window, output.knn)
+        if at == config.memory.xl + config.data.segment:
+            memory, at = sampler._open_segment(output.window, output.knn), config.memory.xl
+    assert (memory.knn.song == 0).any()
+
+
+@pytest.mark.parametrize("bars", [1, 40])
+def test_continuations_begin_with_the_prompt_and_have_their_length(sampler, prompt, bars):
+    songs = sampler.continue_song(prompt, prompt_bars=4, bars=bars, num=3, seed=1)
+    end = 4 * 24
+    heard = prompt.notes[prompt.notes[:, 0] < end][:, :3]
+    for song in songs:
+        before = song.notes[song.notes[:, 0] < end][:, :3]
+        assert before[:, [0, 2]].tolist() == heard[:, [0, 2]].tolist()
+        assert (before[:, 1] <= heard[:, 1]).all()  # cut at most at the very end
+        assert song.n_steps <= end + bars * 24
+        assert (song.notes[:, 0] >= end).any() or bars == 1  # a rest can be longer than a bar
+    assert len({song.notes.tobytes() for song in songs}) == 3 or bars == 1
+
+
+def test_the_seed_and_the_row_decide(sampler, prompt):
+    one, two, other = (sampler.continue_song(prompt, bars=2, num=2, seed=seed) for seed in (7, 7, 8))
+    assert all(np.array_equal(a.notes, b.notes) for a, b in zip(one, two, strict=True))
+    assert not np.array_equal(one[0].notes, other[0].notes)
+
+
+def test_an_invention_has_no_prompt(sampler):
+    (song,) = sampler.continue_song(None, bars=3, num=1)
+    assert len(song.notes) > 0
+    assert song.n_steps <= 3 * 32
+
+
+def test_a_shorter_prompt_ends_at_its_last_bar_and_a_silent_one_is_refused(sampler, tmp_path):
+    song = midi.read_song(write_midi(tmp_path / "a.mid", [[(5, 1, 60), (6, 4, 64)]]), 8)
+    assert sample.prompt_end_of(sample.cut(song, 8), 8) == 2 * 32
+    with pytest.raises(InputError, match="no note begins in the prompt's first 1 bars"):
+        sampler.continue_song(song, prompt_bars=1)
+
+
+def test_every_sampled_token_is_one_that_may_follow(small, sampler):
+    """From a random model, which would write nonsense if it could."""
+    tokens = [np.zeros(1, np.uint16), np.array([0]), np.array([0])]
+    state = sampler.read(*tokens, now=0, rows=50)
+    timeline = Timeline(*(jnp.asarray(x) for x in (0, 32, 0, 300)))
+    keys = jax.random.split(jax.random.key(0), 50)
+    rows, times = [], []
+    for first in range(0, 400, sample.CHUNK):
+        state, (chunk, now) = sampler._sample(sampler.params, state, timeline, keys, jnp.asarray(first), Controls())
+        rows.append(chunk)
+        times.append(now)
+    rows, times = np.concatenate(rows).T, np.concatenate(times).T
+    heads, durations = rows[:, 0::2], rows[:, 1::2]
+    assert vocab.IS_EVENT_HEAD[heads].all()
+    assert vocab.IS_DURATION[durations].all()
+    onsets = np.concatenate([score.notes_from_tokens(row)[:, 0] for row in rows])
+    assert onsets.min() >= 300  # nothing before the prompt's end
+    rests = np.where(heads == vocab.SEP, durations - vocab.DURATION_0, 0).cumsum(1)
+    assert (times[:, 1::2] == rests).all()
+
+
+def test_advance_and_allowed():
+    timeline = Timeline(*(jnp.asarray(x) for x in (0, 32, 0, 10)))
+    cursor = Cursor(*(jnp.array([x]) for x in (vocab.SOS, 0, 0, 5)))
+    assert np.flatnonzero(sample.allowed(cursor, timeline)[0]).tolist() == [vocab.SEP]
+    cursor = sample.advance(cursor, jnp.array([vocab.SEP]))
+    assert np.flatnonzero(sample.allowed(cursor, timeline)[0]).min() == vocab.DURATION_0 + 10
+    cursor = sample.advance(cursor, jnp.array([vocab.DURATION_0 + 12]))
+    assert [int(x[0]) for x in cursor] == [vocab.DURATION_0 + 12, 0, 12, 7]
+    heads = np.flatnonzero(sample.allowed(cursor, timeline)[0])
+    assert heads.tolist() == list(range(vocab.SEP, vocab.DURATION_0))
+    cursor = sample.advance(cursor, jnp.array([vocab.NOTE_0 + 60]))
+    cursor = sample.advance(cursor, jnp.array([vocab.DURATION_0 + 4]))
+    assert (int(cursor.step[0]), int(cursor.now[0])) == (12, 12)  # a note does not move time
+
+
+@pytest.mark.parametrize(
+    ("controls", "kept"),
+    [
+        (Controls(), 4),
+        (Controls(top_k=2), 2),
+        (Controls(top_p=0.5), 1),
+        (Controls(top_p=0.51), 2),
+        (Controls(min_p=0.3), 2),
+        (Controls(temperature=0.1, min_p=0.01), 1),
+    ],
+)
+def test_controls_rule_tokens_out(controls, kept):
+    logits = jnp.log(jnp.array([[0.05, 0.5, 0.15, 0.3]]))
+    restricted = np.asarray(sample.restrict(logits, controls))[0]
+    order = [1, 3, 2, 0]
+    assert np.isfinite(restricted[order]).tolist() == [True] * kept + [False] * (4 - kept)
+    np.testing.assert_allclose(restricted[order[:kept]], logits[0][jnp.array(order[:kept])] / controls.temperature)
+
+
+def run_main(monkeypatch, *arguments) -> str | int | None:
+    """What sample.py exits with."""
+    monkeypatch.setattr("sys.argv", ["sample.py", *map(str, arguments)])
+    try:
+        cli.run(sample.main)
+    except SystemExit as exit:
+        return exit.code
+    return 0
+
+
+def test_bad_input_ends_with_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "empty").mkdir()
+    for arguments, message in (
+        ((tmp_path / "missing",), "no such run folder"),
+        ((tmp_path / "empty",), "holds no checkpoint"),
+        ((tmp_path, "--temperature", 0), "--temperature has to be above 0"),
+        ((tmp_path, "--bars", 0), "--bars 0: give at least 1"),
+    ):
+        assert run_main(monkeypatch, *arguments) == 2
+        errors = capsys.readouterr().err.splitlines()
+        assert len(errors) == 1
+        assert message in errors[0]

@@ -1,0 +1,123 @@
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from test_model import changed
+
+from midigen_jax import checkpoint, data, evaluate, model, train
+from midigen_jax.cli import InputError
+
+
+def equal(one, two) -> bool:
+    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((np.asarray(x) == np.asarray(y)).all()), one, two)))
+
+
+def state_of(run, config):
+    checkpoints, step = checkpoint.open_run(run)
+    return train.restore_state(checkpoints, step, config, 8)
+
+
+def lines_of(run) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def straight(small, corpus, tmp_path_factory):
+    """A run of twelve steps without interruption."""
+    run = tmp_path_factory.mktemp("runs") / "straight"
+    assert train.train(small, corpus.path, run)
+    return run
+
+
+def test_the_loss_falls_and_everything_is_logged(straight, corpus):
+    lines = lines_of(straight)
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [4, 8, 12]
+    assert steps[0]["loss"] > steps[-1]["loss"]
+    assert steps[-1]["hit_rate"] > 0.1
+    assert steps[-1]["hit_age"] > 24
+    validation = [line for line in lines if "validation/bits_per_note" in line]
+    assert [line["step"] for line in validation] == [6, 12]
+    assert list((straight / "tensorboard").iterdir())
+
+
+def test_a_first_step_is_what_it_was(small, corpus):
+    """The loss before any training is close to that of a uniform guess, log 389."""
+    state = jax.jit(train.init_state, static_argnums=(0, 1))(small, 8)
+    step = train.make_train_step(model.abstract(small, steps_per_beat=8), small)
+    songs = corpus.songs_of("train")
+    batch = next(data.training_steps(corpus, songs, n_lanes=3, tokens_per_step=32, n_steps=1, first=0, seed=0))
+    state, metrics = step(state, batch)
+    assert float(metrics["loss"]) == pytest.approx(np.log(389), abs=0.02)
+    assert int(state.step) == 1
+
+
+def test_stopping_and_resuming_gives_the_same_bits(small, corpus, straight, tmp_path, monkeypatch):
+    """Ctrl-C in step 5: that step is finished and saved, and the run goes on as if never stopped."""
+    run = tmp_path / "run"
+    make = train.make_train_step
+
+    def interrupted(graphdef, config):
+        step, calls = make(graphdef, config), []
+
+        def one(state, batch):
+            calls.append(None)
+            if len(calls) == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+            return step(state, batch)
+
+        return one
+
+    monkeypatch.setattr(train, "make_train_step", interrupted)
+    assert not train.train(small, corpus.path, run)
+    monkeypatch.undo()
+    assert checkpoint.open_run(run)[1] == 5
+    # Lines after the checkpoint, of a machine that went away, are done again; a half-written one is dropped.
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 8, "loss": 0}\n{"step": 9, "lo')
+    assert train.train(small, corpus.path, run)
+    assert equal(state_of(run, small), state_of(straight, small))
+    assert [line["step"] for line in lines_of(run)] == [4, 5, 6, 8, 12, 12]
+
+
+def test_what_does_not_fit_the_checkpoint_is_refused(small, corpus, straight, midi_folder, tmp_path):
+    with pytest.raises(InputError, match=r"its checkpoint has model\.width=32, the config 64"):
+        train.train(changed(small, model__width=64), corpus.path, straight)
+    with pytest.raises(InputError, match="another corpus"):
+        train.encode_folder(midi_folder, tmp_path / "corpus", fractions=(0.5, 0.5, 0))
+        (next((tmp_path / "corpus").glob("meta.json"))).write_text(
+            (tmp_path / "corpus" / "meta.json").read_text().replace('"fingerprint": "', '"fingerprint": "0')
+        )
+        train.train(small, tmp_path / "corpus", straight)
+    assert checkpoint.open_run(straight)[1] == 12
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(small, corpus, tmp_path):
+    with pytest.raises(InputError, match=r"the loss is (nan|inf)"):
+        train.train(changed(small, train__learning_rate=1e30, train__warmup=0), corpus.path, tmp_path / "run")
+    with pytest.raises(InputError, match="holds no checkpoint"):
+        checkpoint.open_run(tmp_path / "run")
+
+
+def test_a_midi_folder_is_encoded_once(small, midi_folder, tmp_path):
+    corpus = train.get_corpus(midi_folder, tmp_path)
+    written = (tmp_path / "corpus" / "meta.json").stat().st_mtime_ns
+    assert train.get_corpus(midi_folder, tmp_path).fingerprint == corpus.fingerprint
+    assert (tmp_path / "corpus" / "meta.json").stat().st_mtime_ns == written
+
+
+def test_whole_song_loss_does_not_depend_on_the_lanes(small, corpus):
+    """Songs are heard from their own empty memories, whatever lane they are in and wherever they begin."""
+    config = changed(small, model__layers=1, memory__knn_layer=1, memory__knn=0, memory__xl=0, data__segment=4096)
+    _, params = model.init_params(config, steps_per_beat=8, seed=0)
+    songs = corpus.songs_of("validation")
+    losses = []
+    for lanes in (1, 5):
+        here = changed(config, data__lanes=lanes, data__segments=1)
+        nats, _ = train.make_loss(model.abstract(here, steps_per_beat=8), here)(params, corpus, songs)
+        losses.append(evaluate.figures(nats, corpus, songs).nats_per_token)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] == pytest.approx(np.log(389), abs=0.05)
