@@ -31,10 +31,10 @@ def meta_of(config: cfg.Config, corpus: Corpus) -> dict[str, Any]:
 class Checkpoints:
     """The checkpoints of a run, in RUN/checkpoints."""
 
-    def __init__(self, run: Path, *, keep: int = 1, read_only: bool = False):
+    def __init__(self, run: Path, *, keep: int | None = None, create: bool = True):
         self.run = run
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=False, read_only=read_only, create=not read_only
+            max_to_keep=keep, enable_async_checkpointing=False, create=create
         )
         self.manager = ocp.CheckpointManager(
             (run / "checkpoints").resolve(), options=options, item_names=("params", "rest", "meta")
@@ -88,7 +88,7 @@ def open_run(run: Path) -> tuple[Checkpoints, int]:
         raise InputError(f"{run}: no such run folder; train one with train.py CONFIG --data ... --workdir {run}")
     if not (run / "checkpoints").is_dir():
         raise InputError(f"{run}: holds no checkpoint; train first: train.py CONFIG --data ... --workdir {run}")
-    checkpoints = Checkpoints(run, read_only=True)
+    checkpoints = Checkpoints(run, create=False)
     step = checkpoints.latest()
     if step is None:
         raise InputError(f"{run}: holds no checkpoint; train first: train.py CONFIG --data ... --workdir {run}")
