@@ -25,8 +25,9 @@ test: $(VENV)/installed-dev $(VENV)/installed-demo
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q
 
-bench: $(VENV)/installed-bench
-	for file in benchmarks/*.py; do $(BIN)/python $$file || exit; done
+bench: $(VENV)/installed-bench $(VENV)/installed-demo
+	$(BIN)/python -m midigen_jax.music21_corpus --out $(RUN)/midi
+	for file in benchmarks/*.py; do $(BIN)/python $$file --data $(RUN)/midi || exit; done
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -33,9 +33,7 @@ class Checkpoints:
 
     def __init__(self, run: Path, *, keep: int | None = None, create: bool = True):
         self.run = run
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=False, create=create
-        )
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False, create=create)
         self.manager = ocp.CheckpointManager(
             (run / "checkpoints").resolve(), options=options, item_names=("params", "rest", "meta")
         )

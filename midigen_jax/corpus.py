@@ -59,7 +59,7 @@ class Corpus(NamedTuple):
     beats: np.ndarray  # float [songs]
     seconds: np.ndarray  # float [songs]
     steps_per_beat: int
-    fingerprint: str  # of the whole corpus
+    fingerprint: str  # of all songs, their splits and the grid
 
     def songs_of(self, split: str) -> np.ndarray:
         """Indices of a split's songs."""
@@ -85,6 +85,8 @@ def write_corpus(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     fingerprints = [song.fingerprint for song in songs]
+    splits = [SPLITS[split_of(fingerprint, fractions)] for fingerprint in fingerprints]
+    content = "".join(map("".join, zip(fingerprints, splits, strict=True))) + str(steps_per_beat)
     lengths = [len(song.tokens) for song in songs]
     arrays = {
         "tokens": np.concatenate([song.tokens for song in songs]),
@@ -97,14 +99,13 @@ def write_corpus(
     with open(temporary / "songs.csv", "w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["name", "split", "notes", "beats", "seconds", "fingerprint"])
-        for song, fingerprint in zip(songs, fingerprints, strict=True):
-            split = SPLITS[split_of(fingerprint, fractions)]
+        for song, split, fingerprint in zip(songs, splits, fingerprints, strict=True):
             table.writerow([song.name, split, song.notes, song.beats, round(song.seconds, 3), fingerprint])
     with open(temporary / "skipped.csv", "w", newline="") as file:
         csv.writer(file).writerows([("file", "reason"), *skipped])
     meta = {
         "format_version": FORMAT_VERSION,
-        "fingerprint": hashlib.blake2b("".join(fingerprints).encode(), digest_size=8).hexdigest(),
+        "fingerprint": hashlib.blake2b(content.encode(), digest_size=8).hexdigest(),
         "steps_per_beat": steps_per_beat,
         "songs": len(songs),
         "tokens": int(sum(lengths)),

@@ -241,8 +241,8 @@ def train(config: cfg.Config, source: Path, run: Path) -> bool:
         InputError: data or config can't be used, or don't fit the checkpoint in the run folder.
     """
     settings = config.train
-    run.mkdir(parents=True, exist_ok=True)
     corpus = get_corpus(source, run)
+    run.mkdir(parents=True, exist_ok=True)
     training, validation = corpus.songs_of("train"), corpus.songs_of("validation")
     if len(training) == 0:
         raise InputError(f"{corpus.path}: no song fell to the training split; encode with --split 1 0 0")
@@ -304,8 +304,7 @@ def train(config: cfg.Config, source: Path, run: Path) -> bool:
             recent.append(metrics)
             step += 1
             bar.update()
-            leaving = bool(stopping) or step == settings.steps
-            if step % settings.log_every == 0 or leaving:
+            if step % settings.log_every == 0 or step == settings.steps or stopping:
                 values = {name: float(np.mean(x)) for name, x in _stack(recent).items()}
                 seconds = time.perf_counter() - last_time
                 values["tokens_per_second"] = len(recent) * tokens_per_step / seconds
@@ -323,11 +322,12 @@ def train(config: cfg.Config, source: Path, run: Path) -> bool:
                 recent = []
             if len(validation) and (step % settings.validate_every == 0 or step == settings.steps):
                 validate(step)
-            if step % settings.save_every == 0 or leaving:
+            stop = bool(stopping)  # a signal may have come at any time since
+            if step % settings.save_every == 0 or step == settings.steps or stop:
                 save(step)
             if not recent:
                 last_time = time.perf_counter()
-            if stopping:
+            if stop:
                 break
     log.close()
     checkpoints.close()

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def test_the_weight_has_the_highest_leave_one_out_likelihood(corpus):
     pairs, unigram = {}, {}
     for song in songs:
         tokens = corpus.tokens[corpus.offsets[song] : corpus.offsets[song + 1]].tolist()
-        for a, b in zip(tokens, tokens[1:], strict=False):
+        for a, b in pairwise(tokens):
             pairs.setdefault(a, {}).setdefault(b, 0)
             pairs[a][b] += 1
             unigram[b] = unigram.get(b, 0) + 1
