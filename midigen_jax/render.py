@@ -210,7 +210,7 @@ def wav(midi_path: str | Path, wav_path: str | Path, *, sample_rate: int = 44_10
         InputError: the MIDI file can't be read or has no notes.
     """
     try:
-        score = symusic.Score(str(midi_path), ttype="Tick")
+        score: Any = symusic.Score(str(midi_path))  # its own type hints leave out what it has
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{midi_path}: can't be read as a MIDI file ({error})") from None
     if not any(len(track.notes) for track in score.tracks):

@@ -52,7 +52,7 @@ def test_a_first_step_is_what_it_was(small, corpus):
     songs = corpus.songs_of("train")
     batch = next(data.training_steps(corpus, songs, n_lanes=3, tokens_per_step=32, n_steps=1, first=0, seed=0))
     state, metrics = step(state, batch)
-    assert float(metrics["loss"]) == pytest.approx(np.log(389), abs=0.02)
+    assert float(metrics["loss"]) == pytest.approx(np.log(389), abs=0.1)
     assert int(state.step) == 1
 
 
@@ -118,4 +118,4 @@ def test_whole_song_loss_does_not_depend_on_the_lanes(small, corpus):
         nats, _ = train.make_loss(model.abstract(here, steps_per_beat=8), here)(params, corpus, songs)
         losses.append(evaluate.figures(nats, corpus, songs).nats_per_token)
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert losses[0] == pytest.approx(np.log(389), abs=0.05)
+    assert losses[0] == pytest.approx(np.log(389), abs=0.1)
