@@ -14,7 +14,7 @@ from . import cli
 from .cli import InputError
 from .corpus import Corpus
 from .midi import read_song
-from .sample import Controls, Sampler, cut, prompt_end_of, write_sample
+from .sample import Sampler, cut, prompt_end_of, write_sample
 from .train import get_corpus
 
 
@@ -63,9 +63,8 @@ def main() -> None:
     sampler = Sampler.from_run(args.run)
     name = choose_prompt(get_corpus(args.data, args.run))
     prompt = read_song(args.data / name, sampler.steps_per_beat)
-    controls = Controls(temperature=0.95, top_p=0.98)
     song = sampler.continue_song(
-        prompt, prompt_bars=args.prompt_bars, bars=args.bars, num=1, controls=controls, seed=args.seed, progress=True
+        prompt, prompt_bars=args.prompt_bars, bars=args.bars, num=1, seed=args.seed, progress=True
     )[0]
     prompt_end = prompt_end_of(cut(prompt, args.prompt_bars), args.prompt_bars)
     write_sample(song, args.run / "sample", prompt_end=prompt_end, title=f"{name}, continued")

@@ -37,7 +37,7 @@ class Controls(NamedTuple):
     min_p: float = 0.0  # tokens at least this share as likely as the likeliest (Nguyen et al. 2024)
 
 
-DEFAULT_CONTROLS = Controls()
+DEFAULT_CONTROLS = Controls(temperature=0.9, top_p=0.95)
 
 
 class Cursor(NamedTuple):
@@ -296,9 +296,13 @@ def main() -> None:
     parser.add_argument("--prompt-bars", type=int, default=8, help="bars of the prompt to begin with")
     parser.add_argument("--bars", type=int, default=16, help="bars to add")
     parser.add_argument("--num", type=int, default=4, help="continuations to write")
-    parser.add_argument("--temperature", type=float, default=0.95, help="below 1 safer, above 1 wilder")
+    parser.add_argument(
+        "--temperature", type=float, default=DEFAULT_CONTROLS.temperature, help="below 1 safer, above 1 wilder"
+    )
     parser.add_argument("--top-k", type=int, default=0, help="draw from so many likeliest tokens; 0: all")
-    parser.add_argument("--top-p", type=float, default=0.98, help="draw from the likeliest tokens of this probability")
+    parser.add_argument(
+        "--top-p", type=float, default=DEFAULT_CONTROLS.top_p, help="draw from the likeliest tokens of this probability"
+    )
     parser.add_argument(
         "--min-p", type=float, default=0.0, help="draw from tokens this share as likely as the likeliest"
     )
