@@ -1,6 +1,7 @@
 """Pictures and sound of music: a piano roll as PNG, a MIDI file as WAV."""
 
 import importlib.util
+import io
 import os
 import wave
 from collections.abc import Iterator
@@ -9,8 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import midirenderer
 import numpy as np
-import symusic
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PolyCollection
@@ -203,26 +204,26 @@ def sound_font() -> Path:
     return Path(spec.origin).with_name("TimGM6mb.sf2")
 
 
-def wav(midi_path: str | Path, wav_path: str | Path, *, sample_rate: int = 44_100) -> None:
+def wav(midi_path: str | Path, wav_path: str | Path) -> None:
     """Synthesises a MIDI file as a 16-bit stereo WAV with its peak at 0.9 of full scale.
 
     Raises:
         InputError: the MIDI file can't be read or has no notes.
     """
     try:
-        score: Any = symusic.Score(str(midi_path))  # its own type hints leave out what it has
-    except (RuntimeError, ValueError) as error:
+        midi = Path(midi_path).read_bytes()
+        rendered = midirenderer.render_wave_from(sound_font().read_bytes(), midi)
+    except (OSError, RuntimeError) as error:
         raise InputError(f"{midi_path}: can't be read as a MIDI file ({error})") from None
-    if not any(len(track.notes) for track in score.tracks):
+    with wave.open(io.BytesIO(rendered)) as file:
+        format = file.getparams()
+        sound = np.frombuffer(file.readframes(format.nframes), "<i2").astype(np.float32)
+    peak = float(np.abs(sound).max(initial=0))
+    if peak == 0:
         raise InputError(f"{midi_path}: has no notes to play")
-    synthesizer = symusic.Synthesizer(sf_path=str(sound_font()), sample_rate=sample_rate, quality=4)
-    sound = np.asarray(synthesizer.render(score, stereo=True)).T  # [samples, 2]
-    samples = np.rint(sound * (0.9 * 32767 / max(float(np.abs(sound).max()), 1e-9))).astype("<i2")
     with _renamed(Path(wav_path)) as temporary, wave.open(str(temporary), "wb") as file:
-        file.setnchannels(2)
-        file.setsampwidth(2)
-        file.setframerate(sample_rate)
-        file.writeframes(samples.tobytes())
+        file.setparams(format)
+        file.writeframes(np.rint(sound * (0.9 * 32767 / peak)).astype("<i2").tobytes())
 
 
 @contextmanager

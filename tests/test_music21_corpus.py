@@ -2,13 +2,15 @@ import csv
 import subprocess
 import sys
 from collections import defaultdict
+from fractions import Fraction
 
 import mido
 import pytest
 
-from midigen_jax import music21_corpus
+from midigen_jax import music21_corpus, music21_score
 from midigen_jax.cli import InputError
-from midigen_jax.music21_corpus import Bar, Note, build, convert, scores
+from midigen_jax.music21_corpus import build, convert, scores
+from midigen_jax.music21_score import Bar, Note
 
 pytest.importorskip("music21")
 
@@ -82,17 +84,17 @@ def test_a_repeat_is_played_with_its_upbeat(tmp_path):
 
 
 def bar(length, *notes, meter=(4, 4)):
-    return Bar(music21_corpus.Fraction(length), meter, [[Note(*note) for note in notes]], [])
+    return Bar(Fraction(length), meter, [[Note(*note) for note in notes]], [])
 
 
 def test_tied_notes_cross_bars_and_only_tied_ones():
     bars = [bar(4, (0, 4, 60, False)), bar(4, (0, 1, 60, True), (1, 2, 60, False))]
-    assert music21_corpus._notes(bars, 0) == [Note(0, 5, 60, False), Note(5, 6, 60, False)]
+    assert music21_score._notes(bars, 0) == [Note(0, 5, 60, False), Note(5, 6, 60, False)]
 
 
 def test_unisons_within_a_part_do_not_overlap():
     bars = [bar(4, (0, 4, 60, False), (0, 1, 60, False), (2, 3, 60, False))]
-    assert music21_corpus._notes(bars, 0) == [Note(0, 2, 60, False), Note(2, 3, 60, False)]
+    assert music21_score._notes(bars, 0) == [Note(0, 2, 60, False), Note(2, 3, 60, False)]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +108,7 @@ def test_unisons_within_a_part_do_not_overlap():
     ],
 )
 def test_meters(lengths, meters):
-    assert music21_corpus._meters([bar(length) for length in lengths]) == meters
+    assert music21_score._meters([bar(length) for length in lengths]) == meters
 
 
 def test_build_skips_duplicates_and_goes_on(tmp_path, monkeypatch, capsys):
