@@ -9,7 +9,7 @@ import numpy as np
 
 from ..vocab import DURATION_0, EOS, MAX_DURATION, NOTE_0, SEP, SOS
 from . import kernel
-from .smf import CHANNEL, DRUMS, DURATION, OK, ONSET, PITCH, TRACK, read_smf
+from .smf import CHANNEL, DRUMS, DURATION, ONSET, PITCH, TRACK
 
 REST = -1  # the pitch of a rest event
 MAX_ONSET = 1 << 26  # steps; what lies beyond (97 days at 120 beats a minute, 8 steps a beat) is left out
@@ -35,9 +35,9 @@ def quantize(notes, division, steps_per_beat):
         notes: int64 [N, 7] of `read_smf`.
 
     Returns:
-        int32 [n, 4]: onset, duration (1 to MAX_DURATION steps), pitch and part (16 * track + channel), in the order
-        of the position score: by onset, highest pitch first, then by part. Of several notes of one
-        part that share onset and pitch the longest stays.
+        int32 [n, 4]: onset, duration, pitch and part (16 * track + channel), in the order of the position score:
+        by onset, highest pitch first, then by part. A duration is 1 to MAX_DURATION steps, so that no note is lost to
+        rounding. Of several notes of one part that share onset and pitch the longest stays.
     """
     # A note packs into one integer, so that one plain sort orders all: onset 26 bits, pitch 7, part 20, duration 9.
     packed = np.empty(len(notes), np.int64)
@@ -243,25 +243,23 @@ def seconds_at(tick, tempos, division):
 
 
 @kernel
-def encode_song(data, steps_per_beat):
-    """A MIDI file's bytes to tokens and what goes with them, all stages in one call.
+def encode_song(division, notes, meters, tempos, steps_per_beat):
+    """What `read_smf` read of a file to tokens and what goes with them, all stages in one call.
 
     Returns:
-        error: OK or a key of `smf.ERRORS`.
         tokens: uint16 [n], from sos to eos; empty if the file holds no notes (drums aside).
         bar, in_bar: int32 [n], each token's bar number and step within the bar.
         n_notes: notes that the tokens hold.
         n_steps: from step 0 to the last note's end.
         seconds: the same span at the file's tempo.
     """
-    error, division, notes, meters, tempos = read_smf(data)
-    grid = quantize(notes, max(division, 1), steps_per_beat)
-    if error != OK or len(grid) == 0:
+    grid = quantize(notes, division, steps_per_beat)
+    if len(grid) == 0:
         nothing = np.empty(0, np.int32)
-        return error, np.empty(0, np.uint16), nothing, nothing, 0, 0, 0.0
+        return np.empty(0, np.uint16), nothing, nothing, 0, 0, 0.0
     events, steps = position_score(grid)
     tokens, token_steps = index_score(events, steps)
     bar, in_bar = bar_positions(token_steps, meter_map(meters, division, steps_per_beat))
     n_steps = (grid[:, 0] + grid[:, 1]).max()
     seconds = seconds_at(n_steps * division / steps_per_beat, tempos, division)
-    return error, tokens, bar, in_bar, len(grid), n_steps, seconds
+    return tokens, bar, in_bar, len(grid), n_steps, seconds

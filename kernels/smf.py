@@ -65,19 +65,22 @@ def _read_track(data, at, end, track, program, notes, n_notes, meters, n_meters,
         if delta < 0 or at >= end:
             break
         tick += delta
+        # Meta and system exclusive events leave running status as it was: the specification has them cancel it, but
+        # files that go on with it exist, and then nothing else can be meant.
+        event = status
         if data[at] >= 0x80:
-            status = np.int64(data[at])
+            event = np.int64(data[at])
             at += 1
-        if status < 0x80:
+        if event < 0x80:
             break  # a data byte with no running status
-        if status >= 0xF0:
+        if event >= 0xF0:
             kind = -1
-            if status == 0xFF:
+            if event == 0xFF:
                 if at >= end:
                     break
                 kind = np.int64(data[at])
                 at += 1
-            elif status != 0xF0 and status != 0xF7:
+            elif event != 0xF0 and event != 0xF7:
                 break  # system common and real-time messages do not occur in files
             size, at = _variable_length(data, at, end)
             if size < 0 or at + size > end or kind == 0x2F:
@@ -96,8 +99,8 @@ def _read_track(data, at, end, track, program, notes, n_notes, meters, n_meters,
                 meters[n_meters, 2] = 1 << np.int64(data[at + 1])
                 n_meters += 1
             at += size
-            status = 0  # a system exclusive or meta event cancels running status
             continue
+        status = event
         size = _CHANNEL_BYTES[(status >> 4) - 8]
         if at + size > end:
             break

@@ -64,29 +64,21 @@ class Config:
     train: Train = field(default_factory=Train)
 
     def __post_init__(self) -> None:
-        self._need(self.model.width % self.model.heads == 0, "model.heads", "has to divide model.width")
-        self._need(
-            self.memory.knn % self.data.segment == 0,
-            "memory.knn",
-            "has to be a multiple of data.segment, or 0",
-        )
-        self._need(
-            1 <= self.memory.knn_layer <= self.model.layers,
-            "memory.knn_layer",
-            "has to be one of the layers, from 1",
-        )
-        self._need(0 <= self.model.dropout < 1, "model.dropout", "has to be from 0 up to, not including, 1")
         for key in (
-            "model.layers",
-            "data.lanes",
-            "data.segment",
-            "data.segments",
+            *(f"model.{name}" for name in ("layers", "width", "heads", "ff_width")),
+            *(f"data.{name}" for name in ("lanes", "segment", "segments")),
+            *(f"train.{name}" for name in ("steps", "log_every", "validate_every", "save_every", "keep")),
             "memory.top_k",
-            "train.steps",
         ):
             self._need(get(self, key) >= 1, key, "has to be at least 1")
-        for key in ("memory.xl", "memory.knn", "data.transpose", "train.warmup"):
+        for key in ("memory.xl", "memory.knn", "data.transpose", "train.warmup", "train.validation_songs"):
             self._need(get(self, key) >= 0, key, "can't be negative")
+        self._need(self.model.width % self.model.heads == 0, "model.heads", "has to divide model.width")
+        self._need(0 <= self.model.dropout < 1, "model.dropout", "has to be from 0 up to, not including, 1")
+        multiple = self.memory.knn % self.data.segment == 0
+        self._need(multiple, "memory.knn", "has to be a multiple of data.segment, or 0")
+        one_of_them = 1 <= self.memory.knn_layer <= self.model.layers
+        self._need(one_of_them, "memory.knn_layer", "has to be one of the layers, from 1")
 
     def _need(self, holds: bool, key: str, what: str) -> None:
         if not holds:

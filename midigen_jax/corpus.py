@@ -16,7 +16,7 @@ import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from .cli import InputError
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
 _ARRAYS = ("tokens", "bar", "step", "offsets")
+_TEXT: Any = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names need not be UTF-8
 
 
 class EncodedSong(NamedTuple):
@@ -96,12 +97,12 @@ def write_corpus(
     }
     for name, array in arrays.items():
         np.save(temporary / f"{name}.npy", array, allow_pickle=False)
-    with open(temporary / "songs.csv", "w", newline="") as file:
+    with open(temporary / "songs.csv", "w", newline="", **_TEXT) as file:
         table = csv.writer(file)
         table.writerow(["name", "split", "notes", "beats", "seconds", "fingerprint"])
         for song, split, fingerprint in zip(songs, splits, fingerprints, strict=True):
             table.writerow([song.name, split, song.notes, song.beats, round(song.seconds, 3), fingerprint])
-    with open(temporary / "skipped.csv", "w", newline="") as file:
+    with open(temporary / "skipped.csv", "w", newline="", **_TEXT) as file:
         csv.writer(file).writerows([("file", "reason"), *skipped])
     meta = {
         "format_version": FORMAT_VERSION,
@@ -118,6 +119,12 @@ def write_corpus(
 
 def is_corpus(path: Path) -> bool:
     return (path / "meta.json").is_file()
+
+
+def skipped_files(path: Path) -> list[str]:
+    """The files that a corpus left out."""
+    with open(path / "skipped.csv", newline="", **_TEXT) as file:
+        return [row["file"] for row in csv.DictReader(file)]
 
 
 def open_corpus(path: Path) -> Corpus:
@@ -138,7 +145,7 @@ def open_corpus(path: Path) -> Corpus:
         if tuple(meta["vocabulary"]) != vocab.NAMES:
             raise InputError(f"{path}: encoded with another vocabulary; {again}")
         arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
-        with open(path / "songs.csv", newline="") as file:
+        with open(path / "songs.csv", newline="", **_TEXT) as file:
             rows = list(csv.DictReader(file))
         corpus = Corpus(
             path=path,

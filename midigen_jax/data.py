@@ -4,6 +4,7 @@ A batch has B lanes. Each lane is an endless tape of whole songs, so that memory
 belongs to the song that goes on. This module does not import JAX, so that loader processes stay light.
 """
 
+import bisect
 import heapq
 import threading
 from collections.abc import Iterator
@@ -88,7 +89,7 @@ class Lanes:
         bar, step = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         song_id = np.full(shape, NO_SONG, np.int32)
         for lane, (tape, starts) in enumerate(zip(self.tapes, self.starts, strict=True)):
-            i = int(np.searchsorted(starts, start, side="right")) - 1
+            i = bisect.bisect_right(starts, start) - 1
             while i < len(tape) and starts[i] <= stop:
                 song, shift = tape[i]
                 begin, end = max(starts[i], start), min(starts[i + 1], stop + 1)
@@ -144,7 +145,7 @@ def training_steps(
     first: int,
     seed: int,
     transpose: int = 0,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> grain.DatasetIterator[dict[str, np.ndarray]]:
     """Steps `first` to `n_steps` of the endless tapes, read ahead by threads; what they hold depends on neither."""
     source = Steps(Lanes(corpus, songs, n_lanes, seed=seed, transpose=transpose), tokens_per_step, n_steps)
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from . import cli
 from .cli import InputError
-from .corpus import SPLITS, EncodedSong, open_corpus, write_corpus
+from .corpus import SPLITS, EncodedSong, is_corpus, open_corpus, write_corpus
 from .kernels import score, smf
 from .midi import SUFFIXES
 
@@ -34,15 +34,22 @@ def midi_files(folder: Path) -> list[Path]:
     return files
 
 
+def midi_names(folder: Path) -> list[str]:
+    """The names that a corpus of this folder knows its files by."""
+    return [path.relative_to(folder).as_posix() for path in midi_files(folder)]
+
+
 def encode_file(path: Path, name: str, steps_per_beat: int) -> EncodedSong | str:
     """The song of a MIDI file, or the reason why there is none."""
     try:
         data = np.fromfile(path, np.uint8)
     except OSError as error:
         return f"can't be read: {error.strerror or error}"
-    code, tokens, bar, step, notes, n_steps, seconds = score.encode_song(data, steps_per_beat)
+    # Two calls, since Numba notices on disk a changed kernel's own file, not those of kernels that it calls.
+    code, division, raw_notes, meters, tempos = smf.read_smf(data)
     if code != smf.OK:
         return smf.ERRORS[code]
+    tokens, bar, step, notes, n_steps, seconds = score.encode_song(division, raw_notes, meters, tempos, steps_per_beat)
     if len(tokens) == 0:
         return "holds no notes (drums aside)"
     return EncodedSong(name, tokens, bar, step, notes, n_steps / steps_per_beat, seconds)
@@ -64,20 +71,22 @@ def encode_folder(
         InputError: there is nothing to encode, or no training song among what there is.
     """
     files = midi_files(folder)
-    names = [path.relative_to(folder).as_posix() for path in files]
+    names = midi_names(folder)
+    if out.exists() and not is_corpus(out):
+        raise InputError(f"{out}: exists and is no corpus; give another folder or remove it")
 
     def encode_one(path: Path, name: str) -> EncodedSong | str:
         return encode_file(path, name, steps_per_beat)
 
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        results = list(tqdm(pool.map(encode_one, files, names), "encoding", len(files), unit="file", mininterval=0.5))
+        results = list(tqdm(pool.map(encode_one, files, names), "encoding", len(files), unit="file", leave=False))
     songs = [result for result in results if isinstance(result, EncodedSong)]
     skipped = [(name, why) for name, why in zip(names, results, strict=True) if isinstance(why, str)]
     reasons = Counter(why for _, why in skipped)
     if not songs:
-        why, count = reasons.most_common(1)[0]
+        name, why = skipped[0]
         raise InputError(
-            f"{folder}: none of its {len(files)} MIDI files can be used ({count} x {why}, such as {skipped[0][0]}); "
+            f"{folder}: none of its {len(files)} MIDI files can be used (the first, {name}: {why}); "
             "give a folder with readable files"
         )
     write_corpus(out, songs, skipped, steps_per_beat=steps_per_beat, fractions=fractions)
@@ -110,8 +119,8 @@ def main() -> None:
     args = parser.parse_args()
     if min(args.split) < 0 or abs(sum(args.split) - 1) > 1e-6:
         raise InputError(f"--split {' '.join(map(str, args.split))}: give three shares that add up to 1")
-    if args.out.exists() and not (args.out / "meta.json").is_file():
-        raise InputError(f"{args.out}: exists and is no corpus; give another --out or remove it")
+    if args.workers is not None and args.workers < 1:
+        raise InputError(f"--workers {args.workers}: give at least 1")
     encode_folder(args.folder, args.out, steps_per_beat=args.steps_per_beat, workers=args.workers, fractions=args.split)
 
 

@@ -180,6 +180,8 @@ def search(
 @lru_cache
 def resolve_backend(backend: str) -> str:
     """What `auto` stands for here: Faiss on the CPU where it is installed, else XLA."""
+    if backend == "faiss" and jax.default_backend() != "cpu":
+        raise InputError("memory.backend=faiss searches on the CPU only as yet; use memory.backend=xla")
     if backend != "auto":
         return backend
     return "faiss" if jax.default_backend() == "cpu" and _faiss() is not None else "xla"

@@ -32,10 +32,11 @@ nnx.set_graph_updates(False)
 
 
 class Statistics(NamedTuple):
-    """What the kNN memory did, means over queries and heads; zeros where there is none."""
+    """What the kNN memory did; zeros where there is none."""
 
     hit_rate: Array  # share of queries that found something
-    hit_age: Array  # tokens between a hit and its query
+    hits: Array  # how many entries were found
+    ages: Array  # the sum of their ages: tokens between an entry and its query
     gate: Array  # share of the memory in the output, where something was found
     slots: Array  # filled slots of the running song, a lane
 
@@ -49,7 +50,7 @@ class Output(NamedTuple):
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:
     """Inverted dropout, the rate rounded to 1/256: a byte a value costs a quarter of a float's random bits."""
-    kept = round(256 * (1 - rate))
+    kept = max(round(256 * (1 - rate)), 1)
     if key is None or kept == 256:
         return x
     return jnp.where(jax.random.bits(key, x.shape, jnp.uint8) < kept, x * (256 / kept), 0).astype(x.dtype)
@@ -139,7 +140,7 @@ class Attention(nnx.Module):
         scores = add_position_bias(scores, table, distance)
         weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf)).astype(dtype)
         y = jnp.einsum("bhtw,bhwk->bhtk", weights, values)
-        statistics = Statistics(*jnp.zeros(4))
+        statistics = Statistics(*jnp.zeros(5))
         if self.knn and knn is not None:
             with jax.named_scope("knn"):
                 hits = mem.retrieve(knn, q, song, self.config.memory.top_k, self.config.memory.backend)
@@ -170,10 +171,9 @@ def _mix(q: Array, local: Array, hits: Hits, gate: Array) -> Array:
 
 def _statistics(knn: KNNMemory, hits: Hits, gate: Array, song: Array, xl: int) -> Statistics:
     found = hits.slots >= 0
-    n_hits = jnp.maximum(found.sum(), 1)
-    age = jnp.sum(jnp.where(found, mem.ages(knn, hits.slots, xl), 0), dtype=jnp.float32) / n_hits
+    ages = jnp.sum(jnp.where(found, mem.ages(knn, hits.slots, xl), 0), dtype=jnp.float32)
     _, count = mem.song_range(knn, song[:, 0])
-    return Statistics(found.any(-1).mean(), age, gate.mean(), count.mean())
+    return Statistics(found.any(-1).mean(), found.sum(dtype=jnp.float32), ages, gate.mean(), count.mean())
 
 
 class FeedForward(nnx.Module):
@@ -246,7 +246,7 @@ class Decoder(nnx.Module):
         with jax.named_scope("embed"):
             x = self.token(tokens) + self.bar(bar % BARS) + self.step(step % self.step.num_embeddings)
         rate = self.config.model.dropout
-        keys, statistics = [], Statistics(*jnp.zeros(4))
+        keys, statistics = [], Statistics(*jnp.zeros(5))
         for i, block in enumerate(self.blocks):
             drop = (None, None) if key is None else tuple(jax.random.split(jax.random.fold_in(key, i)))
             with jax.named_scope(f"block{i}"):

@@ -49,12 +49,12 @@ def piano_roll(
     """Draws notes as a PNG, in systems of at most 16 bars, one below the other.
 
     onset, duration, pitch: int [N], in grid steps and MIDI numbers; bar_lines: int [bars], the steps at which
-    bars start; prompt_end: the step at which the prompt ends and the continuation begins. ValueError without
+    bars start; prompt_end: the step at which the prompt ends and the continuation begins. InputError without
     notes.
     """
     onset, duration, pitch = (np.asarray(column, dtype=np.int64) for column in (onset, duration, pitch))
     if onset.size == 0 or not onset.shape == duration.shape == pitch.shape:
-        raise ValueError(f"{path}: no notes to draw, or not as many onsets as durations and pitches")
+        raise InputError(f"{path}: no notes to draw, or not as many onsets as durations and pitches")
     bars = _bars(onset, duration, np.asarray(bar_lines, dtype=np.int64), 4 * steps_per_beat)
     count = len(bars) - 1
     per_system = -(-count // -(-count // _BARS_PER_SYSTEM))
@@ -80,7 +80,16 @@ def piano_roll(
         _draw_notes(axes, onset, duration, pitch, system, prompt_end)
         if prompt_end is not None:
             _draw_prompt_end(axes, prompt_end, system)
-    figure.text(_LEFT / width, 1 - 0.26 / total, title, va="center", color=_INK, fontsize=13, fontweight="bold")
+    figure.text(
+        _LEFT / width,
+        1 - 0.26 / total,
+        title.encode("utf-8", "replace").decode(),  # a file's name may be anything
+        parse_math=False,
+        va="center",
+        color=_INK,
+        fontsize=13,
+        fontweight="bold",
+    )
     if prompt_end is not None:
         parts = ((_PROMPT, "prompt"), (_CONTINUATION, "continuation"))
         figure.legend(

@@ -6,6 +6,7 @@ The song is one of the validation split. Beside the report it leaves RUN/sample.
 """
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from . import cli
 from .cli import InputError
 from .corpus import Corpus
 from .midi import read_song
-from .sample import Sampler, cut, prompt_end_of, write_sample
+from .sample import Sampler, cut, write_sample
 from .train import get_corpus
 
 
@@ -31,6 +32,8 @@ def last_metrics(run: Path) -> dict[str, float]:
     values: dict[str, float] = {}
     for line in (run / "metrics.jsonl").read_text().splitlines():
         values |= json.loads(line)
+    if "validation/nats_per_token" not in values:
+        raise InputError(f"{run}: has not been validated yet; train on to the next validation")
     return values
 
 
@@ -60,13 +63,10 @@ def main() -> None:
     parser.add_argument("--bars", type=int, default=16, help="bars to add")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same music")
     args = parser.parse_args()
-    sampler = Sampler.from_run(args.run)
+    sampler, metrics = Sampler.from_run(args.run), last_metrics(args.run)
     name = choose_prompt(get_corpus(args.data, args.run))
-    prompt = read_song(args.data / name, sampler.steps_per_beat)
-    song = sampler.continue_song(
-        prompt, prompt_bars=args.prompt_bars, bars=args.bars, num=1, seed=args.seed, progress=True
-    )[0]
-    prompt_end = prompt_end_of(cut(prompt, args.prompt_bars), args.prompt_bars)
+    prompt, prompt_end = cut(read_song(args.data / name, sampler.steps_per_beat), args.prompt_bars)
+    (song,) = sampler.continue_song(prompt, prompt_end, bars=args.bars, num=1, seed=args.seed, progress=True)
     write_sample(song, args.run / "sample", prompt_end=prompt_end, title=f"{name}, continued")
     new = int(np.sum(song.notes[:, 0] >= prompt_end))
     report = f"""# {args.run.name}
@@ -76,12 +76,14 @@ The first {args.prompt_bars} bars of `{name}`, which the model was not trained o
 
 ![Piano roll of the prompt and its continuation](sample.png)
 
-{describe(last_metrics(args.run))}
+{describe(metrics)}
 
 The losses are those of whole validation songs, each heard from its own empty memory. The floor is a bigram model of
 the same tokens, interpolated with the unigram.
 """
-    (args.run / "report.md").write_text(report)
+    temporary = args.run / "report.md.tmp"
+    temporary.write_text(report)
+    os.replace(temporary, args.run / "report.md")
     print(report)
 
 

@@ -59,21 +59,21 @@ class State(NamedTuple):
 class Timeline(NamedTuple):
     """What times mean for the grammar and the positions."""
 
-    first_step: Array  # at which the last meter begins
-    bar_length: Array  # steps
-    first_bar: Array  # number of the bar that begins at first_step
+    bars: Int[Array, "n 3"]  # first step, steps a bar, number of the first bar, of every meter
     prompt_end: Array  # no sampled event begins before this step
 
 
 def allowed(cursor: Cursor, timeline: Timeline) -> Bool[Array, "B V"]:
     """The tokens that may come next: durations after an event's head, else heads.
 
-    Before the prompt's end nothing but rests that lead up to it.
+    Before the prompt's end nothing but rests that lead up to it; an invention begins with a note.
     """
     is_head = jnp.asarray(vocab.IS_EVENT_HEAD)[cursor.token][:, None]
     missing = jnp.clip(timeline.prompt_end - cursor.now, 0, vocab.MAX_DURATION)[:, None]
     ids = jnp.arange(vocab.SIZE)
-    heads = jnp.where(missing > 0, ids == vocab.SEP, jnp.asarray(vocab.IS_EVENT_HEAD))
+    begins = (cursor.token == vocab.SOS)[:, None]
+    heads = jnp.where(begins, jnp.asarray(vocab.IS_NOTE), jnp.asarray(vocab.IS_EVENT_HEAD))
+    heads = jnp.where(missing > 0, ids == vocab.SEP, heads)
     shortest = jnp.where((cursor.token == vocab.SEP)[:, None], missing, 0)
     durations = jnp.asarray(vocab.IS_DURATION) & (ids >= vocab.DURATION_0 + shortest)
     return jnp.where(is_head, durations, heads)
@@ -173,11 +173,13 @@ class Sampler:
 
         def one_token(state: State, i: Array) -> tuple[State, tuple[Array, Array]]:
             memory, cursor = state
-            since = cursor.step - timeline.first_step
+            meter = jnp.searchsorted(timeline.bars[:, 0], cursor.step, side="right") - 1
+            first_step, bar_length, first_bar = timeline.bars[meter].T
+            since = cursor.step - first_step
             output = decoder(
                 cursor.token[:, None],
-                (timeline.first_bar + since // timeline.bar_length)[:, None],
-                (since % timeline.bar_length)[:, None],
+                (first_bar + since // bar_length)[:, None],
+                (since % bar_length)[:, None],
                 jnp.zeros_like(cursor.token)[:, None],
                 memory,
                 at=cursor.at,
@@ -196,71 +198,61 @@ class Sampler:
 
     def continue_song(
         self,
-        prompt: Song | None = None,
+        prompt: Song,
+        prompt_end: int,
         *,
-        prompt_bars: int = 8,
         bars: int = 16,
         num: int = 4,
         controls: Controls = DEFAULT_CONTROLS,
         seed: int = 0,
         progress: bool = False,
     ) -> list[Song]:
-        """Continuations of a song's first bars; each begins with them.
+        """Continuations of a prompt; each begins with it.
 
         Row i depends on the prompt, the controls, the seed and i.
 
-        Raises:
-            InputError: the prompt has no notes in its first bars.
+        Args:
+            prompt, prompt_end: what `cut` gives, or `midi.new_song(steps_per_beat)` and 0 to invent.
+            bars: how many to add after `prompt_end`.
         """
-        prompt = cut(prompt, prompt_bars) if prompt is not None else new_song(self.steps_per_beat)
-        prompt_end = prompt_end_of(prompt, prompt_bars)
         prompt_bar = int(score.bar_positions(np.array([prompt_end]), prompt.bars)[0][0])
         end = prompt.bar_start(prompt_bar + bars)
         events, steps = score.position_score(prompt.notes)
         tokens, token_steps = (x[:-1] for x in score.index_score(events, steps))
         bar, step = score.bar_positions(token_steps, prompt.bars)
         state = self.read(tokens, bar, step, now=int(token_steps[-1]), rows=num)
-        first_step, bar_length, first_bar = jnp.asarray(prompt.bars[-1], jnp.int32)
-        timeline = Timeline(first_step, bar_length, first_bar, jnp.asarray(prompt_end, jnp.int32))
+        timeline = Timeline(jnp.asarray(prompt.bars, jnp.int32), jnp.asarray(prompt_end, jnp.int32))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(num))
-        rows, now = [np.repeat(tokens[:, None], num, 1)], np.zeros(num)
-        with tqdm(total=end - prompt_end, unit="step", desc="sampling", disable=not progress) as bar:
+        rows = [np.repeat(tokens[:, None], num, 1)]
+        with tqdm(total=end - prompt_end, unit="step", desc="sampling", disable=not progress) as shown:
             for first in range(0, bars * TOKENS_PER_BAR, CHUNK):
                 state, (chunk, times) = self._sample(
                     self.params, state, timeline, keys, jnp.asarray(first), controls=controls
                 )
                 rows.append(np.asarray(chunk))
-                now = np.asarray(times)[-1]
-                bar.update(max(0, min(end, int(now.min())) - prompt_end - bar.n))
-                if now.min() >= end:
+                now = int(np.asarray(times)[-1].min())
+                shown.update(max(0, min(end, now) - prompt_end - shown.n))
+                if now >= end:
                     break
         return [_finish(prompt, row, end) for row in np.concatenate(rows).T]
 
 
-def cut(song: Song, bars: int) -> Song:
-    """The song's first bars: the notes that begin in them, and the meters and tempos up to their end.
+def cut(song: Song, bars: int) -> tuple[Song, int]:
+    """The song's first bars as a prompt, and the step at which they end.
+
+    Kept are the notes that begin in these bars, and meters and tempos up to their end; a meter that begins there holds
+    for what follows. A shorter song ends at the end of the bar in which its last note begins.
 
     Raises:
-        InputError: no note begins in them.
+        InputError: no note begins in these bars.
     """
-    end = song.bar_start(bars)
-    notes = song.notes[song.notes[:, 0] < end]
+    notes = song.notes[song.notes[:, 0] < song.bar_start(bars)]
     if len(notes) == 0:
         raise InputError(f"no note begins in the prompt's first {bars} bars; give a larger --prompt-bars")
-    return song._replace(
-        notes=notes,
-        bars=song.bars[song.bars[:, 0] < end],
-        meters=song.meters[song.meters[:, 0] < end],
-        tempos=song.tempos[song.tempos[:, 0] < end],
-    )
-
-
-def prompt_end_of(prompt: Song, bars: int) -> int:
-    """The step at which new music begins: after the prompt's bars, or earlier at a bar line if the song is shorter."""
-    if len(prompt.notes) == 0:
-        return 0
-    last_bar = int(score.bar_positions(prompt.notes[-1:, 0], prompt.bars)[0][0])
-    return prompt.bar_start(min(bars, last_bar + 1))
+    last_bar = int(score.bar_positions(notes[-1:, 0], song.bars)[0][0])
+    end = song.bar_start(min(bars, last_bar + 1))
+    kept = {name: getattr(song, name) for name in ("bars", "meters", "tempos")}
+    return song._replace(notes=notes, **{name: rows[rows[:, 0] <= end] for name, rows in kept.items()}), end
 
 
 def _finish(prompt: Song, tokens: np.ndarray, end: int) -> Song:
@@ -271,13 +263,14 @@ def _finish(prompt: Song, tokens: np.ndarray, end: int) -> Song:
     return prompt._replace(notes=np.pad(notes, ((0, 0), (0, 1))))
 
 
-def write_sample(song: Song, stem: Path, *, prompt_end: int, title: str) -> None:
-    """Writes stem.mid, stem.png and stem.wav."""
+def write_sample(song: Song, stem: Path, *, prompt_end: int | None, title: str) -> None:
+    """Writes stem.mid, stem.png and stem.wav. `prompt_end` is None for an invention."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    write_song(stem.with_suffix(".mid"), song)
+    midi, picture, sound = (stem.with_name(stem.name + suffix) for suffix in (".mid", ".png", ".wav"))
+    write_song(midi, song)
     onset, duration, pitch, _ = song.notes.T
     render.piano_roll(
-        stem.with_suffix(".png"),
+        picture,
         onset,
         duration,
         pitch,
@@ -286,7 +279,7 @@ def write_sample(song: Song, stem: Path, *, prompt_end: int, title: str) -> None
         steps_per_beat=song.steps_per_beat,
         title=title,
     )
-    render.wav(stem.with_suffix(".mid"), stem.with_suffix(".wav"))
+    render.wav(midi, sound)
 
 
 def main() -> None:
@@ -323,27 +316,23 @@ def main() -> None:
             f"--top-k from 0 to {vocab.SIZE}"
         )
     sampler = Sampler.from_run(args.run)
-    prompt = read_song(args.prompt, sampler.steps_per_beat) if args.prompt else None
+    name = args.prompt.stem if args.prompt else "invention"
+    prompt, prompt_end = new_song(sampler.steps_per_beat), 0
+    if args.prompt:
+        try:
+            prompt, prompt_end = cut(read_song(args.prompt, sampler.steps_per_beat), args.prompt_bars)
+        except InputError as error:
+            raise InputError(f"--prompt {args.prompt}: {str(error).removeprefix(f'{args.prompt}: ')}") from None
     controls = Controls(args.temperature, args.top_k, args.top_p, args.min_p)
     began = time.perf_counter()
-    try:
-        songs = sampler.continue_song(
-            prompt,
-            prompt_bars=args.prompt_bars,
-            bars=args.bars,
-            num=args.num,
-            controls=controls,
-            seed=args.seed,
-            progress=True,
-        )
-    except InputError as error:
-        raise InputError(f"{args.prompt}: {error}") from None
+    songs = sampler.continue_song(
+        prompt, prompt_end, bars=args.bars, num=args.num, controls=controls, seed=args.seed, progress=True
+    )
     seconds = time.perf_counter() - began
-    name = args.prompt.stem if args.prompt else "invention"
-    prompt_end = prompt_end_of(cut(prompt, args.prompt_bars), args.prompt_bars) if prompt else 0
     for i, song in enumerate(songs, 1):
         stem = args.out / f"{name}-{i}"
-        write_sample(song, stem, prompt_end=prompt_end, title=f"{name}, continuation {i}")
+        title = f"{name}, continuation {i}" if args.prompt else f"{name} {i}"
+        write_sample(song, stem, prompt_end=prompt_end if args.prompt else None, title=title)
         new = int(np.sum(song.notes[:, 0] >= prompt_end))
         print(f"{stem}.mid .png .wav: {args.bars} new bars, {new} new notes")
     print(f"sampled in {seconds:.1f} s, compilation included")

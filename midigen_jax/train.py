@@ -28,8 +28,8 @@ from . import checkpoint, cli, data, evaluate, model
 from . import config as cfg
 from . import memory as mem
 from .cli import InputError
-from .corpus import Corpus, is_corpus, open_corpus
-from .encode import encode_folder
+from .corpus import Corpus, is_corpus, open_corpus, skipped_files
+from .encode import encode_folder, midi_names
 from .shapes import Array
 
 Batch = dict[str, Array]
@@ -121,30 +121,27 @@ def make_train_step(
         (loss, (memory, statistics)), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "gradient_norm": optax.global_norm(gradients), **statistics._asdict()}
+        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradients), **statistics._asdict()}
         return TrainState(params, optimizer_state, memory, state.step + 1, state.key), metrics
 
     return jax.jit(train_step, donate_argnums=0)
 
 
-def make_loss(
-    graphdef: nnx.GraphDef, config: cfg.Config
-) -> Callable[[dict, Corpus, np.ndarray], tuple[float, model.Statistics]]:
+def make_loss(graphdef: nnx.GraphDef, config: cfg.Config) -> Callable[[dict, Corpus, np.ndarray], float]:
     """A function of (params, corpus, songs): total loss in nats over whole songs from empty memories."""
 
     @jax.jit
-    def one_step(params: dict, memory: mem.Memory, batch: Batch) -> tuple[mem.Memory, Array, model.Statistics]:
-        memory, nats, _, statistics = run_segments(nnx.merge(graphdef, params), memory, batch)
-        return memory, nats, statistics
+    def one_step(params: dict, memory: mem.Memory, batch: Batch) -> tuple[mem.Memory, Array]:
+        memory, nats, _, _ = run_segments(nnx.merge(graphdef, params), memory, batch)
+        return memory, nats
 
-    def total_loss(params: dict, corpus: Corpus, songs: np.ndarray) -> tuple[float, model.Statistics]:
+    def total_loss(params: dict, corpus: Corpus, songs: np.ndarray) -> float:
         memory = mem.init_memory(config, config.data.lanes)
-        steps, tokens = [], config.data.segment * config.data.segments
+        all_nats, tokens = [], config.data.segment * config.data.segments
         for batch in data.whole_songs(corpus, songs, n_lanes=config.data.lanes, tokens_per_step=tokens):
-            memory, nats, statistics = one_step(params, memory, batch)
-            steps.append((nats, statistics))
-        all_nats, statistics = jax.device_get(jax.tree.map(lambda *xs: jnp.stack(xs), *steps))
-        return float(all_nats.sum(dtype=np.float64)), jax.tree.map(np.mean, statistics)
+            memory, nats = one_step(params, memory, jax.device_put(batch))
+            all_nats.append(nats)
+        return float(np.sum(jax.device_get(all_nats), dtype=np.float64))
 
     return total_loss
 
@@ -197,12 +194,23 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 def get_corpus(source: Path, run: Path) -> Corpus:
-    """The corpus at `source`, or that of the MIDI folder `source`, encoded into RUN/corpus the first time."""
+    """The corpus at `source`, or that of the MIDI folder `source`, encoded into RUN/corpus the first time.
+
+    Raises:
+        InputError: there is nothing to encode, or RUN/corpus is of another folder, or of other files than now.
+    """
     if is_corpus(source):
         return open_corpus(source)
-    if not is_corpus(run / "corpus"):
-        encode_folder(source, run / "corpus")
-    return open_corpus(run / "corpus")
+    names, path = midi_names(source), run / "corpus"
+    if not is_corpus(path):
+        encode_folder(source, path)
+    corpus = open_corpus(path)
+    if sorted(corpus.names + skipped_files(path)) != sorted(names):
+        raise InputError(
+            f"{path}: was encoded from other files than are in {source} now; give another --workdir, or that corpus "
+            "as --data"
+        )
+    return corpus
 
 
 def check_fits(meta: dict[str, Any], config: cfg.Config, corpus: Corpus, run: Path) -> None:
@@ -275,7 +283,7 @@ def train(config: cfg.Config, source: Path, run: Path) -> bool:
             checkpoints.save(step, state.params, rest_of(state), meta)
 
     def validate(step: int) -> None:
-        result = evaluate.figures(total_loss(state.params, corpus, validation)[0], corpus, validation)
+        result = evaluate.figures(total_loss(state.params, corpus, validation), corpus, validation)
         below = 1 - result.nats_per_token / floor.nats_per_token
         tqdm.write(f"step {step:,}: validation {result}; {below:.1%} below the floor")
         values = {f"validation/{name}": value for name, value in result._asdict().items()}
@@ -294,6 +302,9 @@ def train(config: cfg.Config, source: Path, run: Path) -> bool:
     step, recent = first, list[dict[str, Array]]()
     last_time = time.perf_counter()
     with (
+        contextlib.closing(checkpoints),
+        contextlib.closing(log),
+        contextlib.closing(batches),
         stop_signals() as stopping,
         tqdm(initial=first, total=settings.steps, unit="step", desc="training", dynamic_ncols=True) as bar,
     ):
@@ -304,8 +315,9 @@ def train(config: cfg.Config, source: Path, run: Path) -> bool:
             recent.append(metrics)
             step += 1
             bar.update()
-            if step % settings.log_every == 0 or step == settings.steps or stopping:
-                values = {name: float(np.mean(x)) for name, x in _stack(recent).items()}
+            saving = step % settings.save_every == 0 or step == settings.steps or bool(stopping)
+            if saving or step % settings.log_every == 0:
+                values = mean_metrics(recent)
                 seconds = time.perf_counter() - last_time
                 values["tokens_per_second"] = len(recent) * tokens_per_step / seconds
                 values["learning_rate"] = float(learning_rate(step - 1))
@@ -314,23 +326,21 @@ def train(config: cfg.Config, source: Path, run: Path) -> bool:
                     f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tokens/s, "
                     f"kNN hits {values['hit_rate']:.0%}, age {values['hit_age']:,.0f}, gate {values['gate']:.2f}"
                 )
-                if not math.isfinite(values["loss"]):
+                if not math.isfinite(values["loss"] + values["gradient_norm"]):
                     raise InputError(
-                        f"{run}: the loss is {values['loss']} by step {step:,}; the checkpoint before it is kept; "
+                        f"{run}: the loss is {values['loss']}, the gradient's norm {values['gradient_norm']} by step "
+                        f"{step:,}; the checkpoint before it is kept; "
                         "go on from there with a smaller train.learning_rate"
                     )
                 recent = []
             if len(validation) and (step % settings.validate_every == 0 or step == settings.steps):
                 validate(step)
-            stop = bool(stopping)  # a signal may have come at any time since
-            if step % settings.save_every == 0 or step == settings.steps or stop:
+            if saving:
                 save(step)
             if not recent:
                 last_time = time.perf_counter()
-            if stop:
+            if saving and stopping:
                 break
-    log.close()
-    checkpoints.close()
     if step < settings.steps:
         print(f"{run}: stopped and saved at step {step:,}; the same command goes on from there")
         return False
@@ -338,8 +348,11 @@ def train(config: cfg.Config, source: Path, run: Path) -> bool:
     return True
 
 
-def _stack(metrics: list[dict[str, Array]]) -> dict[str, np.ndarray]:
-    return jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(metrics))
+def mean_metrics(steps: list[dict[str, Array]]) -> dict[str, float]:
+    """Means over steps; the age of the hits is a mean over hits."""
+    stacked = jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(steps))
+    means = {name: float(np.mean(x)) for name, x in stacked.items()}
+    return means | {"hit_age": means.pop("ages") / max(means.pop("hits"), 1e-9)}
 
 
 def main() -> None:

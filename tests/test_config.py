@@ -35,6 +35,10 @@ def test_overrides_take_the_type_of_their_key():
         ("memory.knn=1000", r"memory\.knn=1000: has to be a multiple of data\.segment"),
         ("memory.knn_layer=9", "has to be one of the layers"),
         ("data.lanes=0", "has to be at least 1"),
+        ("model.heads=0", "has to be at least 1"),
+        ("data.segment=0", "has to be at least 1"),
+        ("train.validate_every=0", "has to be at least 1"),
+        ("train.validation_songs=-1", "can't be negative"),
     ],
 )
 def test_bad_overrides_name_the_key_and_the_mend(assignment, message):

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import numpy as np
@@ -54,8 +55,10 @@ def test_bad_files_are_skipped_with_their_reason(tmp_path):
     write_midi(folder / "silent.mid", [[]])
     (folder / "broken.mid").write_bytes(b"this is no MIDI file")
     (folder / "notes.txt").write_text("not looked at")
+    latin1 = os.fsdecode(b"caf\xe9.mid")  # names need not be UTF-8
+    shutil.copy(folder / "good.mid", folder / latin1)
     encode.encode_folder(folder, tmp_path / "corpus")
-    assert open_corpus(tmp_path / "corpus").names == ["good.mid"]
+    assert open_corpus(tmp_path / "corpus").names == [latin1, "good.mid"]
     lines = (tmp_path / "corpus" / "skipped.csv").read_text().splitlines()
     assert lines[1:] == [
         "broken.mid,not a MIDI file: it has no MThd header",
@@ -70,7 +73,7 @@ def test_nothing_to_encode(tmp_path):
     with pytest.raises(InputError, match="holds no MIDI files"):
         encode.encode_folder(tmp_path / "empty", tmp_path / "corpus")
     (tmp_path / "empty" / "a.mid").write_bytes(b"MThd")
-    with pytest.raises(InputError, match=r"none of its 1 MIDI files.*a\.mid"):
+    with pytest.raises(InputError, match=r"none of its 1 MIDI files.*a\.mid: not a MIDI file"):
         encode.encode_folder(tmp_path / "empty", tmp_path / "corpus")
     assert not (tmp_path / "corpus").exists()
 

@@ -12,7 +12,7 @@ def read_all(lanes: Lanes, stop: int, size: int = 37) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts], 1) for name in data.STEP_ARRAYS}
 
 
-def songs_on(lane_tokens, lane_songs) -> list[bytes]:
+def songs_on(lane_tokens) -> list[bytes]:
     """The whole songs of a lane: between one sos and the next."""
     starts = np.flatnonzero(lane_tokens == vocab.SOS)
     return [lane_tokens[a:b].astype(np.uint16).tobytes() for a, b in pairwise(starts)]
@@ -25,7 +25,7 @@ def test_an_epoch_holds_every_song_once(corpus):
     arrays = read_all(lanes, lanes.length() + 1)
     seen = []
     for tokens in arrays["tokens"]:
-        seen += songs_on(np.append(tokens[tokens != vocab.PAD], vocab.SOS), None)
+        seen += songs_on(np.append(tokens[tokens != vocab.PAD], vocab.SOS))
     expected = [corpus.tokens[corpus.offsets[i] : corpus.offsets[i + 1]].tobytes() for i in songs]
     assert sorted(seen) == sorted(expected)
 
@@ -36,7 +36,7 @@ def test_lanes_run_on_without_padding_and_differ_by_epoch_and_seed(corpus):
     assert (arrays["tokens"] != vocab.PAD).all()
     assert (arrays["song"] >= 0).all()
     for lane in range(2):
-        order = songs_on(arrays["tokens"][lane], arrays["song"][lane])
+        order = songs_on(arrays["tokens"][lane])
         assert order[: len(songs) // 2] != order[len(songs) // 2 : 2 * (len(songs) // 2)]
         # The song id counts the songs begun, and changes at every sos.
         assert (arrays["song"][lane] == np.cumsum(arrays["tokens"][lane] == vocab.SOS) - 1).all()

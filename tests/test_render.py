@@ -89,6 +89,10 @@ def test_piano_roll_with_an_upbeat_and_a_prompt_without_end(tmp_path):
             bar_lines=bar_lines,
             prompt_end=prompt_end,
         )
+        image = pixels(tmp_path / "a.png")
+        legend = 1000  # pixels of a colour that the legend alone has at most
+        assert (count(image, "#3f6fb0") > legend) == (prompt_end > 0)
+        assert (count(image, "#e8622a") > legend) == (prompt_end < 70)
 
 
 def test_piano_rolls_in_threads_are_equal(tmp_path):

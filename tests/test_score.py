@@ -117,8 +117,8 @@ def test_meters_that_tell_nothing():
 
 def test_encode_song_counts_and_seconds(tmp_path):
     path = write_midi(tmp_path / "a.mid", [[(0, 1, 60), (3, 2, 64)]], tempo=1_000_000)
-    error, tokens, bar, in_bar, n_notes, n_steps, seconds = score.encode_song(np.fromfile(path, np.uint8), 8)
-    assert error == smf.OK
+    _, *contents = smf.read_smf(np.fromfile(path, np.uint8))
+    tokens, bar, in_bar, n_notes, n_steps, seconds = score.encode_song(*contents, 8)
     assert names(tokens) == "sos n60 d8 sep d24 n64 d16 eos"
     assert (n_notes, n_steps, seconds) == (2, 40, 5.0)
     assert bar.tolist() == [0] * 8

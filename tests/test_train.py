@@ -5,6 +5,7 @@ import signal
 import jax
 import numpy as np
 import pytest
+from conftest import write_midi
 from test_model import changed
 
 from midigen_jax import checkpoint, data, evaluate, model, train
@@ -45,8 +46,7 @@ def test_the_loss_falls_and_everything_is_logged(straight, corpus):
     assert list((straight / "tensorboard").iterdir())
 
 
-def test_a_first_step_is_what_it_was(small, corpus):
-    """The loss before any training is close to that of a uniform guess, log 389."""
+def test_the_first_loss_is_that_of_a_uniform_guess(small, corpus):
     state = jax.jit(train.init_state, static_argnums=(0, 1))(small, 8)
     step = train.make_train_step(model.abstract(small, steps_per_beat=8), small)
     songs = corpus.songs_of("train")
@@ -107,6 +107,20 @@ def test_a_midi_folder_is_encoded_once(small, midi_folder, tmp_path):
     assert (tmp_path / "corpus" / "meta.json").stat().st_mtime_ns == written
 
 
+def test_another_folder_than_the_run_s_is_refused(midi_folder, tmp_path):
+    train.get_corpus(midi_folder, tmp_path / "run")
+    with pytest.raises(InputError, match="no such folder"):
+        train.get_corpus(tmp_path / "missing", tmp_path / "run")
+    write_midi(tmp_path / "other" / "a.mid", [[(0, 1, 60)]])
+    with pytest.raises(InputError, match="was encoded from other files"):
+        train.get_corpus(tmp_path / "other", tmp_path / "run")
+    # RUN/corpus may be the user's own folder of music: it is never written over.
+    write_midi(tmp_path / "mine" / "corpus" / "a.mid", [[(0, 1, 60)]])
+    with pytest.raises(InputError, match="exists and is no corpus"):
+        train.get_corpus(tmp_path / "mine" / "corpus", tmp_path / "mine")
+    assert (tmp_path / "mine" / "corpus" / "a.mid").exists()
+
+
 def test_whole_song_loss_does_not_depend_on_the_lanes(small, corpus):
     """Songs are heard from their own empty memories, whatever lane they are in and wherever they begin."""
     config = changed(small, model__layers=1, memory__knn_layer=1, memory__knn=0, memory__xl=0, data__segment=4096)
@@ -115,7 +129,7 @@ def test_whole_song_loss_does_not_depend_on_the_lanes(small, corpus):
     losses = []
     for lanes in (1, 5):
         here = changed(config, data__lanes=lanes, data__segments=1)
-        nats, _ = train.make_loss(model.abstract(here, steps_per_beat=8), here)(params, corpus, songs)
+        nats = train.make_loss(model.abstract(here, steps_per_beat=8), here)(params, corpus, songs)
         losses.append(evaluate.figures(nats, corpus, songs).nats_per_token)
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0] == pytest.approx(np.log(389), abs=0.1)
