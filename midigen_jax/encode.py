@@ -79,7 +79,9 @@ def encode_folder(
         return encode_file(path, name, steps_per_beat)
 
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        results = list(tqdm(pool.map(encode_one, files, names), "encoding", len(files), unit="file", leave=False))
+        results = list(
+            tqdm(pool.map(encode_one, files, names), "encoding", len(files), unit="file", leave=False, disable=None)
+        )
     songs = [result for result in results if isinstance(result, EncodedSong)]
     skipped = [(name, why) for name, why in zip(names, results, strict=True) if isinstance(why, str)]
     reasons = Counter(why for _, why in skipped)
