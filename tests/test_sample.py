@@ -6,8 +6,8 @@ from conftest import random_notes, write_midi
 from flax import nnx
 from test_model import build, changed, logits_in_segments
 
-from midigen_jax import cli, midi, model, sample, vocab
 from midigen_jax import memory as mem
+from midigen_jax import midi, model, sample, vocab
 from midigen_jax.cli import InputError
 from midigen_jax.kernels import score
 from midigen_jax.sample import Controls, Cursor, Sampler, Timeline
@@ -180,31 +180,7 @@ def test_controls_rule_tokens_out(controls, kept):
     np.testing.assert_allclose(restricted[order[:kept]], logits[0][jnp.array(order[:kept])] / controls.temperature)
 
 
-def run_main(monkeypatch, *arguments) -> str | int | None:
-    """What sample.py exits with."""
-    monkeypatch.setattr("sys.argv", ["sample.py", *map(str, arguments)])
-    try:
-        cli.run(sample.main)
-    except SystemExit as exit:
-        return exit.code
-    return 0
-
-
 def test_files_of_a_prompt_with_a_dotted_name(sampler, tmp_path):
     (song,) = sampler.continue_song(midi.new_song(8), 0, bars=2, num=1)
     sample.write_sample(song, tmp_path / "bwv66.6-1", prompt_end=None, title="$a_b$ \udce9")
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"bwv66.6-1.{x}" for x in ("mid", "png", "wav")]
-
-
-def test_bad_input_ends_with_one_line(tmp_path, monkeypatch, capsys):
-    (tmp_path / "empty").mkdir()
-    for arguments, message in (
-        ((tmp_path / "missing",), "no such run folder"),
-        ((tmp_path / "empty",), "holds no checkpoint"),
-        ((tmp_path, "--temperature", 0), "--temperature has to be above 0"),
-        ((tmp_path, "--bars", 0), "--bars 0: give at least 1"),
-    ):
-        assert run_main(monkeypatch, *arguments) == 2
-        errors = capsys.readouterr().err.splitlines()
-        assert len(errors) == 1
-        assert message in errors[0]

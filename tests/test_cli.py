@@ -1,0 +1,53 @@
+"""Bad input ends every command with one line that names it, and an exit status other than 0."""
+
+from pathlib import Path
+
+import pytest
+from conftest import write_midi
+
+from midigen_jax import cli, encode, report, sample, train
+
+POP909 = Path(__file__).parent.parent / "configs" / "pop909.py"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder with an empty folder, one of corrupt files, and one of music."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "corrupt").mkdir()
+    (tmp_path / "corrupt" / "a.mid").write_bytes(b"this is no MIDI file")
+    write_midi(tmp_path / "music" / "a.mid", [[(0, 1, 60)]])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "message"),
+    [
+        (train.main, f"{POP909} --data missing --workdir run", "missing: no such folder"),
+        (train.main, f"{POP909} --data empty --workdir run", "empty: holds no MIDI files"),
+        (train.main, f"{POP909} --data corrupt --workdir run", "corrupt: none of its 1 MIDI files can be used"),
+        (train.main, f"{POP909} --data music --workdir run --set model.depth=3", "unknown config key model.depth"),
+        (train.main, "nothing.py --data music --workdir run", "nothing.py: no such config file"),
+        (encode.main, "missing --out corpus", "missing: no such folder"),
+        (encode.main, "corrupt --out corpus", "a.mid: not a MIDI file"),
+        (encode.main, "music --out empty", "empty: exists and is no corpus"),
+        (encode.main, "music --out corpus --workers 0", "--workers 0: give at least 1"),
+        (encode.main, "music --out corpus --split 1 1 1", "give three shares that add up to 1"),
+        (sample.main, "missing", "missing: no such run folder"),
+        (sample.main, "empty", "empty: holds no checkpoint"),
+        (sample.main, "empty --temperature 0", "--temperature has to be above 0"),
+        (sample.main, "empty --bars 0", "--bars 0: give at least 1"),
+        (report.main, "empty --data music", "empty: holds no checkpoint"),
+    ],
+)
+def test_bad_input(folder, monkeypatch, capsys, main, arguments, message):
+    before = sorted(path.name for path in folder.iterdir())
+    monkeypatch.setattr("sys.argv", ["command", *arguments.split()])
+    with pytest.raises(SystemExit) as exit:
+        cli.run(main)
+    assert exit.value.code == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert sorted(path.name for path in folder.iterdir()) == before  # nothing half-written is left
