@@ -25,7 +25,7 @@ test: $(VENV)/installed-dev $(VENV)/installed-demo
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q
 
-bench: $(VENV)/installed-bench $(VENV)/installed-demo
+bench: $(VENV)/installed-demo
 	$(BIN)/python -m midigen_jax.music21_corpus --out $(RUN)/midi
 	for file in benchmarks/*.py; do $(BIN)/python $$file --data $(RUN)/midi || exit; done
 
