@@ -10,7 +10,10 @@ class InputError(ValueError):
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and the description as it was written."""
+    """Shows defaults where there are any, and the description as it was written."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, []) else super()._get_help_string(action)
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

@@ -207,8 +207,8 @@ def get_corpus(source: Path, run: Path) -> Corpus:
     corpus = open_corpus(path)
     if sorted(corpus.names + skipped_files(path)) != sorted(names):
         raise InputError(
-            f"{path}: was encoded from other files than are in {source} now; give another --workdir, or that corpus "
-            "as --data"
+            f"{path}: was encoded from other files than are in {source} now; give another --workdir, or --data "
+            f"{path} to go on with the old files"
         )
     return corpus
 
@@ -273,7 +273,12 @@ def train(config: cfg.Config, source: Path, run: Path) -> bool:
         f"{tokens_per_step:,} tokens a step; XL memory {config.memory.xl:,} and kNN memory {config.memory.knn:,} slots "
         f"a lane ({mem.resolve_backend(config.memory.backend)} search); {jax.devices()[0].device_kind}"
     )
-    if len(validation):
+    if len(validation) == 0:
+        print(
+            "no song fell to the validation split, so no validation loss will be shown; give more songs, or encode "
+            "with python -m midigen_jax.encode MIDI_DIR --out CORPUS --split 0.5 0.5 0 and train on that corpus"
+        )
+    else:
         bigram, floor = evaluate.bigram_floor(corpus, training, validation)
         print(f"floor to beat, a bigram model (weight {bigram.weight:.2f}) on the validation songs: {floor}")
     log = Log(run, first)
@@ -358,14 +363,14 @@ def mean_metrics(steps: list[dict[str, Array]]) -> dict[str, float]:
 def main() -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("config", type=Path, help="a file of configs/")
-    parser.add_argument("--data", type=Path, required=True, metavar="CORPUS_OR_MIDI_DIR")
+    parser.add_argument("--data", type=Path, required=True, metavar="CORPUS_OR_MIDI_DIR", help="music to learn from")
     parser.add_argument("--workdir", type=Path, required=True, metavar="RUN", help="folder of this run")
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="overrides a setting, such as train.steps=500",
+        help="overrides a setting of midigen_jax/config.py, such as train.steps=500; may be given several times",
     )
     args = parser.parse_args()
     config = cfg.override(cfg.load(args.config), args.set)
