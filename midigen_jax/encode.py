@@ -34,9 +34,9 @@ def midi_files(folder: Path) -> list[Path]:
     return files
 
 
-def midi_names(folder: Path) -> list[str]:
+def corpus_names(files: Sequence[Path], folder: Path) -> list[str]:
     """The names that a corpus of this folder knows its files by."""
-    return [path.relative_to(folder).as_posix() for path in midi_files(folder)]
+    return [path.relative_to(folder).as_posix() for path in files]
 
 
 def encode_file(path: Path, name: str, steps_per_beat: int) -> EncodedSong | str:
@@ -68,10 +68,10 @@ def encode_folder(
     The result does not depend on the number of workers (threads: the kernels release the GIL).
 
     Raises:
-        InputError: there is nothing to encode, or no training song among what there is.
+        InputError: there is nothing to encode, or `out` exists and is no corpus.
     """
     files = midi_files(folder)
-    names = midi_names(folder)
+    names = corpus_names(files, folder)
     if out.exists() and not is_corpus(out):
         raise InputError(f"{out}: exists and is no corpus; give another folder or remove it")
 

@@ -121,7 +121,9 @@ class Sampler:
         meta = checkpoints.meta(step)
         config = cfg.from_flat(meta["config"], str(run))
         shapes = jax.eval_shape(lambda: init_state(config, meta["steps_per_beat"])).params
-        return cls(config, checkpoints.restore(step, params=shapes)["params"], meta["steps_per_beat"])
+        params = checkpoints.restore(step, params=shapes)["params"]
+        checkpoints.close()
+        return cls(config, params, meta["steps_per_beat"])
 
     def _read_segment(
         self, params: dict, memory: mem.Memory, tokens: Array, bar: Array, step: Array, song: Array
@@ -190,7 +192,7 @@ class Sampler:
             cursor = advance(cursor, token)
             # All rows have read equally many tokens, so they reach the segment's end together.
             full = cursor.at[0] == xl + segment
-            memory = jax.lax.cond(full, self._open_segment, mem.Memory, output.window, memory.knn)
+            memory = jax.lax.cond(full, self._open_segment, mem.Memory, output.window, output.knn)
             cursor = cursor._replace(at=jnp.where(full, xl, cursor.at))
             return State(memory, cursor), (token, cursor.now)
 

@@ -29,7 +29,7 @@ from . import config as cfg
 from . import memory as mem
 from .cli import InputError
 from .corpus import Corpus, is_corpus, open_corpus, skipped_files
-from .encode import encode_folder, midi_names
+from .encode import corpus_names, encode_folder, midi_files
 from .shapes import Array
 
 Batch = dict[str, Array]
@@ -201,7 +201,7 @@ def get_corpus(source: Path, run: Path) -> Corpus:
     """
     if is_corpus(source):
         return open_corpus(source)
-    names, path = midi_names(source), run / "corpus"
+    names, path = corpus_names(midi_files(source), source), run / "corpus"
     if not is_corpus(path):
         encode_folder(source, path)
     corpus = open_corpus(path)

@@ -50,10 +50,6 @@ def test_search_under_scan_and_in_bfloat16(backend):
     assert (slots[..., 0] == scores.argmax(-1)).all()
 
 
-def tape_memory(small, lanes=2):
-    return mem.init_memory(small, lanes)
-
-
 def push(memory, small, song, value):
     """Rolls a segment whose keys and values all hold `value` and whose tokens belong to `song` [B, T]."""
     segment = small.data.segment
@@ -68,7 +64,7 @@ def push(memory, small, song, value):
 
 def test_the_oldest_leave_for_the_ring_in_tape_order(small):
     """XL memory of 24 slots, segments of 16, a ring of 64: the two hold the last 88 tokens, none twice."""
-    memory = tape_memory(small)
+    memory = mem.init_memory(small, 2)
     for step in range(9):
         memory = push(memory, small, jnp.full((2, 16), step), float(step + 1))
     xl = memory.xl.keys[0][0, 0, :, 0]
@@ -82,7 +78,7 @@ def test_the_oldest_leave_for_the_ring_in_tape_order(small):
 
 
 def test_a_song_s_slots_are_one_range_of_its_lane(small):
-    memory = tape_memory(small)
+    memory = mem.init_memory(small, 2)
     assert [x.tolist() for x in mem.song_range(memory.knn, jnp.array([0, -1]))][1] == [0, 0]
     lanes = jnp.array([[0] * 16, [0] * 10 + [1] * 6])
     memory = push(memory, small, lanes, 1.0)
@@ -113,7 +109,7 @@ def test_retrieval_finds_only_the_running_song(small, backend):
 
 
 def test_ages_count_tokens_along_the_tape(small):
-    knn = tape_memory(small, 1).knn._replace(write=jnp.array([16]))
+    knn = mem.init_memory(small, 1).knn._replace(write=jnp.array([16]))
     slots = jnp.array([[[[15, 14], [15, 16]]]])
     assert mem.ages(knn, slots, 24).tolist() == [[[[25, 26], [26, 89]]]]
 
