@@ -1,0 +1,75 @@
+"""A song's fingerprint: alike for the same music in another key, at another tempo, or saved by another program.
+
+The song's top line (the highest pitch of each chord) becomes intervals, every run of INTERVALS of them a hash, and the
+set of hashes a MinHash signature, of which two sets with Jaccard similarity J share a fraction J on average.
+
+Sources: Downie, "Evaluating a simple approach to music information retrieval: conceiving melodic n-grams as text"
+(1999); Uitdenbogerd and Zobel, "Melodic matching techniques for large music databases" (1999), for the top line;
+Broder, "On the resemblance and containment of documents" (1997); Li, Owen and Zhang, "One permutation hashing" (2012).
+"""
+
+import numpy as np
+
+from . import kernel
+
+BINS = 32  # a power of two
+INTERVALS = 6  # in a run: seven pitches; at most eight fit one integer
+EMPTY = np.uint32(0xFFFFFFFF)  # a bin that no run fell into
+
+_RUN_BITS = np.uint64((1 << 8 * INTERVALS) - 1)
+_BIN_SHIFT = np.uint64(64 - BINS.bit_length() + 1)
+_MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+
+
+@kernel
+def _mix(value):
+    """Spreads 64 bits over 64 bits one to one: the finalizer of SplitMix64 (Steele, Lea and Flood, 2014)."""
+    value = (value ^ (value >> np.uint64(30))) * _MIX_1
+    value = (value ^ (value >> np.uint64(27))) * _MIX_2
+    return value ^ (value >> np.uint64(31))
+
+
+@kernel
+def signature(onsets, pitches):
+    """MinHash signature of a song's melody, by one permutation hashing.
+
+    Onsets closer than a quarter of the song's mean gap are one chord: jitter and grace notes fall within it, and
+    times scaled by a whole number change nothing. A pitch that repeats says nothing, so that notes repeated for ever
+    have no runs.
+
+    Args:
+        onsets: int32 [n], steps on any grid, ascending; without drums.
+        pitches: int32 [n], in any order within one onset.
+
+    Returns:
+        uint32 [BINS], the smallest hash of each bin, or EMPTY: all of them are where the line has under
+        INTERVALS + 1 pitches.
+    """
+    bins = np.full(BINS, EMPTY, np.uint32)
+    n = len(onsets)
+    if n == 0:
+        return bins
+    n_onsets = 1
+    for i in range(1, n):
+        n_onsets += onsets[i] != onsets[i - 1]
+    chord_gap = np.int64(onsets[n - 1] - onsets[0]) // (4 * n_onsets)
+
+    run = np.uint64(0)
+    n_pitches = 0
+    last = -1
+    top = pitches[0]
+    for i in range(1, n + 1):
+        if i < n and onsets[i] - onsets[i - 1] <= chord_gap:
+            top = max(top, pitches[i])
+            continue
+        if top != last:
+            run = (run << np.uint64(8) | np.uint64((top - last) & 0xFF)) & _RUN_BITS
+            last = top
+            n_pitches += 1
+            if n_pitches > INTERVALS:
+                mixed = _mix(run)
+                b = mixed >> _BIN_SHIFT
+                bins[b] = min(bins[b], np.uint32(mixed & np.uint64(0xFFFFFFFF)))
+        if i < n:
+            top = pitches[i]
+    return bins
