@@ -15,6 +15,7 @@ from . import kernel
 BINS = 32  # a power of two
 INTERVALS = 6  # in a run: seven pitches; at most eight fit one integer
 EMPTY = np.uint32(0xFFFFFFFF)  # a bin that no run fell into
+LONGEST_GAP = 96  # steps; a longer silence counts as this much in the mean gap
 
 _RUN_BITS = np.uint64((1 << 8 * INTERVALS) - 1)
 _BIN_SHIFT = np.uint64(64 - BINS.bit_length() + 1)
@@ -33,9 +34,8 @@ def _mix(value):
 def signature(onsets, pitches):
     """MinHash signature of a song's melody, by one permutation hashing.
 
-    Onsets closer than a quarter of the song's mean gap are one chord: jitter and grace notes fall within it, and
-    times scaled by a whole number change nothing. A pitch that repeats says nothing, so that notes repeated for ever
-    have no runs.
+    Onsets up to a third of the song's mean gap apart are one chord, which takes in spread chords, jitter and grace
+    notes at any tempo and on any grid. A pitch that repeats says nothing, so that a note repeated for ever has no runs.
 
     Args:
         onsets: int32 [n], steps on any grid, ascending; without drums.
@@ -49,10 +49,13 @@ def signature(onsets, pitches):
     n = len(onsets)
     if n == 0:
         return bins
-    n_onsets = 1
+    n_gaps = 1
+    time = 0
     for i in range(1, n):
-        n_onsets += onsets[i] != onsets[i - 1]
-    chord_gap = np.int64(onsets[n - 1] - onsets[0]) // (4 * n_onsets)
+        gap = onsets[i] - onsets[i - 1]
+        n_gaps += gap > 0
+        time += min(gap, LONGEST_GAP)
+    chord_gap = time // (3 * n_gaps)
 
     run = np.uint64(0)
     n_pitches = 0
