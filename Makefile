@@ -27,8 +27,8 @@ test: $(VENV)/installed-dev $(VENV)/installed-demo
 
 bench: $(VENV)/installed-demo
 	$(BIN)/python -m midigen_jax.music21_corpus --out $(RUN)/midi
-	for file in benchmarks/*.py; do $(BIN)/python $$file --data $(RUN)/midi || exit; done
+	for file in benchmarks/[a-z]*.py; do $(BIN)/python $$file --data $(RUN)/midi || exit; done
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -3,32 +3,15 @@
 python benchmarks/train.py --data CORPUS_OR_MIDI_DIR
 """
 
-import json
-import platform
-import subprocess
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import jax
 import numpy as np
+from _shared import environment, save
 
 from midigen_jax import cli, data, model, train
 from midigen_jax import config as cfg
-
-RESULTS = Path(__file__).parent / "results"
-
-
-def environment() -> dict:
-    """What a figure depends on: device, versions and commit."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RESULTS, check=False)
-    return {
-        "device": jax.devices()[0].device_kind,
-        "processor": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("jax", "flax", "optax", "numpy")},
-        "commit": commit.stdout.strip(),
-    }
 
 
 class Contestant:
@@ -36,8 +19,8 @@ class Contestant:
 
     def __init__(self, config: cfg.Config, corpus: train.Corpus, steps: int):
         self.config = config
-        self.state = jax.jit(train.init_state, static_argnums=(0, 1))(config, corpus.steps_per_beat)
-        graphdef = model.abstract(config, steps_per_beat=corpus.steps_per_beat)
+        self.state = jax.jit(train.init_state, static_argnums=(0, 1))(config, corpus.vocabulary)
+        graphdef = model.abstract(config, corpus.vocabulary)
         self.train_step = train.make_train_step(graphdef, config)
         self.tokens = config.data.lanes * config.data.segment * config.data.segments
         self.batches = data.training_steps(
@@ -97,9 +80,9 @@ def main() -> None:
         print(f"{name:18}{milliseconds:>10,.0f}{speed:>10,.0f}{first_step:>15,.1f}{filled:>14,.0f}")
     ratio = rows["with kNN memory"]["milliseconds_per_step"] / rows["without"]["milliseconds_per_step"]
     print(f"the kNN memory adds {ratio - 1:.0%} to a step")
-    RESULTS.mkdir(exist_ok=True)
-    result = {"config": cfg.flatten(config), "environment": environment(), "sides": rows, "knn_cost": ratio - 1}
-    (RESULTS / f"train-{args.config.stem}-{jax.default_backend()}.json").write_text(json.dumps(result, indent=1) + "\n")
+    circumstances = {"device": jax.devices()[0].device_kind, **environment(("jax", "flax", "optax", "numpy"))}
+    result = {"config": cfg.flatten(config), "environment": circumstances, "sides": rows, "knn_cost": ratio - 1}
+    save(f"train-{args.config.stem}-{jax.default_backend()}", result)
 
 
 if __name__ == "__main__":

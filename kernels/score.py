@@ -1,69 +1,174 @@
 """Notes to sparse score, position score and tokens, and back.
 
 The three stages are those of the MIDIGen blog: a sparse score holds a duration for every (step, part, pitch), a
-position score is a list of (pitch, duration) and (rest, duration) events, and its flattened pairs are the tokens.
-Times are steps of a fixed grid, `steps_per_beat` to the quarter note.
+position score is a list of notes and rests, and each of these written as two tokens or a few is the index score.
+Times are steps of a fixed grid. A `Scheme` says what is kept of a song and by which rules.
 """
 
 import numpy as np
 
+from .. import vocab
 from ..vocab import DURATION_0, EOS, MAX_DURATION, NOTE_0, SEP, SOS
-from . import kernel
-from .smf import CHANNEL, DRUMS, DURATION, ONSET, PITCH, TRACK
+from . import kernel, smf
+from .meter import MAX_STEP, to_step
+
+# Columns of the grid. A part is an instrument (a program, or vocab.DRUMS) where these are kept apart, else
+# 16 * track + channel, or in the faithful mode the track.
+ONSET, DURATION, PITCH, PART, VELOCITY = range(5)
 
 REST = -1  # the pitch of a rest event
-MAX_ONSET = 1 << 26  # steps; what lies beyond (97 days at 120 beats a minute, 8 steps a beat) is left out
-BEATS_PER_BAR = 4  # of a bar whose meter says nothing
+DEFAULT_VELOCITY = 80  # of notes whose velocity is not kept
+
+# A note packs into one integer, so that one plain sort orders all of them: onset 20 bits, then pitch and part in the
+# order that the tokens have, 27 bits, duration 9 bits, velocity 7 bits.
+_PART_BITS, _PITCH_BITS, _ORDER_BITS, _DURATION_BITS, _VELOCITY_BITS = 20, 7, 27, 9, 7
+_ONSET_SHIFT = _ORDER_BITS + _DURATION_BITS + _VELOCITY_BITS
+
+velocity_0 = kernel(vocab.velocity_0)
 
 
 @kernel
-def _to_steps(ticks, division, steps_per_beat):
-    """Rounds half to even, as Python does."""
-    scaled = ticks * steps_per_beat
-    steps = scaled // division
-    twice_rest = 2 * (scaled - steps * division)
-    if twice_rest > division or (twice_rest == division and steps % 2 == 1):
-        steps += 1
-    return steps
+def scratch(n_notes):
+    """Room to quantize so many notes: the grid, two arrays of packed notes, and a count for every step."""
+    grid = np.empty((n_notes, 5), np.int32)
+    keys = np.empty((2, n_notes), np.int64)
+    counts = np.empty(MAX_STEP + 2, np.int32)
+    return grid, keys, counts
 
 
 @kernel
-def quantize(notes, division, steps_per_beat):
-    """Notes on the grid, without drums.
-
-    Args:
-        notes: int64 [N, 7] of `read_smf`.
-
-    Returns:
-        int32 [n, 4]: onset, duration, pitch and part (16 * track + channel), in the order of the position score:
-        by onset, highest pitch first, then by part. A duration is 1 to MAX_DURATION steps, so that no note is lost to
-        rounding. Of several notes of one part that share onset and pitch the longest stays.
-    """
-    # A note packs into one integer, so that one plain sort orders all: onset 26 bits, pitch 7, part 20, duration 9.
-    packed = np.empty(len(notes), np.int64)
-    n = 0
+def _pack(notes, division, scheme, keys):
+    """Packs notes into keys; returns how many there are, and how many lie beyond MAX_STEP."""
+    n = n_beyond = 0
     for i in range(len(notes)):
-        if notes[i, CHANNEL] == DRUMS:
+        drums = notes[i, smf.CHANNEL] == smf.DRUM_CHANNEL
+        pitch = np.int64(notes[i, smf.PITCH])
+        if (drums and not scheme.multi) or (scheme.faithful and pitch == 127):
             continue
-        onset = _to_steps(notes[i, ONSET], division, steps_per_beat)
-        if onset >= MAX_ONSET:
+        onset = to_step(notes[i, smf.ONSET], division, scheme.steps_per_beat)
+        duration = min(to_step(notes[i, smf.DURATION], division, scheme.steps_per_beat), MAX_DURATION)
+        if duration == 0:
+            if scheme.faithful:
+                continue
+            duration = 1
+        if onset > MAX_STEP:
+            n_beyond += 1
             continue
-        duration = min(max(_to_steps(notes[i, DURATION], division, steps_per_beat), 1), MAX_DURATION)
-        part = min(16 * notes[i, TRACK] + notes[i, CHANNEL], (1 << 20) - 1)
-        packed[n] = ((onset << 7 | (127 - notes[i, PITCH])) << 20 | part) << 9 | duration
+        if scheme.multi:  # by instrument, so that one token says it for all the notes of a step
+            part = vocab.DRUMS if drums else np.int64(notes[i, smf.PROGRAM])
+            order = part << _PITCH_BITS | (127 - pitch)
+        else:
+            part = np.int64(notes[i, smf.TRACK])
+            if not scheme.faithful:
+                part = part << 4 | notes[i, smf.CHANNEL]
+            order = (127 - pitch) << _PART_BITS | min(part, (1 << _PART_BITS) - 1)
+        key = (onset << _ORDER_BITS | order) << _DURATION_BITS | duration
+        keys[n] = key << _VELOCITY_BITS | notes[i, smf.VELOCITY]
         n += 1
-    packed = np.sort(packed[:n])
-    grid = np.empty((n, 4), np.int32)
+    return n, n_beyond
+
+
+@kernel
+def _radix_sort(keys, n, spare, counts):
+    """Sorts keys[:n], which fill 63 bits, in place: 6 passes, back and forth, of 11 bits each."""
+    source, target = keys, spare
+    for shift in range(0, 66, 11):
+        counts[: 1 << 11] = 0
+        for i in range(n):
+            counts[source[i] >> shift & 0x7FF] += 1
+        end = 0
+        for digit in range(1 << 11):
+            end += counts[digit]
+            counts[digit] = end - counts[digit]
+        for i in range(n):
+            digit = source[i] >> shift & 0x7FF
+            target[counts[digit]] = source[i]
+            counts[digit] += 1
+        source, target = target, source
+
+
+@kernel
+def _sort(keys, n, target, counts):
+    """Sorts keys[:n] into target[:n]: all by their onset at once, then the few notes of each step."""
+    last = 0
+    for i in range(n):
+        last = max(last, keys[i] >> _ONSET_SHIFT)
+    counts[: last + 2] = 0
+    for i in range(n):
+        counts[(keys[i] >> _ONSET_SHIFT) + 1] += 1
+    for step in range(last):
+        counts[step + 1] += counts[step]
+    for i in range(n):
+        step = keys[i] >> _ONSET_SHIFT
+        target[counts[step]] = keys[i]
+        counts[step] += 1
+    moves = 0
+    for i in range(1, n):
+        key = target[i]
+        j = i
+        while j > 0 and target[j - 1] > key:
+            target[j] = target[j - 1]
+            j -= 1
+        target[j] = key
+        moves += i - j
+        if moves > 32 * n:  # many notes on one step; Numba's own sort is quadratic where the file means it to be
+            _radix_sort(target, n, keys, counts)
+            break
+
+
+@kernel
+def quantize_into(notes, division, scheme, room):
+    """`quantize` into a `scratch`; returns how many notes its grid holds, and how many lie beyond MAX_STEP."""
+    grid, keys, counts = room
+    n, n_beyond = _pack(notes, division, scheme, keys[0])
+    _sort(keys[0], n, keys[1], counts)
+    ordered = keys[1]
     kept = 0
     for i in range(n):
-        if i + 1 < n and packed[i] >> 9 == packed[i + 1] >> 9:
+        key = ordered[i]
+        # Of several notes on one cell of the score the longest stays, and of these the loudest.
+        if i + 1 < n and key >> (_DURATION_BITS + _VELOCITY_BITS) == ordered[i + 1] >> (
+            _DURATION_BITS + _VELOCITY_BITS
+        ):
             continue
-        grid[kept, 0] = packed[i] >> 36
-        grid[kept, 1] = packed[i] & 0x1FF
-        grid[kept, 2] = 127 - (packed[i] >> 29 & 0x7F)
-        grid[kept, 3] = packed[i] >> 9 & 0xFFFFF
+        velocity = key & ((1 << _VELOCITY_BITS) - 1)
+        order = key >> (_DURATION_BITS + _VELOCITY_BITS) & ((1 << _ORDER_BITS) - 1)
+        grid[kept, ONSET] = key >> _ONSET_SHIFT
+        grid[kept, DURATION] = key >> _VELOCITY_BITS & ((1 << _DURATION_BITS) - 1)
+        if scheme.multi:
+            grid[kept, PITCH] = 127 - (order & ((1 << _PITCH_BITS) - 1))
+            grid[kept, PART] = order >> _PITCH_BITS
+        else:
+            grid[kept, PITCH] = 127 - (order >> _PART_BITS)
+            grid[kept, PART] = order & ((1 << _PART_BITS) - 1)
+        grid[kept, VELOCITY] = _binned(velocity) if scheme.velocities else DEFAULT_VELOCITY
         kept += 1
-    return grid[:kept]
+    return kept, n_beyond
+
+
+@kernel
+def _binned(velocity):
+    """The velocity in the middle of its bin."""
+    return velocity - velocity % vocab.VELOCITIES_PER_BIN + vocab.VELOCITIES_PER_BIN // 2
+
+
+@kernel
+def quantize(notes, division, scheme):
+    """The quantised score: the notes on the grid, as far as the scheme's tokens can hold them.
+
+    Args:
+        notes: int32 [N, 7] of `read_smf`.
+
+    Returns:
+        int32 [n, 5]: onset, duration, pitch, part and velocity, in the order of the tokens: by onset, then highest
+        pitch first, then by part; where instruments are kept apart, by onset, then instrument, then highest
+        pitch first. A duration is 1 to MAX_DURATION steps, so that no note is lost to rounding, except
+        in the faithful mode. Of several notes of one part that share onset and pitch the longest stays. Notes beyond
+        MAX_STEP are left out.
+    """
+    room = scratch(len(notes))
+    n, _ = quantize_into(notes, division, scheme, room)
+    return room[0][:n].copy()
 
 
 @kernel
@@ -71,195 +176,153 @@ def sparse_score(grid, part_index):
     """The blog's first stage: int16 [steps, parts, 128], a note's duration at its onset, else 0.
 
     Args:
-        grid: int32 [n, 4] of `quantize`.
+        grid: int32 [n, 5] of `quantize`.
         part_index: int32 [n], the row of each note's part, 0 to parts - 1.
     """
-    n_steps = grid[-1, 0] + 1 if len(grid) else 0
+    n_steps = grid[-1, ONSET] + 1 if len(grid) else 0
     n_parts = part_index.max() + 1 if len(grid) else 0
     score = np.zeros((n_steps, n_parts, 128), np.int16)
     for i in range(len(grid)):
-        score[grid[i, 0], part_index[i], grid[i, 2]] = grid[i, 1]
+        score[grid[i, ONSET], part_index[i], grid[i, PITCH]] = grid[i, DURATION]
     return score
 
 
 @kernel
 def grid_from_sparse(score):
-    """The notes of a sparse score: int32 [n, 4] as `quantize` gives them, parts numbered by row."""
-    grid = np.empty((np.count_nonzero(score), 4), np.int32)
+    """The notes of a sparse score: int32 [n, 5] as `quantize` orders them, parts numbered by row."""
+    grid = np.empty((np.count_nonzero(score), 5), np.int32)
     n = 0
     for step in range(score.shape[0]):
         for pitch in range(127, -1, -1):
             for part in range(score.shape[1]):
                 if score[step, part, pitch] > 0:
-                    grid[n, 0] = step
-                    grid[n, 1] = score[step, part, pitch]
-                    grid[n, 2] = pitch
-                    grid[n, 3] = part
+                    grid[n, ONSET] = step
+                    grid[n, DURATION] = score[step, part, pitch]
+                    grid[n, PITCH] = pitch
+                    grid[n, PART] = part
+                    grid[n, VELOCITY] = DEFAULT_VELOCITY
                     n += 1
     return grid
 
 
 @kernel
-def position_score(grid):
-    """The blog's second stage: events (pitch or REST, duration) as int32 [E, 2], and their steps, int32 [E].
+def position_score(grid, scheme):
+    """The blog's second stage: events as int32 [E, 5], with the columns of the grid.
 
-    A rest says how many steps pass to the next onset; over MAX_DURATION steps are several rests, each at its own
-    start. No rest follows the last notes.
+    A rest (pitch REST) says how many steps pass to the next onset. Over MAX_DURATION steps are several rests, each at
+    its own start; in the faithful mode one, which ends at the onset and loses the rest of the time. No rest follows the
+    last notes.
     """
     n_rests = 0
     now = 0
     for i in range(len(grid)):
-        n_rests += (grid[i, 0] - now + MAX_DURATION - 1) // MAX_DURATION
-        now = grid[i, 0]
-    events = np.empty((len(grid) + n_rests, 2), np.int32)
-    steps = np.empty(len(events), np.int32)
+        n_rests += (grid[i, ONSET] - now + MAX_DURATION - 1) // MAX_DURATION
+        now = grid[i, ONSET]
+    events = np.zeros((len(grid) + n_rests, 5), np.int32)
     now = 0
     e = 0
     for i in range(len(grid)):
-        while now < grid[i, 0]:
-            rest = min(grid[i, 0] - now, MAX_DURATION)
-            events[e, 0] = REST
-            events[e, 1] = rest
-            steps[e] = now
-            now += rest
+        if scheme.faithful:
+            now = max(now, grid[i, ONSET] - MAX_DURATION)
+        while now < grid[i, ONSET]:
+            events[e, ONSET] = now
+            events[e, DURATION] = min(grid[i, ONSET] - now, MAX_DURATION)
+            events[e, PITCH] = REST
+            now += events[e, DURATION]
             e += 1
-        events[e, 0] = grid[i, 2]
-        events[e, 1] = grid[i, 1]
-        steps[e] = now
+        events[e] = grid[i]
         e += 1
-    return events, steps
+    return events[:e]
 
 
 @kernel
-def index_score(events, steps):
-    """The blog's third stage: tokens uint16 [2 E + 2] from sos to eos, and the step of each, int32.
+def index_score(events, scheme):
+    """The blog's third stage: tokens uint16 [n] from sos to eos, and the step of each, int32.
 
-    A duration has the step of its note or rest, sos the first token's, eos the last one's.
+    All tokens of an event have its step, sos that of the first event, eos that of the last.
     """
-    tokens = np.empty(2 * len(events) + 2, np.uint16)
-    token_steps = np.empty(len(tokens), np.int32)
+    tokens = np.empty(4 * len(events) + 2, np.uint16)
+    steps = np.empty(len(tokens), np.int32)
     tokens[0] = SOS
-    tokens[-1] = EOS
-    token_steps[0] = 0
-    token_steps[-1] = 0
+    n = 1
+    instrument = -1
     for e in range(len(events)):
-        tokens[2 * e + 1] = SEP if events[e, 0] == REST else NOTE_0 + events[e, 0]
-        tokens[2 * e + 2] = DURATION_0 + events[e, 1]
-        token_steps[2 * e + 1] = steps[e]
-        token_steps[2 * e + 2] = steps[e]
-        token_steps[-1] = steps[e]
-    return tokens, token_steps
+        begin = n
+        if events[e, PITCH] == REST:
+            tokens[n] = SEP
+            n += 1
+        else:
+            if scheme.multi and events[e, PART] != instrument:
+                instrument = events[e, PART]
+                tokens[n] = vocab.INSTRUMENT_0 + instrument
+                n += 1
+            tokens[n] = NOTE_0 + events[e, PITCH]
+            n += 1
+            if scheme.velocities:
+                tokens[n] = velocity_0(scheme) + events[e, VELOCITY] // vocab.VELOCITIES_PER_BIN
+                n += 1
+        tokens[n] = DURATION_0 + events[e, DURATION]
+        n += 1
+        steps[begin:n] = events[e, ONSET]
+    tokens[n] = EOS
+    steps[0] = events[0, ONSET] if len(events) else 0
+    steps[n] = events[-1, ONSET] if len(events) else 0
+    return tokens[: n + 1], steps[: n + 1]
 
 
 @kernel
-def notes_from_tokens(tokens):
-    """Notes that base tokens stand for: int32 [n, 3], onset, duration, pitch.
+def notes_from_tokens(tokens, scheme):
+    """The notes that base tokens stand for, int32 [n, 5] as `quantize` gives them; parts are 0 if not instruments.
 
-    Only whole (note, duration) and (rest, duration) pairs count, so that any stream of tokens decodes.
+    Any stream of tokens decodes: what belongs to no whole event is passed over.
     """
-    notes = np.empty((len(tokens) // 2, 3), np.int32)
+    notes = np.empty((len(tokens) // 2, 5), np.int32)
+    first_velocity = velocity_0(scheme)
     n = 0
     now = 0
-    for i in range(len(tokens) - 1):
-        head = np.int64(tokens[i])
-        duration = np.int64(tokens[i + 1]) - DURATION_0
-        if duration < 1 or duration > MAX_DURATION or head < SEP or head >= DURATION_0:
-            continue
-        if head == SEP:
-            now += duration
+    instrument = 0
+    velocity = DEFAULT_VELOCITY
+    pending = -2  # the pitch that waits for its duration, or REST
+    for i in range(len(tokens)):
+        token = np.int64(tokens[i])
+        if token == SEP:
+            pending = REST
+        elif token < NOTE_0:
+            pending = -2
+        elif token < DURATION_0:
+            pending = token - NOTE_0
+            velocity = DEFAULT_VELOCITY
+        elif token < vocab.INSTRUMENT_0:
+            duration = token - DURATION_0
+            if pending == REST:
+                now += duration
+            elif pending >= 0 and duration > 0:
+                notes[n, ONSET] = now
+                notes[n, DURATION] = duration
+                notes[n, PITCH] = pending
+                notes[n, PART] = instrument
+                notes[n, VELOCITY] = velocity
+                n += 1
+            pending = -2
+        elif token < first_velocity:
+            instrument = token - vocab.INSTRUMENT_0
+            pending = -2
         else:
-            notes[n, 0] = now
-            notes[n, 1] = duration
-            notes[n, 2] = head - NOTE_0
-            n += 1
+            velocity = _binned((token - first_velocity) * vocab.VELOCITIES_PER_BIN)
     return notes[:n]
 
 
 @kernel
-def meter_map(meters, division, steps_per_beat):
-    """The meters on the grid: int64 [n, 3], first step, steps a bar, number of the first bar (from 0).
-
-    A change of meter starts a new bar. A meter of a single beat tells nothing of bars and counts as 4/4, and so does
-    a song before its first meter.
-
-    Args:
-        meters: int64 [n, 3] of `read_smf`: tick, numerator, denominator, in time order.
-    """
-    segments = np.empty((len(meters) + 1, 3), np.int64)
-    segments[0, 0] = 0
-    segments[0, 1] = BEATS_PER_BAR * steps_per_beat
-    segments[0, 2] = 0
-    n = 1
-    numerator = denominator = 0
-    for i in range(len(meters)):
-        if meters[i, 1] == numerator and meters[i, 2] == denominator:
-            continue
-        numerator = meters[i, 1]
-        denominator = meters[i, 2]
-        step = _to_steps(meters[i, 0], division, steps_per_beat)
-        if numerator == 1:
-            length = BEATS_PER_BAR * steps_per_beat
-        else:
-            length = max((4 * steps_per_beat * numerator + denominator - 1) // denominator, 1)
-        if step == segments[n - 1, 0]:  # of several meters on one step the last one holds
-            segments[n - 1, 1] = length
-            continue
-        passed = (step - segments[n - 1, 0] + segments[n - 1, 1] - 1) // segments[n - 1, 1]
-        segments[n, 0] = step
-        segments[n, 1] = length
-        segments[n, 2] = segments[n - 1, 2] + passed
-        n += 1
-    return segments[:n]
-
-
-@kernel
-def bar_positions(steps, segments):
-    """Bar number and step within the bar, int32 [n] each, of ascending steps under a `meter_map`."""
-    bar = np.empty(len(steps), np.int32)
-    in_bar = np.empty(len(steps), np.int32)
-    s = 0
-    for i in range(len(steps)):
-        while s + 1 < len(segments) and segments[s + 1, 0] <= steps[i]:
-            s += 1
-        since = steps[i] - segments[s, 0]
-        bar[i] = segments[s, 2] + since // segments[s, 1]
-        in_bar[i] = since % segments[s, 1]
-    return bar, in_bar
-
-
-@kernel
-def seconds_at(tick, tempos, division):
-    """Time of a tick under the tempo map (120 quarter notes a minute before the first tempo)."""
-    seconds = 0.0
-    since = 0.0
-    per_quarter = 500_000
-    for i in range(len(tempos)):
-        if tempos[i, 0] >= tick:
-            break
-        seconds += (tempos[i, 0] - since) * per_quarter / division / 1e6
-        since = tempos[i, 0]
-        per_quarter = tempos[i, 1]
-    return seconds + (tick - since) * per_quarter / division / 1e6
-
-
-@kernel
-def encode_song(division, notes, meters, tempos, steps_per_beat):
-    """What `read_smf` read of a file to tokens and what goes with them, all stages in one call.
-
-    Returns:
-        tokens: uint16 [n], from sos to eos; empty if the file holds no notes (drums aside).
-        bar, in_bar: int32 [n], each token's bar number and step within the bar.
-        n_notes: notes that the tokens hold.
-        n_steps: from step 0 to the last note's end.
-        seconds: the same span at the file's tempo.
-    """
-    grid = quantize(notes, division, steps_per_beat)
-    if len(grid) == 0:
-        nothing = np.empty(0, np.int32)
-        return np.empty(0, np.uint16), nothing, nothing, 0, 0, 0.0
-    events, steps = position_score(grid)
-    tokens, token_steps = index_score(events, steps)
-    bar, in_bar = bar_positions(token_steps, meter_map(meters, division, steps_per_beat))
-    n_steps = (grid[:, 0] + grid[:, 1]).max()
-    seconds = seconds_at(n_steps * division / steps_per_beat, tempos, division)
-    return tokens, bar, in_bar, len(grid), n_steps, seconds
+def transpose(tokens, semitones, scheme):
+    """A song's base tokens, this many semitones higher; drums stay. Empty if a note would leave the 128 pitches."""
+    shifted = tokens.copy()
+    drums = False
+    for i in range(len(tokens)):
+        token = np.int64(tokens[i])
+        if NOTE_0 <= token < DURATION_0 and not drums:
+            if not NOTE_0 <= token + semitones < DURATION_0:
+                return shifted[:0]
+            shifted[i] = token + semitones
+        elif scheme.multi and vocab.INSTRUMENT_0 <= token < velocity_0(scheme):
+            drums = token == vocab.INSTRUMENT_0 + vocab.DRUMS
+    return shifted

@@ -1,7 +1,21 @@
 """Standard MIDI File bytes to notes, meters and tempos.
 
 Source: "Standard MIDI Files 1.0" (MIDI Manufacturers Association, RP-001) and, for files wrapped in RIFF, RP-029.
-What can be read of a damaged track is kept; the track ends where it stops making sense.
+What can be read of a damaged file is kept: a track ends where it stops making sense, and the next one is looked for.
+
+How the specification is read where it is silent, or where files do otherwise:
+
+- A note-off ends the oldest sounding note of its track, channel and pitch (first in, first out), so that a legato
+  repeat, whose second note begins before the first ends, keeps both lengths. A note that is never ended lasts to the
+  end of its track.
+- Meta and system exclusive events leave running status as it was. The specification has them cancel it, but files
+  that go on with it exist, and then nothing else can be meant.
+- A note's program is that of the last program change on its channel that comes before it in the file.
+- The tracks of format 2 are patterns, each of which begins where the one before ends.
+- SMPTE time has no beats: it is read as 120 quarter notes a minute, 29.97 frames a second as 30.
+- Where a track's end does not agree with the length of its chunk, a track that follows the end directly is believed
+  first, then the length if it leads to a track or near the end of the file, then the next place that says "MTrk". So
+  it is with the header.
 """
 
 import numpy as np
@@ -17,10 +31,15 @@ ERRORS = {
 
 # Columns of a note: times in ticks, channel 9 is the drum channel (10 as musicians count).
 ONSET, DURATION, PITCH, VELOCITY, TRACK, CHANNEL, PROGRAM = range(7)
-DRUMS = 9
+DRUM_CHANNEL = 9
+MAX_TICK = (1 << 30) - 1  # later events count as this late (13 days at 480 ticks a beat and 120 beats a minute)
+
+# The least bytes that an event takes, its time included: bounds on how many a file can hold.
+_NOTE_BYTES, _TEMPO_BYTES, _METER_BYTES = 3, 7, 6
+_KEYS = 16 * 128  # of all channels
 
 _MTHD, _MTRK, _RIFF, _DATA = 0x4D546864, 0x4D54726B, 0x52494646, 0x64617461
-_CHANNEL_BYTES = np.array([2, 2, 2, 2, 1, 1, 2], np.int64)  # data bytes of the messages 0x8n to 0xEn
+_END_OF_TRACK, _SET_TEMPO, _TIME_SIGNATURE = 0x2F, 0x51, 0x58
 
 
 @kernel
@@ -33,113 +52,219 @@ def _big_endian(data, at, size):
 
 @kernel
 def _variable_length(data, at, end):
-    """Value and the position after it; -1 where the bytes run out or a fifth byte follows."""
+    """Value and the position after it; -1 and its own position where the bytes run out or a fifth byte follows."""
     value = 0
     for i in range(at, min(at + 4, end)):
         value = value << 7 | np.int64(data[i] & 0x7F)
         if data[i] < 0x80:
             return value, i + 1
-    return -1, end
+    return -1, at
 
 
 @kernel
-def _grow(rows):
-    wider = np.empty((2 * len(rows), rows.shape[1]), np.int64)
-    wider[: len(rows)] = rows
-    return wider
+def scratch(n_bytes):
+    """Room for what a file of so many bytes can hold: notes, meters, tempos and the keys' sounding notes."""
+    notes = np.empty((n_bytes // _NOTE_BYTES + 1, 7), np.int32)
+    meters = np.empty((n_bytes // _METER_BYTES + 1, 3), np.int32)
+    tempos = np.empty((n_bytes // _TEMPO_BYTES + 1, 2), np.int32)
+    sounding = np.full((_KEYS, 2), -1, np.int32)
+    return notes, meters, tempos, sounding
 
 
 @kernel
-def _read_track(data, at, end, track, program, notes, n_notes, meters, n_meters, tempos, n_tempos):
-    """Reads the events in data[at:end]; returns the arrays (which may have grown) and their fill counts."""
-    # A note-off ends the oldest sounding note of its channel and pitch, so that a legato repeat, whose second
-    # note begins before the first ends, keeps both lengths. The sounding notes of a key are a linked queue.
-    first = np.full(16 * 128, -1, np.int64)
-    last = np.full(16 * 128, -1, np.int64)
-    following = np.full((end - at) // 3 + 1, -1, np.int64)  # a note-on takes at least three bytes
-    base = n_notes
-    tick = 0
+def _begins_chunk(data, at, end):
+    """Whether a chunk begins here: four printable letters and a length that fits."""
+    if at + 8 > end:
+        return False
+    for i in range(at, at + 4):
+        if data[i] < 0x20 or data[i] > 0x7E:
+            return False
+    return _big_endian(data, at, 4) == _MTRK or at + 8 + _big_endian(data, at + 4, 4) <= end
+
+
+@kernel
+def _read_track(data, at, declared, end, now, track, program, room, counts):
+    """Reads the events of a track from data[at] on.
+
+    Args:
+        declared: where the track's chunk ends by its own length, which is exceeded only if no chunk follows there.
+        end: of the file.
+        now: tick at which the track begins.
+        counts: int64 [3], how many notes, meters and tempos `room` holds; goes on from there.
+
+    Returns:
+        The position after the last event that makes sense, and the tick.
+    """
+    notes, meters, tempos, sounding = room
+    # The sounding notes of a key are a queue. `sounding` has its oldest and its newest; a note that sounds has the
+    # next of its key, or -1, as -2 - next in place of its duration.
+    first = n = counts[0]
+    n_sounding = 0
     status = 0
-    while at < end:
-        delta, at = _variable_length(data, at, end)
-        if delta < 0 or at >= end:
+    stop = declared if _begins_chunk(data, declared, end) else end
+    while at < stop:
+        intact = at
+        delta = np.int64(data[at])
+        at += 1
+        if delta >= 0x80:
+            delta, at = _variable_length(data, at - 1, stop)
+            if delta < 0:
+                break
+        now += delta
+        if at >= stop:
             break
-        tick += delta
-        # Meta and system exclusive events leave running status as it was: the specification has them cancel it, but
-        # files that go on with it exist, and then nothing else can be meant.
-        event = status
-        if data[at] >= 0x80:
-            event = np.int64(data[at])
-            at += 1
-        if event < 0x80:
-            break  # a data byte with no running status
+        event = np.int64(data[at])
         if event >= 0xF0:
+            at += 1
             kind = -1
             if event == 0xFF:
-                if at >= end:
+                if at >= stop:
                     break
                 kind = np.int64(data[at])
                 at += 1
             elif event != 0xF0 and event != 0xF7:
                 break  # system common and real-time messages do not occur in files
-            size, at = _variable_length(data, at, end)
-            if size < 0 or at + size > end or kind == 0x2F:
+            size, at = _variable_length(data, at, stop)
+            if size < 0 or at + size > stop:
                 break
-            if kind == 0x51 and size == 3 and _big_endian(data, at, 3) > 0:
-                if n_tempos == len(tempos):
-                    tempos = _grow(tempos)
-                tempos[n_tempos, 0] = tick
-                tempos[n_tempos, 1] = _big_endian(data, at, 3)
-                n_tempos += 1
-            elif kind == 0x58 and size >= 2 and data[at] > 0 and data[at + 1] < 8:
-                if n_meters == len(meters):
-                    meters = _grow(meters)
-                meters[n_meters, 0] = tick
-                meters[n_meters, 1] = data[at]
-                meters[n_meters, 2] = 1 << np.int64(data[at + 1])
-                n_meters += 1
+            if kind == _END_OF_TRACK:
+                intact = at + size
+                break
+            tick = min(now, MAX_TICK)
+            if kind == _SET_TEMPO and size == 3 and _big_endian(data, at, 3) > 0:
+                tempos[counts[2], 0] = tick
+                tempos[counts[2], 1] = _big_endian(data, at, 3)
+                counts[2] += 1
+            elif kind == _TIME_SIGNATURE and size >= 2 and data[at] > 0 and data[at + 1] < 8:
+                meters[counts[1], 0] = tick
+                meters[counts[1], 1] = data[at]
+                meters[counts[1], 2] = 1 << np.int64(data[at + 1])
+                counts[1] += 1
             at += size
             continue
-        status = event
-        size = _CHANNEL_BYTES[(status >> 4) - 8]
-        if at + size > end:
-            break
-        key = np.int64(data[at])
-        value = np.int64(data[at + 1]) if size == 2 else 0
-        at += size
-        if key >= 0x80 or value >= 0x80:
-            break  # a status byte where data is due
-        channel = status & 0x0F
+        if event >= 0x80:
+            status = event
+            at += 1
+        if status == 0 or at >= stop:
+            break  # a data byte with no running status, or nothing
         message = status >> 4
-        if message == 0xC:
-            program[channel] = key
-        elif message == 0x9 and value > 0:
-            if n_notes == len(notes):
-                notes = _grow(notes)
-            notes[n_notes, ONSET] = tick
-            notes[n_notes, DURATION] = -1
-            notes[n_notes, PITCH] = key
-            notes[n_notes, VELOCITY] = value
-            notes[n_notes, TRACK] = track
-            notes[n_notes, CHANNEL] = channel
-            notes[n_notes, PROGRAM] = program[channel]
-            queue = channel * 128 + key
-            if first[queue] < 0:
-                first[queue] = n_notes
-            else:
-                following[last[queue] - base] = n_notes
-            last[queue] = n_notes
-            n_notes += 1
-        elif message == 0x8 or message == 0x9:
-            queue = channel * 128 + key
-            note = first[queue]
-            if note >= 0:
+        key = np.int64(data[at])
+        at += 1
+        value = np.int64(0)
+        if message != 0xC and message != 0xD:
+            if at >= stop:
+                break
+            value = np.int64(data[at])
+            at += 1
+        if (key | value) >= 0x80:
+            break  # a status byte where data is due
+        if message <= 0x9:
+            queue = (status & 0x0F) << 7 | key
+            oldest = np.int64(sounding[queue, 0])
+            tick = min(now, MAX_TICK)
+            if message == 0x9 and value > 0:
+                if oldest < 0:
+                    sounding[queue, 0] = n
+                else:
+                    notes[sounding[queue, 1], DURATION] = -2 - n
+                sounding[queue, 1] = n
+                notes[n, ONSET] = tick
+                notes[n, DURATION] = -1
+                notes[n, PITCH] = key
+                notes[n, VELOCITY] = value
+                notes[n, TRACK] = track
+                notes[n, CHANNEL] = status & 0x0F
+                notes[n, PROGRAM] = program[status & 0x0F]
+                n += 1
+                n_sounding += 1
+            elif oldest >= 0:
+                sounding[queue, 0] = -2 - notes[oldest, DURATION] if notes[oldest, DURATION] < -1 else -1
+                notes[oldest, DURATION] = tick - notes[oldest, ONSET]
+                n_sounding -= 1
+        elif message == 0xC:
+            program[status & 0x0F] = key
+    else:
+        intact = at
+    if n_sounding:
+        tick = min(now, MAX_TICK)
+        for note in range(first, n):
+            if notes[note, DURATION] < 0:
                 notes[note, DURATION] = tick - notes[note, ONSET]
-                first[queue] = following[note - base]
-    for note in range(base, n_notes):  # a note that is never ended lasts to the end of its track
-        if notes[note, DURATION] < 0:
-            notes[note, DURATION] = tick - notes[note, ONSET]
-    return notes, n_notes, meters, n_meters, tempos, n_tempos
+                sounding[np.int64(notes[note, CHANNEL]) << 7 | notes[note, PITCH], 0] = -1
+    counts[0] = n
+    return intact, now
+
+
+@kernel
+def _next_track(data, at, declared, end):
+    """Where the track after a chunk begins whose content stops at `at` and whose length ends it at `declared`."""
+    if at + 4 <= end and _big_endian(data, at, 4) == _MTRK:
+        return at
+    if at <= declared <= end and (declared + 4 > end or _big_endian(data, declared, 4) == _MTRK):
+        return declared
+    while at + 4 <= end and _big_endian(data, at, 4) != _MTRK:
+        at += 1
+    return at
+
+
+@kernel
+def _sort_by_tick(rows, n):
+    """Sorts rows[:n] in place; of two on one tick the later in the file stays later."""
+    for i in range(1, n):
+        if rows[i, 0] < rows[i - 1, 0]:
+            rows[:n] = rows[np.argsort(rows[:n, 0], kind="mergesort")]  # mergesort is stable
+            break
+
+
+@kernel
+def read_into(data, begin, end, room):
+    """Reads the file data[begin:end] into a `scratch` of at least its size.
+
+    Returns:
+        error, division as `read_smf` returns them; then how many notes, meters and tempos `room` holds.
+    """
+    notes, meters, tempos, _ = room
+    at = begin
+    if end - at >= 20 and _big_endian(data, at, 4) == _RIFF:
+        at += 12
+        while at + 8 < end and _big_endian(data, at, 4) != _DATA:
+            size = np.int64(data[at + 4]) | np.int64(data[at + 5]) << 8 | np.int64(data[at + 6]) << 16
+            at += 8 + size + size % 2
+        at += 8
+    if at + 14 > end or _big_endian(data, at, 4) != _MTHD:
+        return NOT_MIDI, 0, 0, 0, 0
+    one_after_the_other = _big_endian(data, at + 8, 2) == 2
+    division = _big_endian(data, at + 12, 2)
+    smpte = division >= 0x8000
+    if smpte:
+        frames = 256 - (division >> 8)
+        division = (30 if frames == 29 else frames) * (division & 0xFF)
+    if division == 0:
+        return NO_DIVISION, 0, 0, 0, 0
+    at = _next_track(data, at + 14, at + 8 + _big_endian(data, at + 4, 4), end)
+    program = np.zeros(16, np.int64)
+    counts = np.zeros(3, np.int64)
+    track = 0
+    now = 0
+    while at + 8 <= end:
+        declared = at + 8 + _big_endian(data, at + 4, 4)
+        start = now if one_after_the_other else 0
+        at, now = _read_track(data, at + 8, declared, end, start, track, program, room, counts)
+        at = _next_track(data, at, declared, end)
+        track += 1
+    if track == 0:
+        return NO_TRACKS, 0, 0, 0, 0
+    if smpte:
+        # A second is `division` ticks; twice as many make it two quarter notes.
+        counts[2] = 0
+        for i in range(counts[0]):
+            notes[i, ONSET] *= 2
+            notes[i, DURATION] *= 2
+        for i in range(counts[1]):
+            meters[i, 0] *= 2
+    _sort_by_tick(meters, counts[1])
+    _sort_by_tick(tempos, counts[2])
+    return OK, division, counts[0], counts[1], counts[2]
 
 
 @kernel
@@ -151,50 +276,12 @@ def read_smf(data):
 
     Returns:
         error: OK or a key of `ERRORS`; the arrays are then empty.
-        division: ticks per quarter note. SMPTE time counts as 120 quarter notes a minute.
-        notes: int64 [N, 7], columns ONSET to PROGRAM, in file order.
-        meters: int64 [n, 3]: tick, numerator, denominator, in time order.
-        tempos: int64 [n, 2]: tick, microseconds per quarter note, in time order.
+        division: ticks per quarter note.
+        notes: int32 [N, 7], columns ONSET to PROGRAM, in file order.
+        meters: int32 [n, 3]: tick, numerator, denominator, in time order.
+        tempos: int32 [n, 2]: tick, microseconds per quarter note, in time order.
     """
-    n_bytes = len(data)
-    notes = np.empty((n_bytes // 6 + 16, 7), np.int64)
-    meters = np.empty((8, 3), np.int64)
-    tempos = np.empty((8, 2), np.int64)
-    n_notes = n_meters = n_tempos = 0
-    at = 0
-    if n_bytes >= 20 and _big_endian(data, 0, 4) == _RIFF:
-        at = 12
-        while at + 8 < n_bytes and _big_endian(data, at, 4) != _DATA:
-            size = np.int64(data[at + 4]) | np.int64(data[at + 5]) << 8 | np.int64(data[at + 6]) << 16
-            at += 8 + size + size % 2
-        at += 8
-    if at + 14 > n_bytes or _big_endian(data, at, 4) != _MTHD:
-        return NOT_MIDI, 0, notes[:0], meters[:0], tempos[:0]
-    division = _big_endian(data, at + 12, 2)
-    smpte = division >= 0x8000
-    if smpte:
-        division = (256 - (division >> 8)) * (division & 0xFF) // 2
-    if division == 0:
-        return NO_DIVISION, 0, notes[:0], meters[:0], tempos[:0]
-    at += 8 + _big_endian(data, at + 4, 4)
-    program = np.zeros(16, np.int64)
-    track = 0
-    while at + 8 <= n_bytes:
-        name = _big_endian(data, at, 4)
-        end = min(at + 8 + _big_endian(data, at + 4, 4), n_bytes)
-        if name == _MTRK:
-            notes, n_notes, meters, n_meters, tempos, n_tempos = _read_track(
-                data, at + 8, end, track, program, notes, n_notes, meters, n_meters, tempos, n_tempos
-            )
-            track += 1
-        at = end
-    if track == 0:
-        return NO_TRACKS, 0, notes[:0], meters[:0], tempos[:0]
-    if smpte:
-        n_tempos = 0
-    meters = meters[:n_meters]
-    tempos = tempos[:n_tempos]
-    # Mergesort is stable: of two events on one tick the later in the file stays later.
-    meters = meters[np.argsort(meters[:, 0], kind="mergesort")]
-    tempos = tempos[np.argsort(tempos[:, 0], kind="mergesort")]
-    return OK, division, notes[:n_notes], meters, tempos
+    room = scratch(len(data))
+    error, division, n_notes, n_meters, n_tempos = read_into(data, 0, len(data), room)
+    notes, meters, tempos, _ = room
+    return error, division, notes[:n_notes].copy(), meters[:n_meters].copy(), tempos[:n_tempos].copy()

@@ -11,20 +11,18 @@ import jax
 import orbax.checkpoint as ocp
 
 from . import config as cfg
-from . import vocab
 from .cli import InputError
 from .corpus import Corpus
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def meta_of(config: cfg.Config, corpus: Corpus) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "config": cfg.flatten(config),
-        "steps_per_beat": corpus.steps_per_beat,
         "corpus": corpus.fingerprint,
-        "vocabulary": list(vocab.NAMES),
+        "vocabulary": corpus.vocabulary.to_json(),
     }
 
 
@@ -50,15 +48,13 @@ class Checkpoints:
         self.manager.save(step, args=items, force=True)
 
     def meta(self, step: int) -> dict[str, Any]:
-        """Raises InputError for a checkpoint of another format or vocabulary."""
+        """Raises InputError for a checkpoint of another format."""
         meta = self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         if meta.get("format_version") != FORMAT_VERSION:
             raise InputError(
                 f"{self.run}: checkpoint of format version {meta.get('format_version')}, this program reads "
                 f"{FORMAT_VERSION}; use the program that wrote it or train again"
             )
-        if tuple(meta["vocabulary"]) != vocab.NAMES:
-            raise InputError(f"{self.run}: checkpoint with another vocabulary; use the program that wrote it")
         return meta
 
     def restore(self, step: int, **abstract: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What every command shares: how it takes arguments and how it reports bad input."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 
@@ -26,6 +27,9 @@ def run(main: Callable[[], None]) -> None:
         main()
     except InputError as error:
         sys.exit(_fail(str(error)))
+    except BrokenPipeError:  # who reads the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:  # such as a folder that can't be written, which the operating system names
         sys.exit(_fail(f"{error.filename}: {error.strerror}" if error.filename else str(error)))
     except KeyboardInterrupt:

@@ -1,11 +1,14 @@
 """An encoded corpus on disk: flat arrays that can be memory-mapped, and tables that a person can read.
 
-meta.json      format version, steps per beat, vocabulary, totals
+meta.json      format version, vocabulary, totals
 tokens.npy     uint16 [tokens], all songs one after the other, each from sos to eos
 bar.npy        uint16 [tokens], bar number within the song (65,535 where there are more)
 step.npy       uint16 [tokens], step within the bar
 offsets.npy    int64 [songs + 1], song i is tokens[offsets[i]:offsets[i + 1]]
-songs.csv      one line a song: name, split, notes, beats, seconds, fingerprint
+meters.npy     int32 [meters, 4]: song, step, numerator, denominator
+tempos.npy     int32 [tempos, 3]: song, step, microseconds per quarter note
+songs.csv      one line a song: name, semitones by which it is transposed, split, group of near-duplicates, notes,
+               beats, seconds, fingerprint (equal for equal notes)
 skipped.csv    files that are not in the corpus, each with the reason
 """
 
@@ -14,18 +17,22 @@ import hashlib
 import json
 import os
 import shutil
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import vocab
 from .cli import InputError
+from .song import Song, make_song, notes_of
+from .vocab import Vocabulary
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SPLITS = ("train", "validation", "test")
-_ARRAYS = ("tokens", "bar", "step", "offsets")
+_ARRAYS = {"tokens": np.uint16, "bar": np.uint16, "step": np.uint16, "offsets": np.int64}
+_TABLES = {"meters": 4, "tempos": 3}  # columns, int32
 _TEXT: Any = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names need not be UTF-8
 
 
@@ -34,87 +41,126 @@ class EncodedSong(NamedTuple):
 
     name: str  # path within the folder that was encoded
     tokens: np.ndarray  # uint16 [n]
-    bar: np.ndarray  # [n]
-    step: np.ndarray  # [n]
+    bar: np.ndarray  # uint16 [n]
+    step: np.ndarray  # uint16 [n]
+    meters: np.ndarray  # int32 [m, 3]: step, numerator, denominator
+    tempos: np.ndarray  # int32 [t, 2]: step, microseconds per quarter note
     notes: int
     beats: float  # quarter notes from step 0 to the last note's end
     seconds: float  # the same span at the file's tempo
-
-    @property
-    def fingerprint(self) -> str:
-        """Equal for songs with equal tokens, whatever their names, tempos or instruments."""
-        return hashlib.blake2b(self.tokens.tobytes(), digest_size=8).hexdigest()
+    split: int  # index into SPLITS
+    fingerprint: str  # equal for songs with equal notes (`fingerprint.note_hash`)
+    group: str  # the smallest fingerprint of its near-duplicates
+    semitones: int = 0  # by which it is transposed
 
 
 class Corpus(NamedTuple):
     """A corpus opened for reading; the arrays are those of the files, memory-mapped."""
 
     path: Path
+    vocabulary: Vocabulary
     tokens: np.ndarray
     bar: np.ndarray
     step: np.ndarray
     offsets: np.ndarray
+    meters: np.ndarray
+    tempos: np.ndarray
     names: list[str]
+    semitones: np.ndarray  # int [songs]
     splits: np.ndarray  # int [songs], index into SPLITS
     notes: np.ndarray  # int [songs]
     beats: np.ndarray  # float [songs]
     seconds: np.ndarray  # float [songs]
-    steps_per_beat: int
-    fingerprint: str  # of all songs, their splits and the grid
+    fingerprint: str  # of the vocabulary, all songs and their splits
 
     def songs_of(self, split: str) -> np.ndarray:
         """Indices of a split's songs."""
         return np.flatnonzero(self.splits == SPLITS.index(split))
 
+    def tokens_of(self, song: int) -> np.ndarray:
+        return self.tokens[self.offsets[song] : self.offsets[song + 1]]
 
-def split_of(fingerprint: str, fractions: Sequence[float]) -> int:
-    """Index into SPLITS. Depends on the song alone, so that it stays where it is when the folder grows."""
-    place = int(hashlib.blake2b(fingerprint.encode(), digest_size=8).hexdigest(), 16) / 2**64
-    return min(int(np.searchsorted(np.cumsum(fractions), place, side="right")), len(SPLITS) - 1)
+    def song(self, song: int) -> Song:
+        """What the tokens of a song say."""
+        meters, tempos = (
+            np.array(table[slice(*np.searchsorted(table[:, 0], [song, song + 1])), 1:])
+            for table in (self.meters, self.tempos)
+        )
+        return make_song(notes_of(self.tokens_of(song), self.vocabulary), meters, tempos, self.vocabulary.scheme)
+
+
+def split_of(group: str, fractions: Sequence[float]) -> int:
+    """Index into SPLITS. Depends on the group alone, so that it stays where it is when the folder grows."""
+    place = int(hashlib.blake2b(group.encode(), digest_size=8).hexdigest(), 16) / 2**64
+    return min(bisect_right(list(accumulate(fractions)), place), len(SPLITS) - 1)
+
+
+class _ArrayFile:
+    """A .npy file that is written row by row."""
+
+    def __init__(self, path: Path, dtype: Any, columns: int | None = None):
+        self.shape, self.dtype, self.rows = (() if columns is None else (columns,)), np.dtype(dtype), 0
+        self.file = path.open("wb")
+        self._write_header()
+
+    def _write_header(self) -> None:
+        header = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.rows, *self.shape)}
+        np.lib.format.write_array_header_1_0(self.file, header)  # is as long whatever the number of rows
+
+    def append(self, rows: np.ndarray) -> None:
+        self.file.write(np.ascontiguousarray(rows, self.dtype).data)
+        self.rows += len(rows)
+
+    def close(self) -> None:
+        self.file.seek(0)
+        self._write_header()
+        self.file.close()
 
 
 def write_corpus(
-    path: Path,
-    songs: Sequence[EncodedSong],
-    skipped: Iterable[tuple[str, str]],
-    *,
-    steps_per_beat: int,
-    fractions: Sequence[float] = (0.8, 0.1, 0.1),
+    path: Path, songs: Iterable[EncodedSong], skipped: Iterable[tuple[str, str]], vocabulary: Vocabulary
 ) -> None:
-    """Writes a corpus to a new folder; nothing is left at `path` unless all of it was written."""
+    """Writes a corpus song by song; nothing is left at `path`, or what was there is, unless all of it was written."""
     temporary = path.with_name(path.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    fingerprints = [song.fingerprint for song in songs]
-    splits = [SPLITS[split_of(fingerprint, fractions)] for fingerprint in fingerprints]
-    content = "".join(map("".join, zip(fingerprints, splits, strict=True))) + str(steps_per_beat)
-    lengths = [len(song.tokens) for song in songs]
-    arrays = {
-        "tokens": np.concatenate([song.tokens for song in songs]),
-        "bar": np.minimum(np.concatenate([song.bar for song in songs]), 0xFFFF).astype(np.uint16),
-        "step": np.minimum(np.concatenate([song.step for song in songs]), 0xFFFF).astype(np.uint16),
-        "offsets": np.cumsum([0, *lengths], dtype=np.int64),
-    }
-    for name, array in arrays.items():
-        np.save(temporary / f"{name}.npy", array, allow_pickle=False)
+    files = {name: _ArrayFile(temporary / f"{name}.npy", dtype) for name, dtype in _ARRAYS.items()}
+    files |= {name: _ArrayFile(temporary / f"{name}.npy", np.int32, columns) for name, columns in _TABLES.items()}
+    content = hashlib.blake2b(json.dumps(vocabulary.to_json()).encode(), digest_size=8)
+    files["offsets"].append(np.zeros(1))
+    n_songs = 0
     with open(temporary / "songs.csv", "w", newline="", **_TEXT) as file:
         table = csv.writer(file)
-        table.writerow(["name", "split", "notes", "beats", "seconds", "fingerprint"])
-        for song, split, fingerprint in zip(songs, splits, fingerprints, strict=True):
-            table.writerow([song.name, split, song.notes, song.beats, round(song.seconds, 3), fingerprint])
+        table.writerow(["name", "semitones", "split", "group", "notes", "beats", "seconds", "fingerprint"])
+        for n_songs, song in enumerate(songs, 1):
+            for name in ("tokens", "bar", "step"):
+                files[name].append(getattr(song, name))
+            files["offsets"].append(np.array([files["tokens"].rows]))
+            for name in _TABLES:
+                rows = getattr(song, name)
+                files[name].append(np.column_stack((np.full(len(rows), n_songs - 1), rows)))
+            split = SPLITS[song.split]
+            numbers = [song.notes, song.beats, round(song.seconds, 3)]
+            table.writerow([song.name, song.semitones, split, song.group, *numbers, song.fingerprint])
+            content.update(f"{song.fingerprint}{song.semitones}{split}".encode())
+    for array in files.values():
+        array.close()
     with open(temporary / "skipped.csv", "w", newline="", **_TEXT) as file:
         csv.writer(file).writerows([("file", "reason"), *skipped])
     meta = {
         "format_version": FORMAT_VERSION,
-        "fingerprint": hashlib.blake2b(content.encode(), digest_size=8).hexdigest(),
-        "steps_per_beat": steps_per_beat,
-        "songs": len(songs),
-        "tokens": int(sum(lengths)),
-        "vocabulary": vocab.NAMES,
+        "fingerprint": content.hexdigest(),
+        "songs": n_songs,
+        "tokens": files["tokens"].rows,
+        "vocabulary": vocabulary.to_json(),
     }
-    (temporary / "meta.json").write_text(json.dumps(meta, indent=1))
-    shutil.rmtree(path, ignore_errors=True)
+    (temporary / "meta.json").write_text(json.dumps(meta))
+    before = path.with_name(path.name + ".old")
+    shutil.rmtree(before, ignore_errors=True)
+    if path.exists():
+        os.replace(path, before)
     os.replace(temporary, path)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def is_corpus(path: Path) -> bool:
@@ -142,20 +188,20 @@ def open_corpus(path: Path) -> Corpus:
             raise InputError(
                 f"{path}: format version {meta['format_version']}, this program reads {FORMAT_VERSION}; {again}"
             )
-        if tuple(meta["vocabulary"]) != vocab.NAMES:
-            raise InputError(f"{path}: encoded with another vocabulary; {again}")
-        arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
+        names = (*_ARRAYS, *_TABLES)
+        arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
         with open(path / "songs.csv", newline="", **_TEXT) as file:
             rows = list(csv.DictReader(file))
         corpus = Corpus(
             path=path,
+            vocabulary=Vocabulary.from_json(meta["vocabulary"]),
             **arrays,
             names=[row["name"] for row in rows],
+            semitones=np.array([int(row["semitones"]) for row in rows]),
             splits=np.array([SPLITS.index(row["split"]) for row in rows]),
             notes=np.array([int(row["notes"]) for row in rows]),
             beats=np.array([float(row["beats"]) for row in rows]),
             seconds=np.array([float(row["seconds"]) for row in rows]),
-            steps_per_beat=meta["steps_per_beat"],
             fingerprint=meta["fingerprint"],
         )
     except InputError:

@@ -14,6 +14,7 @@ import numpy as np
 
 from . import vocab
 from .corpus import Corpus
+from .kernels.score import transpose
 
 STEP_ARRAYS = ("tokens", "targets", "bar", "step", "song")
 NO_TARGET = -1
@@ -46,13 +47,7 @@ class Lanes:
             seed: of each epoch's order; None keeps the order of `songs`.
             transpose: each song is shifted by up to this many semitones, drawn from (seed, epoch, song).
         """
-        self.corpus, self.songs, self.seed, self.epochs, self.transpose = (
-            corpus,
-            songs,
-            seed,
-            epochs,
-            transpose,
-        )
+        self.corpus, self.songs, self.seed, self.epochs, self.transpose = corpus, songs, seed, epochs, transpose
         self.n_epochs = 0  # planned so far
         self.tapes: list[list[tuple[int, int]]] = [[] for _ in range(n_lanes)]  # (song, semitones)
         self.starts: list[list[int]] = [[0] for _ in range(n_lanes)]  # of the tape's songs, and its end
@@ -111,14 +106,13 @@ class Lanes:
         }
 
     def _transposed(self, song: int, semitones: int, part: slice) -> np.ndarray:
-        tokens = self.corpus.tokens[part]
         if semitones == 0:
-            return tokens
-        whole = self.corpus.tokens[self.corpus.offsets[song] : self.corpus.offsets[song + 1]]
-        notes = whole[vocab.IS_NOTE[whole]].astype(np.int32)
-        lowest, highest = vocab.NOTE_0 - int(notes.min()), vocab.DURATION_0 - 1 - int(notes.max())
-        shift = min(max(semitones, lowest), highest)  # stays within the 128 pitches
-        return tokens + np.where(vocab.IS_NOTE[tokens], shift, 0)
+            return self.corpus.tokens[part]
+        whole = transpose(np.asarray(self.corpus.tokens_of(song)), semitones, self.corpus.vocabulary.scheme)
+        if len(whole) == 0:  # a song that would leave the 128 pitches stays as it is
+            return self.corpus.tokens[part]
+        begin = int(self.corpus.offsets[song])
+        return whole[part.start - begin : part.stop - begin]
 
 
 class Steps:

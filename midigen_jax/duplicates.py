@@ -58,13 +58,15 @@ def _link(root: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
             root[:] = root[root]
 
 
-def groups(signatures: np.ndarray) -> np.ndarray:
+def groups(signatures: np.ndarray, hashes: np.ndarray) -> np.ndarray:
     """Each song's group, named by the lowest index in it, int64 [songs]; a song unlike all others is its own.
 
     Args:
         signatures: uint32 [songs, BINS].
+        hashes: [songs], equal for songs that are equal, which a short song's signature can't tell.
     """
-    root = np.arange(len(signatures))
+    _, first, same = np.unique(hashes, return_index=True, return_inverse=True)
+    root = first[same]
     for a, b in _candidates(signatures):
         apart = root[a] != root[b]
         a, b = a[apart], b[apart]

@@ -1,26 +1,43 @@
 """Encodes a folder of MIDI files as a corpus of token arrays.
 
-python -m midigen_jax.encode MIDI_DIR --out CORPUS
+    python -m midigen_jax.encode MIDI_DIR --out CORPUS
+
+Stopped at any moment, the same command goes on where it was.
 """
 
+import hashlib
 import os
+import shutil
+import sys
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from numba.core import event
 from tqdm import tqdm
 
-from . import cli
+from . import cli, duplicates
 from .cli import InputError
-from .corpus import SPLITS, EncodedSong, is_corpus, open_corpus, write_corpus
-from .kernels import score, smf
+from .corpus import FORMAT_VERSION, SPLITS, Corpus, EncodedSong, is_corpus, open_corpus, split_of, write_corpus
+from .kernels import encode as kernel
+from .kernels import merges, score
 from .midi import SUFFIXES
+from .vocab import Scheme, Vocabulary, from_expansions
+
+# Small enough that a batch's arrays stay in the processor's caches and are used again for the next batch's.
+BATCH_FILES = 64
+BATCH_BYTES = 1 << 20
+MAX_BYTES = 1 << 21  # of a file
+MERGE_TOKENS = 1 << 21  # the merges are learned from about so many tokens of the training songs
+
+TOO_LARGE = f"absurd length: over {MAX_BYTES >> 20} MB"
 
 
-def midi_files(folder: Path) -> list[Path]:
-    """All MIDI files below a folder, in the order of their names.
+def midi_files(folder: Path) -> list[str]:
+    """The names of all MIDI files below a folder, as paths within it, sorted.
 
     Raises:
         InputError: the folder does not exist or holds none.
@@ -28,80 +45,303 @@ def midi_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         kind = "is a file, not a folder" if folder.exists() else "no such folder"
         raise InputError(f"{folder}: {kind}; give a folder of MIDI files")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files, seen = [], set()
+    for where, folders, names in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(where))
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(where, name)) not in seen]
+        paths = (os.path.join(where, name) for name in names if name.lower().endswith(SUFFIXES))
+        files += [os.path.relpath(path, folder).replace(os.sep, "/") for path in paths if os.path.isfile(path)]
     if not files:
         raise InputError(f"{folder}: holds no MIDI files; give a folder with {' '.join(SUFFIXES)} files in it")
-    return files
+    return sorted(files)
 
 
-def corpus_names(files: Sequence[Path], folder: Path) -> list[str]:
-    """The names that a corpus of this folder knows its files by."""
-    return [path.relative_to(folder).as_posix() for path in files]
-
-
-def encode_file(path: Path, name: str, steps_per_beat: int) -> EncodedSong | str:
-    """The song of a MIDI file, or the reason why there is none."""
+def _read(path: str | Path) -> tuple[bytes, str]:
+    """A file's bytes and "", or none and why."""
     try:
-        data = np.fromfile(path, np.uint8)
+        # The operating system's own calls: `open` takes longer than the kernel does for a small file.
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            size = os.fstat(descriptor).st_size
+            return (b"", TOO_LARGE) if size > MAX_BYTES else (os.read(descriptor, size), "")
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        return f"can't be read: {error.strerror or error}"
-    # Two calls, since Numba notices on disk a changed kernel's own file, not those of kernels that it calls.
-    code, division, raw_notes, meters, tempos = smf.read_smf(data)
-    if code != smf.OK:
-        return smf.ERRORS[code]
-    tokens, bar, step, notes, n_steps, seconds = score.encode_song(division, raw_notes, meters, tempos, steps_per_beat)
-    if len(tokens) == 0:
-        return "holds no notes (drums aside)"
-    return EncodedSong(name, tokens, bar, step, notes, n_steps / steps_per_beat, seconds)
+        return b"", f"can't be read: {error.strerror or error}"
+
+
+def encode_batch(paths: Sequence[str | Path], scheme: Scheme) -> tuple[kernel.Songs, list[str]]:
+    """Encodes files in one call of the kernel.
+
+    Returns:
+        The songs, and for each file why it is none, or "".
+    """
+    contents, failures = zip(*map(_read, paths), strict=True)
+    data = np.frombuffer(bytearray().join(contents), np.uint8)
+    songs = kernel.encode_files(data, np.cumsum([0, *map(len, contents)]), scheme)
+    errors = (kernel.REASONS.get(code, "") for code in songs.errors.tolist())
+    return songs, [failure or error for failure, error in zip(failures, errors, strict=True)]
+
+
+class _SayCompiling(event.Listener):
+    """Says once that Numba compiles, since that takes longer than encoding a thousand files."""
+
+    said = False
+
+    def on_start(self, event: Any) -> None:
+        if not self.said:
+            tqdm.write("compiling the kernels; this happens once and takes about half a minute", file=sys.stderr)
+            self.said = True
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+class _Work:
+    """The folder beside the corpus in which batches of files wait, encoded, until all of them are."""
+
+    def __init__(self, path: Path, folder: Path, names: list[str], scheme: Scheme):
+        self.path, self.folder, self.names, self.scheme = path, folder, names, scheme
+        plan = hashlib.blake2b(f"{FORMAT_VERSION} {scheme}".encode(), digest_size=16)
+        for source in sorted(Path(kernel.__file__).parent.glob("*.py")):
+            plan.update(source.read_bytes())
+        self.bounds = [0]
+        size = 0
+        for i, name in enumerate(names):
+            stat = os.stat(folder / name)
+            plan.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode(errors="surrogateescape"))
+            if i - self.bounds[-1] == BATCH_FILES or (i > self.bounds[-1] and size + stat.st_size > BATCH_BYTES):
+                self.bounds.append(i)
+                size = 0
+            size += min(stat.st_size, MAX_BYTES)
+        self.bounds.append(len(names))
+        digest = path / "plan"
+        if not digest.is_file() or digest.read_text() != plan.hexdigest():  # of other files, options or another program
+            shutil.rmtree(path, ignore_errors=True)
+            path.mkdir(parents=True)
+            digest.write_text(plan.hexdigest())
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def files(self, batch: int) -> list[str]:
+        return self.names[self.bounds[batch] : self.bounds[batch + 1]]
+
+    def _file(self, batch: int) -> Path:
+        return self.path / f"{batch:06}.npz"
+
+    def is_done(self, batch: int) -> bool:
+        return self._file(batch).is_file()
+
+    def encode(self, batch: int) -> int:
+        """Encodes a batch unless it is done; returns how many files it has."""
+        songs, reasons = encode_batch([f"{self.folder}/{name}" for name in self.files(batch)], self.scheme)
+        temporary = self.path / f"{batch:06}.tmp"
+        with temporary.open("wb") as file:
+            np.savez(file, reasons=np.array(reasons), **songs._asdict())
+        os.replace(temporary, self._file(batch))
+        return len(reasons)
+
+    def load(self, batch: int, *names: str) -> list[np.ndarray]:
+        with np.load(self._file(batch), allow_pickle=False) as arrays:
+            return [arrays[name] for name in names]
+
+    def encode_all(self, workers: int | None) -> None:
+        todo = [batch for batch in range(len(self)) if not self.is_done(batch)]
+        done = sum(len(self.files(batch)) for batch in range(len(self))) - sum(len(self.files(batch)) for batch in todo)
+        if done:
+            print(f"{self.path}: going on after {done:,} files that were encoded before")
+        pool = ThreadPoolExecutor(workers or os.cpu_count())
+        try:
+            with tqdm(
+                desc="encoding", total=len(self.names), initial=done, unit="file", leave=False, disable=None
+            ) as bar:
+                for future in as_completed([pool.submit(self.encode, batch) for batch in todo]):
+                    bar.update(future.result())
+        except KeyboardInterrupt:
+            print(f"{self.path} keeps what is encoded; the same command goes on from there", file=sys.stderr)
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+class _Table(NamedTuple):
+    """What is known of every file once all are encoded; arrays [files]."""
+
+    is_song: np.ndarray
+    reasons: list[str]
+    lengths: np.ndarray  # in base tokens
+    notes: np.ndarray
+    hashes: np.ndarray
+    splits: np.ndarray  # index into SPLITS
+    groups: list[str]  # the smallest fingerprint of the near-duplicates
+
+
+def _fingerprint(token_hash: np.uint64) -> str:
+    return f"{int(token_hash):016x}"
+
+
+def _survey(work: _Work, fractions: Sequence[float]) -> tuple[_Table, str]:
+    """The table of all files, and a report on near-duplicates."""
+    columns: list[list[np.ndarray]] = []
+    reasons: list[str] = []
+    for batch in range(len(work)):
+        errors, *values = work.load(batch, "reasons", "offsets", "notes", "hashes", "signatures")
+        reasons += errors.tolist()
+        columns.append([np.diff(values[0]), *values[1:]])
+    lengths, notes, hashes, signatures = (np.concatenate(column) for column in zip(*columns, strict=True))
+    is_song = lengths > 0
+    songs = np.flatnonzero(is_song)
+    group = duplicates.groups(signatures[songs], hashes[songs])
+    smallest = hashes[songs].copy()
+    np.minimum.at(smallest, group, hashes[songs])
+    keys = [_fingerprint(key) for key in smallest[group]]
+    splits = np.zeros(len(lengths), np.int64)
+    splits[songs] = [split_of(key, fractions) for key in keys]
+    groups = [""] * len(lengths)
+    for song, key in zip(songs.tolist(), keys, strict=True):
+        groups[song] = key
+    table = _Table(is_song, reasons, lengths, notes, hashes, splits, groups)
+    return table, _leak_report(work, songs, group, table, signatures[songs], fractions)
+
+
+def _leak_report(
+    work: _Work, songs: np.ndarray, group: np.ndarray, table: _Table, signatures: np.ndarray, fractions: Sequence[float]
+) -> str:
+    sizes = np.bincount(group, minlength=len(songs))
+    copies = sizes[group] > 1
+    report = "near-duplicates (the same music in another key, at another tempo or saved again): "
+    if copies.any():
+        alone = np.array([split_of(_fingerprint(table.hashes[song]), fractions) for song in songs[copies].tolist()])
+        trained = set(group[copies][alone == 0].tolist())
+        leaks = sum(g in trained for g in group[copies][alone != 0].tolist())
+        report += (
+            f"{copies.sum():,} songs, in groups ({(sizes > 1).sum():,}) that are on one side of the split each; split "
+            f"song by song, {leaks:,} validation and test songs would have had one in training"
+        )
+    else:
+        report += "none found"
+    training = (table.splits[songs] > 0).astype(np.int64)
+    pair = duplicates.nearest_apart(signatures, training)
+    if pair:
+        first, second = (work.names[songs[i]] for i in (pair.first, pair.second))
+        report += f"; nearest pair across it: {first} and {second}, {pair.similarity:.0%} of the melody alike"
+    return report
+
+
+def _learn_merges(work: _Work, table: _Table, size: int) -> Vocabulary:
+    """Merges that fill the vocabulary up to this size, learned from training songs that lie evenly in the folder."""
+    training = table.is_song & (table.splits == 0)
+    every = max(1, -(-int(table.lengths[training].sum()) // MERGE_TOKENS))
+    chosen = set(np.flatnonzero(training)[::every].tolist())
+    parts = []
+    for batch in range(len(work)):
+        tokens, offsets = work.load(batch, "tokens", "offsets")
+        first = work.bounds[batch]
+        parts += [tokens[offsets[i] : offsets[i + 1]] for i in range(len(offsets) - 1) if first + i in chosen]
+    learned = merges.learn(np.concatenate(parts), work.scheme.size, size - work.scheme.size)
+    return from_expansions(work.scheme, *learned)
+
+
+def _encoded_songs(work: _Work, table: _Table, vocabulary: Vocabulary, transpose: int) -> Iterator[EncodedSong]:
+    """All songs in the order of their names; each training song is followed by its transposed copies."""
+    trie = merges.table(*vocabulary.expansions) if vocabulary.merges else None
+    scheme = vocabulary.scheme
+    shifts = [0, *(shift for size in range(1, transpose + 1) for shift in (-size, size))]
+    fields = ("tokens", "bar", "step", "offsets", "steps", "seconds", "meters", "tempos")
+    for batch in range(len(work)):
+        tokens, bar, step, offsets, steps, seconds, meters, tempos = work.load(batch, *fields)
+        for i, name in enumerate(work.files(batch)):
+            song = work.bounds[batch] + i
+            if not table.is_song[song]:
+                continue
+            here = slice(offsets[i], offsets[i + 1])
+            for semitones in shifts if table.splits[song] == 0 else shifts[:1]:
+                written, written_bar, written_step = tokens[here], bar[here], step[here]
+                if semitones:
+                    written = score.transpose(written, semitones, scheme)
+                    if len(written) == 0:  # a note would leave the 128 pitches
+                        continue
+                if trie:
+                    written, starts = merges.merge(written, trie, scheme.size)
+                    written_bar, written_step = written_bar[starts], written_step[starts]
+                yield EncodedSong(
+                    name=name,
+                    tokens=written,
+                    bar=written_bar,
+                    step=written_step,
+                    meters=meters[meters[:, 0] == i, 1:],
+                    tempos=tempos[tempos[:, 0] == i, 1:],
+                    notes=int(table.notes[song]),
+                    beats=steps[i] / scheme.steps_per_beat,
+                    seconds=float(seconds[i]),
+                    split=int(table.splits[song]),
+                    fingerprint=_fingerprint(table.hashes[song]),
+                    group=table.groups[song],
+                    semitones=semitones,
+                )
 
 
 def encode_folder(
     folder: Path,
     out: Path,
     *,
-    steps_per_beat: int = 8,
+    scheme: Scheme = Scheme(),  # noqa: B008  (a tuple)
+    vocabulary: int = 0,
+    transpose: int = 0,
     workers: int | None = None,
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
 ) -> None:
     """Encodes every MIDI file below `folder` into a corpus at `out` and prints a summary.
 
-    The result does not depend on the number of workers (threads: the kernels release the GIL).
+    The result does not depend on the number of workers (threads: the kernels release the GIL), nor on interruptions.
+
+    Args:
+        vocabulary: its size; what exceeds the base tokens is filled with merges. 0: no merges.
+        transpose: training songs are also written transposed by 1 to so many semitones, up and down.
 
     Raises:
         InputError: there is nothing to encode, or `out` exists and is no corpus.
     """
-    files = midi_files(folder)
-    names = corpus_names(files, folder)
+    names = midi_files(folder)
     if out.exists() and not is_corpus(out):
         raise InputError(f"{out}: exists and is no corpus; give another folder or remove it")
+    new_parent = not out.parent.exists()
+    work = _Work(out.with_name(out.name + ".partial"), folder, names, scheme)
+    with event.install_listener("numba:compile", _SayCompiling()):
+        work.encode_all(workers)
+        table, leaks = _survey(work, fractions)
+        if not table.is_song.any():
+            shutil.rmtree(work.path)
+            if new_parent:
+                out.parent.rmdir()
+            raise InputError(
+                f"{folder}: none of its {len(names)} MIDI files can be used (the first, {names[0]}: "
+                f"{table.reasons[0]}); give a folder with readable files"
+            )
+        words = _learn_merges(work, table, vocabulary) if vocabulary else Vocabulary(scheme)
+        skipped = ((name, why) for name, why in zip(names, table.reasons, strict=True) if why)
+        write_corpus(out, _encoded_songs(work, table, words, transpose), skipped, words)
+    shutil.rmtree(work.path)
+    _summarise(open_corpus(out), table, leaks)
 
-    def encode_one(path: Path, name: str) -> EncodedSong | str:
-        return encode_file(path, name, steps_per_beat)
 
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        results = list(
-            tqdm(pool.map(encode_one, files, names), "encoding", len(files), unit="file", leave=False, disable=None)
-        )
-    songs = [result for result in results if isinstance(result, EncodedSong)]
-    skipped = [(name, why) for name, why in zip(names, results, strict=True) if isinstance(why, str)]
-    reasons = Counter(why for _, why in skipped)
-    if not songs:
-        name, why = skipped[0]
-        raise InputError(
-            f"{folder}: none of its {len(files)} MIDI files can be used (the first, {name}: {why}); "
-            "give a folder with readable files"
-        )
-    write_corpus(out, songs, skipped, steps_per_beat=steps_per_beat, fractions=fractions)
-    corpus = open_corpus(out)
-    counts = {split: len(corpus.songs_of(split)) for split in SPLITS}
-    notes = int(corpus.notes.sum())
+def _summarise(corpus: Corpus, table: _Table, leaks: str) -> None:
+    notes, n_files = int(corpus.notes.sum()), len(table.reasons)
+    print(f"{corpus.path}: {n_files:,} files, {len(corpus.names):,} songs")
+    splits = ", ".join(f"{len(corpus.songs_of(split)):,} {split}" for split in SPLITS)
+    copies = np.count_nonzero(corpus.semitones)
+    print(f"  {splits}" + (f", {copies:,} of them transposed copies" if copies else ""))
     print(
-        f"{out}: {len(songs):,} songs ({', '.join(f'{n:,} {split}' for split, n in counts.items())}), "
-        f"{notes:,} notes, {len(corpus.tokens):,} tokens ({len(corpus.tokens) / notes:.2f} a note), "
-        f"{corpus.seconds.sum() / 3600:.1f} hours of music"
+        f"  {notes:,} notes, {len(corpus.tokens):,} tokens ({len(corpus.tokens) / notes:.2f} a note) of a vocabulary "
+        f"of {corpus.vocabulary.size:,}, {corpus.seconds.sum() / 3600:.1f} hours of music"
     )
+    print(f"  {leaks}")
+    reasons = Counter(filter(None, table.reasons))
+    if reasons:
+        print(f"  skipped {reasons.total():,} files, listed in {corpus.path / 'skipped.csv'}")
     for why, count in reasons.most_common():
-        print(f"  skipped {count:,}: {why} (see {out / 'skipped.csv'})")
+        print(f"    {count:,}: {why}")
 
 
 def main() -> None:
@@ -109,21 +349,56 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="MIDI_DIR", help="folder of MIDI files, searched to any depth")
     parser.add_argument("--out", type=Path, required=True, metavar="CORPUS", help="folder to write the corpus to")
     parser.add_argument("--workers", type=int, help="threads; all cores if not given")
-    parser.add_argument("--steps-per-beat", type=int, default=8, choices=(4, 8, 12, 24), help="grid of the time")
+    parser.add_argument(
+        "--steps-per-beat", type=int, default=8, choices=(8, 12, 24), help="grid of the time; 12 and 24 hold triplets"
+    )
+    parser.add_argument(
+        "--tracks",
+        choices=("merged", "multi"),
+        default="merged",
+        help="merged: one part without drums; multi: instruments are kept apart, with drums",
+    )
+    parser.add_argument("--velocities", action="store_true", help="keep how loud each note is, in 32 degrees")
+    parser.add_argument("--faithful", action="store_true", help="the rules of MIDIGen, its defects included")
+    parser.add_argument(
+        "--vocabulary", type=int, default=0, metavar="N", help="size of the vocabulary, filled with merges; 0: none"
+    )
+    parser.add_argument(
+        "--transpose", type=int, default=0, metavar="N", help="add training songs transposed by 1 to N semitones"
+    )
     parser.add_argument(
         "--split",
         type=float,
         nargs=3,
         default=(0.8, 0.1, 0.1),
         metavar=("TRAIN", "VALIDATION", "TEST"),
-        help="shares of the songs; equal songs stay together",
+        help="shares of the songs; near-duplicates stay together",
     )
     args = parser.parse_args()
+    scheme = Scheme(args.steps_per_beat, args.tracks == "multi", args.velocities, args.faithful)
+    if args.faithful and scheme != Scheme(faithful=True):
+        raise InputError(
+            "--faithful: MIDIGen has 8 steps a beat, merged tracks and no velocities; leave these options out"
+        )
     if min(args.split) < 0 or abs(sum(args.split) - 1) > 1e-6:
         raise InputError(f"--split {' '.join(map(str, args.split))}: give three shares that add up to 1")
     if args.workers is not None and args.workers < 1:
         raise InputError(f"--workers {args.workers}: give at least 1")
-    encode_folder(args.folder, args.out, steps_per_beat=args.steps_per_beat, workers=args.workers, fractions=args.split)
+    if args.vocabulary and not scheme.size < args.vocabulary <= 1 << 15:
+        raise InputError(
+            f"--vocabulary {args.vocabulary}: give more than the {scheme.size} base tokens, at most {1 << 15:,}, or 0"
+        )
+    if not 0 <= args.transpose <= 11:
+        raise InputError(f"--transpose {args.transpose}: give 0 to 11 semitones")
+    encode_folder(
+        args.folder,
+        args.out,
+        scheme=scheme,
+        vocabulary=args.vocabulary,
+        transpose=args.transpose,
+        workers=args.workers,
+        fractions=args.split,
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import vocab
 from .corpus import Corpus
 
 
@@ -45,11 +44,12 @@ class Bigram(NamedTuple):
 
 def _pair_counts(corpus: Corpus, songs: np.ndarray) -> np.ndarray:
     """How often token b follows token a within these songs: float [V, V]."""
-    counts = np.zeros(vocab.SIZE * vocab.SIZE)
+    size = corpus.vocabulary.size
+    counts = np.zeros(size * size)
     for song in songs.tolist():
-        tokens = corpus.tokens[corpus.offsets[song] : corpus.offsets[song + 1]].astype(np.int64)
-        counts += np.bincount(tokens[:-1] * vocab.SIZE + tokens[1:], minlength=len(counts))
-    return counts.reshape(vocab.SIZE, vocab.SIZE)
+        tokens = corpus.tokens_of(song).astype(np.int64)
+        counts += np.bincount(tokens[:-1] * size + tokens[1:], minlength=len(counts))
+    return counts.reshape(size, size)
 
 
 def fit_bigram(corpus: Corpus, songs: np.ndarray) -> Bigram:

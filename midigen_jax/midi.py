@@ -1,63 +1,27 @@
 """A MIDI file in, a MIDI file out."""
 
 import os
+from itertools import count
 from pathlib import Path
-from typing import NamedTuple
 
 import mido
 import numpy as np
 
+from . import vocab
 from .cli import InputError
-from .kernels import score, smf
+from .kernels import meter, score, smf
+from .song import Song, make_song
+from .vocab import Scheme
 
 SUFFIXES = (".mid", ".midi", ".kar", ".rmi")
 TICKS_PER_BEAT = 480
-DEFAULT_TEMPO = 500_000  # microseconds per quarter note
 
 
-class Song(NamedTuple):
-    """A song on the grid. Times are in steps."""
-
-    notes: np.ndarray  # int32 [N, 4]: onset, duration, pitch, part; ordered as tokens are
-    bars: np.ndarray  # int64 [n, 3]: first step, steps a bar, number of the first bar (`score.meter_map`)
-    meters: np.ndarray  # int64 [n, 3]: step, numerator, denominator
-    tempos: np.ndarray  # int64 [n, 2]: step, microseconds per quarter note
-    steps_per_beat: int
-
-    @property
-    def n_steps(self) -> int:
-        """Steps from the start to the last note's end."""
-        return int((self.notes[:, 0] + self.notes[:, 1]).max()) if len(self.notes) else 0
-
-    def bar_start(self, bar: int) -> int:
-        """The step at which a bar begins, counted from 0; the last meter goes on for ever."""
-        first_step, length, first_bar = self.bars[np.searchsorted(self.bars[:, 2], bar, side="right") - 1]
-        return int(first_step + (bar - first_bar) * length)
-
-    def bar_lines(self, until: int) -> np.ndarray:
-        """The steps at which bars begin, up to and including `until`."""
-        ends = [*self.bars[1:, 0], until + 1]
-        return np.concatenate(
-            [np.arange(start, end, length) for (start, length, _), end in zip(self.bars, ends, strict=True)]
-        )
-
-
-def new_song(steps_per_beat: int) -> Song:
-    """An empty song in 4/4 at 120 beats a minute."""
-    return Song(
-        notes=np.empty((0, 4), np.int32),
-        bars=np.array([[0, score.BEATS_PER_BAR * steps_per_beat, 0]]),
-        meters=np.array([[0, score.BEATS_PER_BAR, 4]]),
-        tempos=np.array([[0, DEFAULT_TEMPO]]),
-        steps_per_beat=steps_per_beat,
-    )
-
-
-def read_song(path: Path, steps_per_beat: int) -> Song:
-    """Reads a MIDI file onto the grid; drums are left out.
+def read_song(path: Path, scheme: Scheme) -> Song:
+    """Reads a MIDI file onto the grid.
 
     Raises:
-        InputError: the file can't be read, is no MIDI file, or holds no notes.
+        InputError: the file can't be read, is no MIDI file, or holds no notes that the scheme keeps.
     """
     try:
         data = np.fromfile(path, np.uint8)
@@ -66,47 +30,65 @@ def read_song(path: Path, steps_per_beat: int) -> Song:
     code, division, notes, meters, tempos = smf.read_smf(data)
     if code != smf.OK:
         raise InputError(f"{path}: {smf.ERRORS[code]}; give a Standard MIDI File (.mid)")
-    grid = score.quantize(notes, division, steps_per_beat)
+    grid = score.quantize(notes, division, scheme)
     if len(grid) == 0:
-        raise InputError(f"{path}: holds no notes (drums aside); give a MIDI file with a melody or chords")
-    bars = score.meter_map(meters, division, steps_per_beat)
-    for table in (meters, tempos):
-        table[:, 0] = np.rint(table[:, 0] * steps_per_beat / division)
-    return Song(grid, bars, meters, tempos, steps_per_beat)
+        drums = "" if scheme.multi else " (drums aside)"
+        raise InputError(f"{path}: holds no notes{drums}; give a MIDI file with a melody or chords")
+    meters, tempos = (rows[: meter.on_grid(rows, division, scheme.steps_per_beat)] for rows in (meters, tempos))
+    return make_song(grid, meters, tempos, scheme)
+
+
+def _layers(song: Song) -> dict[tuple[int, int], list[list[int]]]:
+    """The song's notes by (instrument, layer): notes of one pitch that sound together lie in different layers."""
+    layers: dict[tuple[int, int], list[list[int]]] = {}
+    busy_until: dict[tuple[int, int, int], int] = {}
+    for note in song.notes.tolist():
+        onset, duration, pitch, part, _ = note
+        instrument = part if song.scheme.multi else 0
+        layer = next(i for i in count() if busy_until.get((instrument, i, pitch), 0) <= onset)
+        busy_until[instrument, layer, pitch] = onset + duration
+        layers.setdefault((instrument, layer), []).append(note)
+    return dict(sorted(layers.items()))
 
 
 def write_song(path: Path, song: Song) -> None:
-    """Writes a song as a MIDI file of format 1: a track of tempos and meters, then tracks of piano notes.
+    """Writes a song as a MIDI file of format 1: a track of tempos and meters, then the instruments' tracks.
 
-    Notes of one pitch that sound together go to different tracks, so that reading the file gives the same notes.
+    Notes of one pitch and instrument that sound together go to different tracks, so that reading the file gives the
+    same notes. Each track has its own channel, the drums channel 10; more than 15 tracks go on to
+    a second port.
     """
-    ticks_per_step = TICKS_PER_BEAT // song.steps_per_beat
-    conductor = [
-        (
-            int(step),
-            mido.MetaMessage("time_signature", numerator=int(numerator), denominator=int(denominator)),
-        )
-        for step, numerator, denominator in song.meters
-    ] + [(int(step), mido.MetaMessage("set_tempo", tempo=int(tempo))) for step, tempo in song.tempos]
-    layers: list[list[tuple[int, mido.Message]]] = []
-    busy_until: list[np.ndarray] = []
-    for onset, duration, pitch, _ in song.notes.tolist():
-        layer = next((i for i, busy in enumerate(busy_until) if busy[pitch] <= onset), len(layers))
-        if layer == len(layers):
-            layers.append([])
-            busy_until.append(np.zeros(128, np.int64))
-        busy_until[layer][pitch] = onset + duration
-        channel = layer % 15 if layer % 15 < smf.DRUMS else layer % 15 + 1
-        for step, kind in ((onset, "note_on"), (onset + duration, "note_off")):
-            layers[layer].append((step, mido.Message(kind, channel=channel, note=pitch, velocity=80)))
+    head: list[tuple[int, int, mido.Message]] = []
+    for step, numerator, denominator in song.meters.tolist():
+        head.append((step, 0, mido.MetaMessage("time_signature", numerator=numerator, denominator=denominator)))
+    for step, tempo in song.tempos.tolist():
+        head.append((step, 0, mido.MetaMessage("set_tempo", tempo=tempo)))
+    tracks = [head]
+    n_channels = 0
+    for (instrument, _), notes in _layers(song).items():
+        channel = smf.DRUM_CHANNEL
+        events: list[tuple[int, int, mido.Message]] = []
+        if instrument != vocab.DRUMS:
+            port, channel = divmod(n_channels, 15)
+            channel += channel >= smf.DRUM_CHANNEL
+            n_channels += 1
+            if port:
+                events.append((0, 0, mido.MetaMessage("midi_port", port=port)))
+            if song.scheme.multi:
+                events.append((0, 0, mido.Message("program_change", channel=channel, program=instrument)))
+        for onset, duration, pitch, _, velocity in notes:
+            for step, order, loud in ((onset, 2, velocity), (onset + duration, 1, 0)):  # ends go before starts
+                events.append((step, order, mido.Message("note_on", channel=channel, note=pitch, velocity=loud)))
+        tracks.append(events)
     file = mido.MidiFile(type=1, ticks_per_beat=TICKS_PER_BEAT)
-    for events in (conductor, *layers):
+    ticks_per_step = TICKS_PER_BEAT // song.scheme.steps_per_beat
+    for events in tracks:
         track = mido.MidiTrack()
         file.tracks.append(track)
         now = 0
-        # A note's end goes before the next one's start on the same step.
-        for step, message in sorted(events, key=lambda event: (event[0], event[1].type == "note_on")):
-            track.append(message.copy(time=(step - now) * ticks_per_step))
+        for step, _, message in sorted(events, key=lambda event: event[:2]):
+            message.time = (step - now) * ticks_per_step
+            track.append(message)
             now = step
     temporary = path.with_name(path.name + ".tmp")
     file.save(temporary)

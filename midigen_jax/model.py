@@ -12,9 +12,9 @@ from flax import nnx
 
 from . import config as cfg
 from . import memory as mem
-from . import vocab
 from .memory import Hits, KNNMemory, XLMemory
 from .shapes import Array, Float, Int
+from .vocab import Vocabulary
 
 BARS = 1024  # bar numbers are taken modulo this
 BEATS = 12  # steps in the bar are taken modulo so many beats
@@ -202,12 +202,14 @@ class Block(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    def __init__(self, config: cfg.Config, *, steps_per_beat: int, rngs: nnx.Rngs):
+    def __init__(self, config: cfg.Config, vocabulary: Vocabulary, *, rngs: nnx.Rngs):
         model, dtype = config.model, jnp.dtype(config.model.dtype)
         self.config = config
-        self.token = nnx.Embed(vocab.SIZE, model.width, embedding_init=_small, dtype=dtype, rngs=rngs)
+        self.token = nnx.Embed(vocabulary.size, model.width, embedding_init=_small, dtype=dtype, rngs=rngs)
         self.bar = nnx.Embed(BARS, model.width, embedding_init=_small, dtype=dtype, rngs=rngs)
-        self.step = nnx.Embed(BEATS * steps_per_beat, model.width, embedding_init=_small, dtype=dtype, rngs=rngs)
+        self.step = nnx.Embed(
+            BEATS * vocabulary.scheme.steps_per_beat, model.width, embedding_init=_small, dtype=dtype, rngs=rngs
+        )
         # One table for the plain layers, one for the kNN layer.
         self.bias = nnx.Param(jnp.stack([initial_bias(model.heads)] * 2))
         self.blocks = nnx.List(
@@ -217,7 +219,7 @@ class Decoder(nnx.Module):
             ]
         )
         self.norm = nnx.LayerNorm(model.width, dtype=dtype, rngs=rngs)
-        self.logits = nnx.Linear(model.width, vocab.SIZE, kernel_init=_small, dtype=dtype, rngs=rngs)
+        self.logits = nnx.Linear(model.width, vocabulary.size, kernel_init=_small, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -268,14 +270,14 @@ class Decoder(nnx.Module):
         return Output(logits, XLMemory(extended_keys, extended_values, window_song), ring, statistics)
 
 
-def init_params(config: cfg.Config, *, steps_per_beat: int, seed: int) -> tuple[nnx.GraphDef, dict]:
+def init_params(config: cfg.Config, vocabulary: Vocabulary, *, seed: int) -> tuple[nnx.GraphDef, dict]:
     """The decoder's structure and its parameters as a plain dict."""
-    decoder = Decoder(config, steps_per_beat=steps_per_beat, rngs=nnx.Rngs(seed))
+    decoder = Decoder(config, vocabulary, rngs=nnx.Rngs(seed))
     graphdef, state = nnx.split(decoder, nnx.Param)
     return graphdef, nnx.to_pure_dict(state)
 
 
-def abstract(config: cfg.Config, *, steps_per_beat: int) -> nnx.GraphDef:
+def abstract(config: cfg.Config, vocabulary: Vocabulary) -> nnx.GraphDef:
     """The decoder's structure alone; nothing is computed."""
-    decoder = nnx.eval_shape(lambda: Decoder(config, steps_per_beat=steps_per_beat, rngs=nnx.Rngs(0)))
+    decoder = nnx.eval_shape(lambda: Decoder(config, vocabulary, rngs=nnx.Rngs(0)))
     return nnx.split(decoder, nnx.Param)[0]

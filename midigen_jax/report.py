@@ -65,7 +65,7 @@ def main() -> None:
     args = parser.parse_args()
     sampler, metrics = Sampler.from_run(args.run), last_metrics(args.run)
     name = choose_prompt(get_corpus(args.data, args.run))
-    prompt, prompt_end = cut(read_song(args.data / name, sampler.steps_per_beat), args.prompt_bars)
+    prompt, prompt_end = cut(read_song(args.data / name, sampler.vocabulary.scheme), args.prompt_bars)
     (song,) = sampler.continue_song(prompt, prompt_end, bars=args.bars, num=1, seed=args.seed, progress=True)
     write_sample(song, args.run / "sample", prompt_end=prompt_end, title=f"{name}, continued")
     new = int(np.sum(song.notes[:, 0] >= prompt_end))

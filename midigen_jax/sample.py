@@ -19,10 +19,12 @@ from . import checkpoint, cli, model, render, vocab
 from . import config as cfg
 from . import memory as mem
 from .cli import InputError
-from .kernels import score
-from .midi import Song, new_song, read_song, write_song
+from .kernels import meter
+from .midi import read_song, write_song
 from .shapes import Array, Bool, Float, Int
+from .song import Song, new_song, notes_of, tokens_of
 from .train import init_state
+from .vocab import Vocabulary
 
 CHUNK = 64  # tokens a row that are sampled between two looks at the host
 TOKENS_PER_BAR = 512  # a row that writes more than this on average is stuck and is cut off
@@ -44,6 +46,7 @@ class Cursor(NamedTuple):
     """Where each row is. Times are in steps."""
 
     token: Int[Array, " B"]  # the last one; it has not been read yet
+    state: Int[Array, " B"]  # of the grammar, after it
     step: Int[Array, " B"]  # where it stands
     now: Int[Array, " B"]  # where the next token will stand
     at: Int[Array, " B"]  # the window's slot that the last token will have
@@ -63,27 +66,28 @@ class Timeline(NamedTuple):
     prompt_end: Array  # no sampled event begins before this step
 
 
-def allowed(cursor: Cursor, timeline: Timeline) -> Bool[Array, "B V"]:
-    """The tokens that may come next: durations after an event's head, else heads.
+def allowed(cursor: Cursor, timeline: Timeline, vocabulary: Vocabulary) -> Bool[Array, "B V"]:
+    """The tokens that may come next by the grammar, eos aside.
 
     Before the prompt's end nothing but rests that lead up to it; an invention begins with a note.
     """
-    is_head = jnp.asarray(vocab.IS_EVENT_HEAD)[cursor.token][:, None]
+    next_state, _ = vocabulary.grammar
+    ids = jnp.arange(vocabulary.size)
+    legal = jnp.asarray(next_state >= 0)[cursor.state] & (ids != vocab.EOS)
     missing = jnp.clip(timeline.prompt_end - cursor.now, 0, vocab.MAX_DURATION)[:, None]
-    ids = jnp.arange(vocab.SIZE)
+    resting = jnp.isin(cursor.state, jnp.array([vocab.REST, vocab.START_REST]))[:, None]
+    leading_up = jnp.where(resting, ids >= vocab.DURATION_0 + missing, ids == vocab.SEP)
     begins = (cursor.token == vocab.SOS)[:, None]
-    heads = jnp.where(begins, jnp.asarray(vocab.IS_NOTE), jnp.asarray(vocab.IS_EVENT_HEAD))
-    heads = jnp.where(missing > 0, ids == vocab.SEP, heads)
-    shortest = jnp.where((cursor.token == vocab.SEP)[:, None], missing, 0)
-    durations = jnp.asarray(vocab.IS_DURATION) & (ids >= vocab.DURATION_0 + shortest)
-    return jnp.where(is_head, durations, heads)
+    notes = jnp.asarray(vocabulary.begins_with_note)
+    return legal & ((missing == 0) | leading_up) & (~begins | (missing > 0) | notes)
 
 
-def advance(cursor: Cursor, token: Int[Array, " B"]) -> Cursor:
-    """The cursor after a token: a rest's duration moves time on."""
-    rested = (cursor.token == vocab.SEP) & jnp.asarray(vocab.IS_DURATION)[token]
-    now = cursor.now + jnp.where(rested, token - vocab.DURATION_0, 0)
-    return Cursor(token, cursor.now, now, cursor.at + 1)
+def advance(cursor: Cursor, token: Int[Array, " B"], vocabulary: Vocabulary) -> Cursor:
+    """The cursor after a token."""
+    next_state, steps = vocabulary.grammar
+    now = cursor.now + jnp.asarray(steps)[cursor.state, token]
+    state = jnp.asarray(next_state, jnp.int32)[cursor.state, token]
+    return Cursor(token, state, cursor.now, now, cursor.at + 1)
 
 
 def restrict(logits: Float[Array, "B V"], controls: Controls) -> Float[Array, "B V"]:
@@ -104,9 +108,9 @@ def restrict(logits: Float[Array, "B V"], controls: Controls) -> Float[Array, "B
 class Sampler:
     """A trained model, ready to continue songs."""
 
-    def __init__(self, config: cfg.Config, params: dict, steps_per_beat: int):
-        self.config, self.params, self.steps_per_beat = config, params, steps_per_beat
-        self._graphdef = model.abstract(config, steps_per_beat=steps_per_beat)
+    def __init__(self, config: cfg.Config, params: dict, vocabulary: Vocabulary):
+        self.config, self.params, self.vocabulary = config, params, vocabulary
+        self._graphdef = model.abstract(config, vocabulary)
         self._read = jax.jit(self._read_segment)
         self._sample = jax.jit(self._sample_chunk, static_argnames="controls", donate_argnames="state")
 
@@ -120,10 +124,11 @@ class Sampler:
         checkpoints, step = checkpoint.open_run(run)
         meta = checkpoints.meta(step)
         config = cfg.from_flat(meta["config"], str(run))
-        shapes = jax.eval_shape(lambda: init_state(config, meta["steps_per_beat"])).params
+        vocabulary = Vocabulary.from_json(meta["vocabulary"])
+        shapes = jax.eval_shape(lambda: init_state(config, vocabulary)).params
         params = checkpoints.restore(step, params=shapes)["params"]
         checkpoints.close()
-        return cls(config, params, meta["steps_per_beat"])
+        return cls(config, params, vocabulary)
 
     def _read_segment(
         self, params: dict, memory: mem.Memory, tokens: Array, bar: Array, step: Array, song: Array
@@ -163,7 +168,10 @@ class Sampler:
             if begin + segment < length:
                 memory = self._roll(window, memory.knn)
         memory = jax.tree.map(lambda x: jnp.repeat(x, rows, 0), mem.Memory(window, memory.knn))
-        places = (int(tokens[-1]), now, now, xl + n_read % segment)
+        state = vocab.START
+        for token in tokens[1:].tolist():
+            state = int(self.vocabulary.grammar[0][state, token])
+        places = (int(tokens[-1]), state, now, now, xl + n_read % segment)
         return State(memory, Cursor(*(jnp.full(rows, place, jnp.int32) for place in places)))
 
     def _sample_chunk(
@@ -186,10 +194,10 @@ class Sampler:
                 memory,
                 at=cursor.at,
             )
-            logits = jnp.where(allowed(cursor, timeline), output.logits[:, 0], -jnp.inf)
+            logits = jnp.where(allowed(cursor, timeline, self.vocabulary), output.logits[:, 0], -jnp.inf)
             row_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, first + i)
             token = jax.vmap(jax.random.categorical)(row_keys, restrict(logits, controls))
-            cursor = advance(cursor, token)
+            cursor = advance(cursor, token, self.vocabulary)
             # All rows have read equally many tokens, so they reach the segment's end together.
             full = cursor.at[0] == xl + segment
             memory = jax.lax.cond(full, self._open_segment, mem.Memory, output.window, output.knn)
@@ -214,15 +222,14 @@ class Sampler:
         Row i depends on the prompt, the controls, the seed and i.
 
         Args:
-            prompt, prompt_end: what `cut` gives, or `midi.new_song(steps_per_beat)` and 0 to invent.
+            prompt, prompt_end: what `cut` gives, or `new_song(scheme)` and 0 to invent.
             bars: how many to add after `prompt_end`.
         """
-        prompt_bar = int(score.bar_positions(np.array([prompt_end]), prompt.bars)[0][0])
+        prompt_bar = int(meter.bar_positions(np.array([prompt_end]), prompt.bars)[0][0])
         end = prompt.bar_start(prompt_bar + bars)
-        events, steps = score.position_score(prompt.notes)
-        tokens, token_steps = (x[:-1] for x in score.index_score(events, steps))
-        bar, step = score.bar_positions(token_steps, prompt.bars)
-        state = self.read(tokens, bar, step, now=int(token_steps[-1]), rows=num)
+        tokens, bar, step = (x[:-1] for x in tokens_of(prompt, self.vocabulary))
+        now = int(prompt.notes[-1, 0]) if len(prompt.notes) else 0
+        state = self.read(tokens, bar, step, now=now, rows=num)
         timeline = Timeline(jnp.asarray(prompt.bars, jnp.int32), jnp.asarray(prompt_end, jnp.int32))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(num))
         rows = [np.repeat(tokens[:, None], num, 1)]
@@ -236,7 +243,8 @@ class Sampler:
                 shown.update(max(0, min(end, now) - prompt_end - shown.n))
                 if now >= end:
                     break
-        return [_finish(prompt, row, end) for row in np.concatenate(rows).T]
+        streams = np.ascontiguousarray(np.concatenate(rows).T, np.uint16)
+        return [_finish(prompt, notes_of(stream, self.vocabulary), end) for stream in streams]
 
 
 def cut(song: Song, bars: int) -> tuple[Song, int]:
@@ -251,18 +259,17 @@ def cut(song: Song, bars: int) -> tuple[Song, int]:
     notes = song.notes[song.notes[:, 0] < song.bar_start(bars)]
     if len(notes) == 0:
         raise InputError(f"no note begins in the prompt's first {bars} bars; give a larger --prompt-bars")
-    last_bar = int(score.bar_positions(notes[-1:, 0], song.bars)[0][0])
+    last_bar = int(meter.bar_positions(notes[-1:, 0], song.bars)[0][0])
     end = song.bar_start(min(bars, last_bar + 1))
     kept = {name: getattr(song, name) for name in ("bars", "meters", "tempos")}
     return song._replace(notes=notes, **{name: rows[rows[:, 0] <= end] for name, rows in kept.items()}), end
 
 
-def _finish(prompt: Song, tokens: np.ndarray, end: int) -> Song:
-    """The song of a row of tokens, cut at its end."""
-    notes = score.notes_from_tokens(tokens)
+def _finish(prompt: Song, notes: np.ndarray, end: int) -> Song:
+    """The song of a row's notes, cut at its end."""
     notes = notes[notes[:, 0] < end]
     notes[:, 1] = np.minimum(notes[:, 1], end - notes[:, 0])
-    return prompt._replace(notes=np.pad(notes, ((0, 0), (0, 1))))
+    return prompt._replace(notes=notes)
 
 
 def write_sample(song: Song, stem: Path, *, prompt_end: int | None, title: str) -> None:
@@ -270,7 +277,7 @@ def write_sample(song: Song, stem: Path, *, prompt_end: int | None, title: str) 
     stem.parent.mkdir(parents=True, exist_ok=True)
     midi, picture, sound = (stem.with_name(stem.name + suffix) for suffix in (".mid", ".png", ".wav"))
     write_song(midi, song)
-    onset, duration, pitch, _ = song.notes.T
+    onset, duration, pitch, *_ = song.notes.T
     render.piano_roll(
         picture,
         onset,
@@ -278,7 +285,7 @@ def write_sample(song: Song, stem: Path, *, prompt_end: int | None, title: str) 
         pitch,
         bar_lines=song.bar_lines(song.n_steps),
         prompt_end=prompt_end,
-        steps_per_beat=song.steps_per_beat,
+        steps_per_beat=song.scheme.steps_per_beat,
         title=title,
     )
     render.wav(midi, sound)
@@ -307,22 +314,16 @@ def main() -> None:
     for name in ("prompt_bars", "bars", "num"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: give at least 1")
-    if (
-        args.temperature <= 0
-        or not 0 < args.top_p <= 1
-        or not 0 <= args.min_p <= 1
-        or not 0 <= args.top_k <= vocab.SIZE
-    ):
-        raise InputError(
-            "--temperature has to be above 0, --top-p above 0 and up to 1, --min-p from 0 to 1, "
-            f"--top-k from 0 to {vocab.SIZE}"
-        )
+    if args.temperature <= 0 or not 0 < args.top_p <= 1 or not 0 <= args.min_p <= 1:
+        raise InputError("--temperature has to be above 0, --top-p above 0 and up to 1, --min-p from 0 to 1")
     sampler = Sampler.from_run(args.run)
+    if not 0 <= args.top_k <= sampler.vocabulary.size:
+        raise InputError(f"--top-k {args.top_k}: give 0 to {sampler.vocabulary.size}, the size of the vocabulary")
     name = args.prompt.stem if args.prompt else "invention"
-    prompt, prompt_end = new_song(sampler.steps_per_beat), 0
+    prompt, prompt_end = new_song(sampler.vocabulary.scheme), 0
     if args.prompt:
         try:
-            prompt, prompt_end = cut(read_song(args.prompt, sampler.steps_per_beat), args.prompt_bars)
+            prompt, prompt_end = cut(read_song(args.prompt, sampler.vocabulary.scheme), args.prompt_bars)
         except InputError as error:
             raise InputError(f"--prompt {args.prompt}: {str(error).removeprefix(f'{args.prompt}: ')}") from None
     controls = Controls(args.temperature, args.top_k, args.top_p, args.min_p)

@@ -29,8 +29,9 @@ from . import config as cfg
 from . import memory as mem
 from .cli import InputError
 from .corpus import Corpus, is_corpus, open_corpus, skipped_files
-from .encode import corpus_names, encode_folder, midi_files
+from .encode import encode_folder, midi_files
 from .shapes import Array
+from .vocab import Vocabulary
 
 Batch = dict[str, Array]
 
@@ -63,9 +64,9 @@ def make_optimizer(config: cfg.Config) -> tuple[optax.GradientTransformation, op
     return optax.chain(optax.clip_by_global_norm(train.clip), adamw), schedule
 
 
-def init_state(config: cfg.Config, steps_per_beat: int) -> TrainState:
+def init_state(config: cfg.Config, vocabulary: Vocabulary) -> TrainState:
     """The state before the first step; trace it with `jax.eval_shape` for its shapes alone."""
-    _, params = model.init_params(config, steps_per_beat=steps_per_beat, seed=config.train.seed)
+    _, params = model.init_params(config, vocabulary, seed=config.train.seed)
     return TrainState(
         params=params,
         optimizer=make_optimizer(config)[0].init(params),
@@ -201,11 +202,11 @@ def get_corpus(source: Path, run: Path) -> Corpus:
     """
     if is_corpus(source):
         return open_corpus(source)
-    names, path = corpus_names(midi_files(source), source), run / "corpus"
+    names, path = midi_files(source), run / "corpus"
     if not is_corpus(path):
         encode_folder(source, path)
     corpus = open_corpus(path)
-    if sorted(corpus.names + skipped_files(path)) != sorted(names):
+    if sorted({*corpus.names, *skipped_files(path)}) != names:
         raise InputError(
             f"{path}: was encoded from other files than are in {source} now; give another --workdir, or --data "
             f"{path} to go on with the old files"
@@ -232,9 +233,9 @@ def rest_of(state: TrainState) -> dict[str, Any]:
 
 
 def restore_state(
-    checkpoints: checkpoint.Checkpoints, step: int, config: cfg.Config, steps_per_beat: int
+    checkpoints: checkpoint.Checkpoints, step: int, config: cfg.Config, vocabulary: Vocabulary
 ) -> TrainState:
-    shapes = jax.eval_shape(lambda: init_state(config, steps_per_beat))
+    shapes = jax.eval_shape(lambda: init_state(config, vocabulary))
     items = checkpoints.restore(step, params=shapes.params, rest=rest_of(shapes))
     return TrainState(items["params"], **items["rest"])
 
@@ -254,16 +255,21 @@ def train(config: cfg.Config, source: Path, run: Path) -> bool:
     training, validation = corpus.songs_of("train"), corpus.songs_of("validation")
     if len(training) == 0:
         raise InputError(f"{corpus.path}: no song fell to the training split; encode with --split 1 0 0")
+    if config.data.transpose and corpus.vocabulary.merges:
+        raise InputError(
+            f"data.transpose={config.data.transpose}: the merged tokens of {corpus.path} can't be transposed; encode "
+            "with --transpose, and --set data.transpose=0"
+        )
     validation = validation[: settings.validation_songs or None]
     checkpoints, meta = checkpoint.Checkpoints(run, keep=settings.keep), checkpoint.meta_of(config, corpus)
     first = checkpoints.latest() or 0
     if first:
         check_fits(checkpoints.meta(first), config, corpus, run)
-        state = restore_state(checkpoints, first, config, corpus.steps_per_beat)
+        state = restore_state(checkpoints, first, config, corpus.vocabulary)
         print(f"{run}: resumed at step {first:,} of {settings.steps:,}")
     else:
-        state = jax.jit(init_state, static_argnums=(0, 1))(config, corpus.steps_per_beat)
-    graphdef = model.abstract(config, steps_per_beat=corpus.steps_per_beat)
+        state = jax.jit(init_state, static_argnums=(0, 1))(config, corpus.vocabulary)
+    graphdef = model.abstract(config, corpus.vocabulary)
     train_step, total_loss = make_train_step(graphdef, config), make_loss(graphdef, config)
     _, learning_rate = make_optimizer(config)
     n_params = sum(x.size for x in jax.tree.leaves(state.params))

@@ -1,8 +1,16 @@
-"""The base vocabulary of MIDIGen: 389 tokens.
+"""Token ids, their names, their grammar, and how far they move time on.
 
-A song is `sos`, then events of two tokens each, then `eos`. An event is a note and its duration or a rest (`sep`) and
-its duration; the notes between two rests begin together. Durations count steps of the grid.
+A song is `sos`, then events, then `eos`. An event is a rest (`sep`) or a note and its duration in steps of the grid;
+the notes between two rests begin together. The first 389 ids are those of MIDIGen. Where instruments are kept apart,
+a note that another instrument plays than the note before begins with an instrument token; where velocities are
+kept, one stands between a note and its duration. What follows them are merges: a token for a run of whole events.
 """
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,18 +18,126 @@ SOS, EOS, PAD, SEP = range(4)
 NOTE_0 = 4
 DURATION_0 = NOTE_0 + 128
 MAX_DURATION = 256  # steps
-SIZE = DURATION_0 + MAX_DURATION + 1
+INSTRUMENT_0 = DURATION_0 + MAX_DURATION + 1  # the 128 programs of General MIDI, then the drums
+DRUMS = 128
+N_INSTRUMENTS = DRUMS + 1
+N_VELOCITIES = 32
+VELOCITIES_PER_BIN = 128 // N_VELOCITIES
 
-NAMES = (
-    "sos",
-    "eos",
-    "pad",
-    "sep",
-    *(f"n{pitch}" for pitch in range(128)),
-    *(f"d{steps}" for steps in range(MAX_DURATION + 1)),
-)
+# States of the grammar: what has been written, hence what may come next.
+START, START_REST, EVENT, REST, INSTRUMENT, NOTE, VELOCITY, END = range(8)
+FORBIDDEN = -1
 
-_ids = np.arange(SIZE)
-IS_NOTE = (_ids >= NOTE_0) & (_ids < DURATION_0)
-IS_EVENT_HEAD = (_ids == SEP) | IS_NOTE
-IS_DURATION = _ids > DURATION_0  # an event lasts at least one step, so d0 never occurs
+
+class Scheme(NamedTuple):
+    """How a song's notes are written as base tokens. Kernels take it as it is."""
+
+    steps_per_beat: int = 8  # of the grid of time; a beat is a quarter note
+    multi: bool = False  # instruments are kept apart, drums among them; else all parts are one and drums are left out
+    velocities: bool = False  # each note has one of 32 velocities
+    faithful: bool = False  # the rules of MIDIGen, its defects included
+
+    @property
+    def size(self) -> int:
+        """Number of base tokens."""
+        return velocity_0(self) + N_VELOCITIES * self.velocities
+
+
+def velocity_0(scheme: Scheme) -> int:
+    """The first velocity token: after the instruments, where there are any."""
+    return INSTRUMENT_0 + N_INSTRUMENTS * scheme.multi
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a corpus and of the models trained on it."""
+
+    scheme: Scheme = field(default_factory=Scheme)
+    merges: tuple[tuple[int, ...], ...] = ()  # the base tokens of each merged token, whole events all
+
+    @property
+    def size(self) -> int:
+        return self.scheme.size + len(self.merges)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        names = ["sos", "eos", "pad", "sep"]
+        names += [f"n{pitch}" for pitch in range(128)]
+        names += [f"d{steps}" for steps in range(MAX_DURATION + 1)]
+        if self.scheme.multi:
+            names += [*(f"i{program}" for program in range(128)), "drums"]
+        if self.scheme.velocities:
+            names += [f"v{velocity}" for velocity in range(N_VELOCITIES)]
+        names += ["+".join(names[token] for token in merge) for merge in self.merges]
+        return tuple(names)
+
+    @cached_property
+    def grammar(self) -> tuple[np.ndarray, np.ndarray]:
+        """The state that follows each token in each state, and the steps by which the token moves time on.
+
+        Returns:
+            next_state: int8 [8, size], FORBIDDEN where the token may not come.
+            steps: int32 [8, size]. Only the duration of a rest, and a merge that holds one, moves time on.
+        """
+        scheme = self.scheme
+        next_state = np.full((END + 1, self.size), FORBIDDEN, np.int8)
+        steps = np.zeros((END + 1, self.size), np.int32)
+        notes = slice(NOTE_0, DURATION_0)
+        durations = slice(DURATION_0 + 1, INSTRUMENT_0)  # an event lasts at least one step, so d0 never occurs
+        instruments = slice(INSTRUMENT_0, velocity_0(scheme))
+        velocities = slice(velocity_0(scheme), scheme.size)
+        # Until its first note a song with instruments has none, so that this note needs one.
+        for state, rest in ((START, START_REST), (EVENT, REST)):
+            next_state[state, SEP] = rest
+            next_state[rest, durations] = state
+            steps[rest, durations] = np.arange(1, MAX_DURATION + 1)
+            next_state[state, instruments] = INSTRUMENT
+            if state == EVENT or not scheme.multi:
+                next_state[state, notes] = NOTE
+        next_state[EVENT, EOS] = END
+        next_state[INSTRUMENT, notes] = NOTE
+        if scheme.velocities:
+            next_state[NOTE, velocities] = VELOCITY
+        next_state[VELOCITY if scheme.velocities else NOTE, durations] = EVENT
+        for token, merge in enumerate(self.merges, scheme.size):
+            for first in (START, EVENT):
+                state, passed = first, 0
+                for part in merge:
+                    if state != FORBIDDEN:
+                        passed += int(steps[state, part])
+                        state = int(next_state[state, part])
+                if state != FORBIDDEN:
+                    next_state[first, token], steps[first, token] = state, passed
+        return next_state, steps
+
+    @cached_property
+    def begins_with_note(self) -> np.ndarray:
+        """Tokens with which a song can begin whose first event is a note: bool [size]."""
+        next_state, _ = self.grammar
+        first = np.array([*range(self.scheme.size), *(merge[0] for merge in self.merges)])
+        return (next_state[START] >= 0) & (first != SEP)
+
+    @cached_property
+    def expansions(self) -> tuple[np.ndarray, np.ndarray]:
+        """The base tokens of all merges, uint16 one after the other, and where each begins, int64 [merges + 1]."""
+        flat = np.array([token for merge in self.merges for token in merge], np.uint16)
+        return flat, np.cumsum([0, *map(len, self.merges)], dtype=np.int64)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.scheme._asdict(), "merges": [list(merge) for merge in self.merges]}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Vocabulary":
+        """Raises ValueError, KeyError or TypeError for values that are no vocabulary."""
+        fields = dict(values)
+        merges = tuple(tuple(map(int, merge)) for merge in fields.pop("merges"))
+        vocabulary = cls(Scheme(**fields), merges)
+        if any(not 0 <= token < vocabulary.scheme.size for merge in merges for token in merge):
+            raise ValueError("a merge of unknown tokens")
+        return vocabulary
+
+
+def from_expansions(scheme: Scheme, flat: np.ndarray, offsets: Sequence[int]) -> Vocabulary:
+    """The vocabulary of merges as `Vocabulary.expansions` gives them."""
+    bounds = pairwise(offsets)
+    return Vocabulary(scheme, tuple(tuple(flat[begin:end].tolist()) for begin, end in bounds))

@@ -17,6 +17,10 @@ from midigen_jax.corpus import Corpus, open_corpus  # noqa: E402
 from midigen_jax.encode import encode_folder  # noqa: E402
 
 
+def pytest_addoption(parser):
+    parser.addoption("--mutations", type=int, default=1000, help="how many damaged files test_fuzz.py tries")
+
+
 def write_midi(path: Path, tracks, *, ticks_per_beat=480, meter=(4, 4), tempo=500_000) -> Path:
     """Writes notes (onset, duration, pitch) in beats, a list a track, through mido."""
     file = mido.MidiFile(ticks_per_beat=ticks_per_beat)
@@ -67,6 +71,30 @@ def midi_folder(tmp_path_factory) -> Path:
     random = np.random.default_rng(0)
     for i in range(20):
         write_midi(folder / f"song{i:02}.mid", [random_notes(random, 40 + 12 * i, beats=16 + 4 * i)])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def band_folder(tmp_path_factory) -> Path:
+    """Three songs of a riff for twenty programs, drums, and notes of one pitch that sound together."""
+    folder = tmp_path_factory.mktemp("band")
+    random = np.random.default_rng(7)
+    for song in range(3):
+        file = mido.MidiFile(ticks_per_beat=96)
+        for part in range(21):
+            channel = 9 if part == 20 else (part % 15) + (part % 15 >= 9)
+            track = mido.MidiTrack([mido.Message("program_change", channel=channel, program=5 * part)])
+            if part == 0:
+                track.append(mido.MetaMessage("time_signature", numerator=7, denominator=8))
+                track.append(mido.MetaMessage("set_tempo", tempo=600_000, time=200))
+                track.append(mido.MetaMessage("set_tempo", tempo=400_000, time=123))
+            for pitch in random.permutation([40, 40, 47, 52]).tolist() * 4:
+                velocity = int(random.integers(1, 128))
+                track.append(mido.Message("note_on", channel=channel, note=pitch, velocity=velocity, time=24))
+                if random.random() < 0.9:
+                    track.append(mido.Message("note_off", channel=channel, note=40, time=int(random.integers(0, 99))))
+            file.tracks.append(track)
+        file.save(folder / f"band{song}.mid")
     return folder
 
 

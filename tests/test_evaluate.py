@@ -14,11 +14,13 @@ def tiny(tmp_path):
 
     def song(name, *tokens):
         tokens = np.array([vocab.SOS, *tokens, vocab.EOS], np.uint16)
-        zeros = np.zeros(len(tokens), np.int32)
-        return EncodedSong(name, tokens, zeros, zeros, (len(tokens) - 2) // 2, 2.0, 1.0)
+        zeros, table = np.zeros(len(tokens), np.uint16), np.empty((0, 3), np.int32)
+        return EncodedSong(
+            name, tokens, zeros, zeros, table, table[:, 1:], (len(tokens) - 2) // 2, 2.0, 1.0, 0, name, name
+        )
 
     a, b = vocab.NOTE_0, vocab.DURATION_0 + 1
-    write_corpus(tmp_path / "c", [song("x", a, a, a, b), song("y", a, b)], [], steps_per_beat=8, fractions=(1, 0, 0))
+    write_corpus(tmp_path / "c", [song("x", a, a, a, b), song("y", a, b)], [], vocab.Vocabulary())
     return open_corpus(tmp_path / "c")
 
 
@@ -36,7 +38,7 @@ def test_the_bigram_is_the_counted_one(tiny):
     probabilities = np.exp(bigram.logarithm)
     assert probabilities.sum(1)[[vocab.SOS, vocab.NOTE_0, vocab.DURATION_0 + 1]] == pytest.approx(1)
     # a is followed by a twice and by b twice; a is 4 of the 8 tokens after sos, each count raised by one.
-    w, n = bigram.weight, 8 + vocab.SIZE
+    w, n = bigram.weight, 8 + vocab.Vocabulary().size
     assert probabilities[vocab.NOTE_0, vocab.NOTE_0] == pytest.approx(w * 2 / 4 + (1 - w) * 5 / n)
     assert probabilities[vocab.SOS, vocab.EOS] == pytest.approx((1 - w) * 3 / n)
 
@@ -51,7 +53,7 @@ def test_the_weight_has_the_highest_leave_one_out_likelihood(corpus):
             pairs.setdefault(a, {}).setdefault(b, 0)
             pairs[a][b] += 1
             unigram[b] = unigram.get(b, 0) + 1
-    total = sum(unigram.values()) + vocab.SIZE
+    total = sum(unigram.values()) + vocab.Vocabulary().size
 
     def likelihood(w):
         return sum(
@@ -68,4 +70,4 @@ def test_the_floor_is_finite_on_unseen_songs(corpus):
     training, other = corpus.songs_of("train"), corpus.songs_of("validation")
     bigram, floor = evaluate.bigram_floor(corpus, training, other)
     assert 0 < bigram.weight < 1
-    assert 0 < floor.nats_per_token < math.log(vocab.SIZE)
+    assert 0 < floor.nats_per_token < math.log(vocab.Vocabulary().size)

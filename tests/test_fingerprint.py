@@ -4,11 +4,17 @@ import numpy as np
 import pytest
 from conftest import write_midi
 
-from midigen_jax import midi
-from midigen_jax.duplicates import MIN_MATCHES, groups, nearest_apart
+from midigen_jax import duplicates, midi
+from midigen_jax.duplicates import MIN_MATCHES, nearest_apart
 from midigen_jax.kernels.fingerprint import BINS, EMPTY, INTERVALS, LONGEST_GAP, signature
+from midigen_jax.vocab import Scheme
 
 Notes = list[tuple[float, float, int]]  # onset and duration in beats, pitch
+
+
+def groups(signatures):
+    """The groups of songs of which no two are equal."""
+    return duplicates.groups(signatures, np.arange(len(signatures)))
 
 
 def melody(random: np.random.Generator, n: int = 400) -> Notes:
@@ -131,7 +137,7 @@ def test_files_saved_by_another_program(tmp_path):
         write_midi(tmp_path / "ticks.mid", [moved, low], ticks_per_beat=1024),
         write_midi(tmp_path / "other.mid", [other, chords(other)]),
     ]
-    grids = [midi.read_song(path, 8).notes for path in files]
+    grids = [midi.read_song(path, Scheme()).notes for path in files]
     signatures = np.stack([signature(grid[:, 0], grid[:, 2]) for grid in grids])
     assert groups(signatures).tolist() == [0, 0, 0, 0, 4]
 

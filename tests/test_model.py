@@ -10,6 +10,7 @@ from midigen_jax import config as cfg
 from midigen_jax import memory as mem
 from midigen_jax import model, train
 from midigen_jax.memory import NO_SONG
+from midigen_jax.vocab import Vocabulary
 
 
 def changed(config: cfg.Config, **changes) -> cfg.Config:
@@ -19,7 +20,7 @@ def changed(config: cfg.Config, **changes) -> cfg.Config:
 
 def build(config: cfg.Config, *, seed=0):
     """The decoder's structure and parameters, large enough that all parts matter."""
-    graphdef, params = model.init_params(config, steps_per_beat=8, seed=seed)
+    graphdef, params = model.init_params(config, Vocabulary(), seed=seed)
     params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(seed), x.shape), params)
     return graphdef, params
 
@@ -151,7 +152,7 @@ def test_backends_give_the_same_loss_and_gradients(small):
     batch = batch_of(small, 6, [[96], [30, 66], [96]])
 
     def loss(params, backend):
-        graphdef = model.abstract(changed(small, memory__backend=backend), steps_per_beat=8)
+        graphdef = model.abstract(changed(small, memory__backend=backend), Vocabulary())
         _, nats, _, _ = train.run_segments(nnx.merge(graphdef, params), mem.init_memory(small, 3), batch)
         return nats
 
@@ -228,7 +229,7 @@ def test_padding_and_bfloat16_give_finite_gradients(small):
     assert jnp.isfinite(value)
     assert all(x.dtype == jnp.float32 and jnp.isfinite(x).all() for x in jax.tree.leaves(gradient))
     full = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32", dropout=0.0))
-    graphdef = model.abstract(full, steps_per_beat=8)
+    graphdef = model.abstract(full, Vocabulary())
     _, nats, counted, _ = train.run_segments(nnx.merge(graphdef, params), mem.init_memory(full, 3), batch)
     assert float(value) == pytest.approx(float(nats), rel=0.1)
     assert int(counted) == (batch["targets"] >= 0).sum()

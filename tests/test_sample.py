@@ -9,21 +9,23 @@ from test_model import build, changed, logits_in_segments
 from midigen_jax import memory as mem
 from midigen_jax import midi, model, sample, vocab
 from midigen_jax.cli import InputError
-from midigen_jax.kernels import score
+from midigen_jax.kernels import meter, score
 from midigen_jax.sample import Controls, Cursor, Sampler, Timeline
+from midigen_jax.song import new_song
+from midigen_jax.vocab import Scheme, Vocabulary
 
 
 @pytest.fixture(scope="module")
 def sampler(small):
     """A random model."""
     _, params = build(small)
-    return Sampler(small, params, 8)
+    return Sampler(small, params, Vocabulary())
 
 
 @pytest.fixture
 def prompt(tmp_path):
     path = write_midi(tmp_path / "prompt.mid", [random_notes(np.random.default_rng(3), 60, beats=30)], meter=(3, 4))
-    return midi.read_song(path, 8)
+    return midi.read_song(path, Scheme())
 
 
 @pytest.mark.parametrize("backend", ["faiss", "xla"])
@@ -38,7 +40,7 @@ def test_token_by_token_equals_training_in_segments(small, backend, n_prompt):
     batch = {name: jnp.asarray(x, jnp.int32) for name, x in batch.items()} | {"song": jnp.zeros((1, n), jnp.int32)}
     expected, _ = logits_in_segments(graphdef, params, config, batch)
 
-    sampler = Sampler(config, params, 8)
+    sampler = Sampler(config, params, Vocabulary())
     parts = (np.asarray(batch[name][0, :n_prompt]) for name in ("tokens", "bar", "step"))
     memory, cursor = sampler.read(*parts, now=0, rows=1)
 
@@ -81,13 +83,13 @@ def test_the_seed_and_the_row_decide(sampler, prompt):
 
 
 def test_an_invention_has_no_prompt(sampler):
-    (song,) = sampler.continue_song(midi.new_song(8), 0, bars=3, num=1)
+    (song,) = sampler.continue_song(new_song(Scheme()), 0, bars=3, num=1)
     assert song.notes[0, 0] == 0  # it begins at once
     assert song.n_steps <= 3 * 32
 
 
 def test_a_shorter_prompt_ends_at_its_last_bar_and_a_silent_one_is_refused(tmp_path):
-    song = midi.read_song(write_midi(tmp_path / "a.mid", [[(5, 1, 60), (6, 4, 64)]]), 8)
+    song = midi.read_song(write_midi(tmp_path / "a.mid", [[(5, 1, 60), (6, 4, 64)]]), Scheme())
     assert sample.cut(song, 8)[1] == 2 * 32
     with pytest.raises(InputError, match="no note begins in the prompt's first 1 bars"):
         sample.cut(song, 1)
@@ -115,11 +117,11 @@ def test_sampled_tokens_have_the_positions_of_the_song(small, prompt, monkeypatc
     _, params = build(small)
     bars = np.array([[0, 8, 0], [8, 32, 1], [100, 24, 4]])
     cut, end = sample.cut(prompt._replace(bars=bars), 4)
-    (song,) = Sampler(small, params, 8).continue_song(cut, end, bars=15, num=1)
+    (song,) = Sampler(small, params, Vocabulary()).continue_song(cut, end, bars=15, num=1)
     jax.effects_barrier()
-    _, steps = score.index_score(*score.position_score(song.notes))
-    expected = np.stack(score.bar_positions(steps, bars), 1)[:-1].tolist()
-    n_prompt = 2 * len(score.position_score(cut.notes)[0])
+    _, steps = score.index_score(score.position_score(song.notes, Scheme()), Scheme())
+    expected = np.stack(meter.bar_positions(steps, bars), 1)[:-1].tolist()
+    n_prompt = 2 * len(score.position_score(cut.notes, Scheme()))
     compared = len(expected) - n_prompt  # sampling went on beyond the end
     assert compared > 20
     assert seen[:compared] == expected[n_prompt : n_prompt + compared]
@@ -138,27 +140,33 @@ def test_every_sampled_token_is_one_that_may_follow(small, sampler):
         times.append(now)
     rows, times = np.concatenate(rows).T, np.concatenate(times).T
     heads, durations = rows[:, 0::2], rows[:, 1::2]
-    assert vocab.IS_EVENT_HEAD[heads].all()
-    assert vocab.IS_DURATION[durations].all()
-    onsets = np.concatenate([score.notes_from_tokens(row)[:, 0] for row in rows])
+    assert ((heads >= vocab.SEP) & (heads < vocab.DURATION_0)).all()
+    assert (durations > vocab.DURATION_0).all()
+    onsets = np.concatenate([score.notes_from_tokens(row, Scheme())[:, 0] for row in rows])
     assert onsets.min() >= 300  # nothing before the prompt's end
     rests = np.where(heads == vocab.SEP, durations - vocab.DURATION_0, 0).cumsum(1)
     assert (times[:, 1::2] == rests).all()
 
 
 def test_advance_and_allowed():
+    words = Vocabulary(Scheme(), merges=((vocab.SEP, vocab.DURATION_0 + 8), (vocab.NOTE_0, vocab.DURATION_0 + 1)))
     timeline = Timeline(jnp.array([[0, 32, 0]]), jnp.asarray(10))
-    cursor = Cursor(*(jnp.array([x]) for x in (vocab.SOS, 0, 0, 5)))
-    assert np.flatnonzero(sample.allowed(cursor, timeline)[0]).tolist() == [vocab.SEP]
-    cursor = sample.advance(cursor, jnp.array([vocab.SEP]))
-    assert np.flatnonzero(sample.allowed(cursor, timeline)[0]).min() == vocab.DURATION_0 + 10
-    cursor = sample.advance(cursor, jnp.array([vocab.DURATION_0 + 12]))
-    assert [int(x[0]) for x in cursor] == [vocab.DURATION_0 + 12, 0, 12, 7]
-    heads = np.flatnonzero(sample.allowed(cursor, timeline)[0])
-    assert heads.tolist() == list(range(vocab.SEP, vocab.DURATION_0))
-    cursor = sample.advance(cursor, jnp.array([vocab.NOTE_0 + 60]))
-    cursor = sample.advance(cursor, jnp.array([vocab.DURATION_0 + 4]))
+    cursor = Cursor(*(jnp.array([x]) for x in (vocab.SOS, vocab.START, 0, 0, 5)))
+
+    def choices():
+        return np.flatnonzero(sample.allowed(cursor, timeline, words)[0])
+
+    assert choices().tolist() == [vocab.SEP]
+    cursor = sample.advance(cursor, jnp.array([vocab.SEP]), words)
+    assert choices().tolist() == [vocab.DURATION_0 + i for i in range(10, 257)]
+    cursor = sample.advance(cursor, jnp.array([vocab.DURATION_0 + 12]), words)
+    assert [int(x[0]) for x in cursor] == [vocab.DURATION_0 + 12, vocab.START, 0, 12, 7]
+    assert choices().tolist() == [*range(vocab.SEP, vocab.DURATION_0), 389, 390]
+    cursor = sample.advance(cursor, jnp.array([vocab.NOTE_0 + 60]), words)
+    cursor = sample.advance(cursor, jnp.array([vocab.DURATION_0 + 4]), words)
     assert (int(cursor.step[0]), int(cursor.now[0])) == (12, 12)  # a note does not move time
+    cursor = sample.advance(cursor, jnp.array([389]), words)
+    assert (int(cursor.step[0]), int(cursor.now[0])) == (12, 20)  # a merge that holds a rest does
 
 
 @pytest.mark.parametrize(
@@ -181,6 +189,6 @@ def test_controls_rule_tokens_out(controls, kept):
 
 
 def test_files_of_a_prompt_with_a_dotted_name(sampler, tmp_path):
-    (song,) = sampler.continue_song(midi.new_song(8), 0, bars=2, num=1)
+    (song,) = sampler.continue_song(new_song(Scheme()), 0, bars=2, num=1)
     sample.write_sample(song, tmp_path / "bwv66.6-1", prompt_end=None, title="$a_b$ \udce9")
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"bwv66.6-1.{x}" for x in ("mid", "png", "wav")]

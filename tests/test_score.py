@@ -1,138 +1,335 @@
+import os
+from fractions import Fraction
+from itertools import product
+from pathlib import Path
+
 import numpy as np
 import pytest
 from conftest import random_notes, write_midi
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from midigen_jax import midi, vocab
-from midigen_jax.kernels import score, smf
+from midigen_jax import encode, midi, vocab
+from midigen_jax.kernels import encode as hot
+from midigen_jax.kernels import merges, meter, score, smf
+from midigen_jax.song import make_song, notes_of, tokens_of
+from midigen_jax.vocab import Scheme, Vocabulary
+
+FAITHFUL = Scheme(faithful=True)
+SCHEMES = [Scheme(*options) for options in product((8, 12, 24), (False, True), (False, True))] + [FAITHFUL]
+
+# A whole collection, where one is named: python -m pytest with MIDIGEN_MIDI=FOLDER.
+REAL = sorted(Path(os.environ.get("MIDIGEN_MIDI", "/nowhere")).rglob("*.mid"))
+
+ticks = st.one_of(st.integers(0, 400), st.integers(0, 50_000))
+raw_note = st.tuples(
+    ticks,
+    st.one_of(st.integers(0, 60), ticks),
+    st.sampled_from([0, 40, 41, 60, 64, 126, 127]),
+    st.integers(1, 127),
+    st.integers(0, 3),
+    st.sampled_from([0, 1, smf.DRUM_CHANNEL]),
+    st.sampled_from([0, 40, 127]),
+)
+songs = st.lists(raw_note, min_size=1, max_size=60).map(lambda notes: np.array(notes, np.int32))
+fixed = settings(derandomize=True, deadline=None, max_examples=60)
 
 
-def notes_of(*rows) -> np.ndarray:
+def names(tokens, scheme=Scheme()) -> str:  # noqa: B008  (a tuple)
+    words = Vocabulary(scheme).names
+    return " ".join(words[token] for token in tokens)
+
+
+def notes_at(*rows) -> np.ndarray:
     """Notes of `read_smf` from (onset, duration, pitch, track, channel) in ticks."""
-    return np.array([[o, d, p, 64, t, c, 0] for o, d, p, t, c in rows], np.int64).reshape(-1, 7)
+    return np.array([[o, d, p, 64, t, c, 0] for o, d, p, t, c in rows], np.int32).reshape(-1, 7)
 
 
-def names(tokens) -> str:
-    return " ".join(vocab.NAMES[token] for token in tokens)
-
-
-def reference_grid(notes, division, steps_per_beat):
+def reference_grid(notes, division, scheme):
+    """The quantised score in plain Python, by the rules that `score.quantize` states."""
     cells = {}
-    for onset, duration, pitch, _, track, channel, _ in notes.tolist():
-        if channel != smf.DRUMS:
-            key = (round(onset * steps_per_beat / division), -pitch, 16 * track + channel)
-            steps = min(max(round(duration * steps_per_beat / division), 1), 256)
-            cells[key] = max(cells.get(key, 0), steps)
-    return [[onset, steps, -pitch, part] for (onset, pitch, part), steps in sorted(cells.items())]
+    for onset, duration, pitch, velocity, track, channel, program in notes.tolist():
+        step, length = (round(Fraction(time * scheme.steps_per_beat, division)) for time in (onset, duration))
+        drums = channel == smf.DRUM_CHANNEL
+        if scheme.multi:
+            part = 128 if drums else program
+            order = (part, -pitch)
+        else:
+            part = track if scheme.faithful else 16 * track + channel
+            order = (-pitch, part)
+        if step > meter.MAX_STEP or (drums and not scheme.multi) or (scheme.faithful and (pitch == 127 or length == 0)):
+            continue
+        best = cells.setdefault((step, order), [pitch, part, 0, 0])
+        best[2:] = max(best[2:], [min(max(length, 1), 256), velocity])
+    return [
+        [step, length, pitch, part, velocity // 4 * 4 + 2 if scheme.velocities else 80]
+        for (step, _), (pitch, part, length, velocity) in sorted(cells.items())
+    ]
 
 
-def reference_tokens(grid):
-    words, steps, now = ["sos"], [0], 0
-    for onset, duration, pitch, _ in grid:
+def reference_tokens(grid, scheme):
+    """Tokens and their steps in plain Python."""
+    words, steps, now, instrument = [], [], 0, None
+    for onset, duration, pitch, part, velocity in grid:
         while now < onset:
             rest = min(256, onset - now)
+            if scheme.faithful:
+                now = onset - rest
             words += ["sep", f"d{rest}"]
             steps += [now, now]
             now += rest
-        words += [f"n{pitch}", f"d{duration}"]
-        steps += [now, now]
-    return " ".join([*words, "eos"]), [*steps, steps[-1]]
+        if scheme.multi and part != instrument:
+            instrument = part
+            words += ["drums" if part == 128 else f"i{part}"]
+        words += [f"n{pitch}"]
+        words += [f"v{velocity // 4}"] if scheme.velocities else []
+        words += [f"d{duration}"]
+        steps += [now] * (len(words) - len(steps))
+    return " ".join(["sos", *words, "eos"]), [*steps[:1], *steps, *steps[-1:]]
+
+
+def midigen_tokens(notes, division):
+    """The baseline's own three stages in plain Python: a sparse score of all cells, pairs, tokens."""
+    sparse = {}
+    rounded = [
+        (round(Fraction(8 * onset, division)), min(256, round(Fraction(8 * duration, division))), track, pitch)
+        for onset, duration, pitch, _, track, channel, _ in notes.tolist()
+        if channel != smf.DRUM_CHANNEL
+    ]
+    for onset, duration, track, pitch in sorted(rounded):
+        sparse[onset, track, pitch] = duration
+    pairs, last = [], 0
+    for step in sorted({step for (step, _, pitch), duration in sparse.items() if duration and pitch < 127}):
+        if step > last:
+            pairs.append((-1, min(256, step - last)))
+        last = step
+        here = [(pitch, track, d) for (s, track, pitch), d in sparse.items() if s == step and d and pitch < 127]
+        pairs += [(pitch, d) for pitch, track, d in sorted(here, key=lambda note: (-note[0], note[1]))]
+    return "sos " + "".join(f"{'sep' if pitch < 0 else f'n{pitch}'} d{d} " for pitch, d in pairs) + "eos"
+
+
+def check(notes, division, meters, scheme):
+    """All that has to hold of one song in one scheme."""
+    grid = score.quantize(notes, division, scheme)
+    assert grid.tolist() == reference_grid(notes, division, scheme)
+    if len(grid) == 0:
+        return
+    tokens, steps = score.index_score(score.position_score(grid, scheme), scheme)
+    assert (names(tokens, scheme), steps.tolist()) == reference_tokens(grid.tolist(), scheme)
+    if scheme.faithful:
+        assert names(tokens) == midigen_tokens(notes, division)
+    meters = meters[: meter.on_grid(meters, division, scheme.steps_per_beat)]
+    song = make_song(grid, meters, np.empty((0, 2), np.int32), scheme)
+    # The hot path agrees with the stages.
+    written, bar, in_bar = hot.encode_grid(grid, song.bars, scheme)
+    assert written.tolist() == tokens.tolist()
+    for got, expected in zip((bar, in_bar), meter.bar_positions(steps, song.bars), strict=True):
+        assert got.tolist() == expected.tolist()
+    # The grammar allows them, and knows how far they move time on.
+    next_state, advance = Vocabulary(scheme).grammar
+    state, now = vocab.START, 0
+    for token in tokens[1:].tolist():
+        now += advance[state, token]
+        state = next_state[state, token]
+        assert state != vocab.FORBIDDEN
+    assert state == vocab.END
+    # Back: the quantised score, parts aside where they are one, and times where the faithful mode cuts rests.
+    kept = [0, 1, 2, 3, 4] if scheme.multi else [0, 1, 2, 4]
+    notes_back = notes_of(tokens, Vocabulary(scheme))
+    if scheme.faithful:
+        kept = [1, 2, 4]
+    else:
+        assert now == grid[-1, score.ONSET]
+    assert notes_back[:, kept].tolist() == grid[:, kept].tolist()
+    return song, tokens
+
+
+def check_file(path, scheme, tmp_path):
+    """The same through MIDI files: what is decoded and written encodes to the same tokens."""
+    error, division, notes, meters, _ = smf.read_smf(np.fromfile(path, np.uint8))
+    if error != smf.OK or not check(notes, division, meters, scheme):
+        return 0
+    song = midi.read_song(path, scheme)
+    words = Vocabulary(scheme)
+    tokens, bar, step = tokens_of(song, words)
+    again = song._replace(notes=notes_of(tokens, words))
+    midi.write_song(tmp_path / "again.mid", again)
+    reread = midi.read_song(tmp_path / "again.mid", scheme)
+    for got, expected in zip(tokens_of(reread, words)[:1], (tokens,), strict=True):
+        assert got.tolist() == expected.tolist()
+    if not scheme.faithful:
+        for name in ("bars", "meters", "tempos"):
+            assert getattr(reread, name).tolist() == getattr(song, name).tolist()
+        assert [x.tolist() for x in tokens_of(reread, words)[1:]] == [bar.tolist(), step.tolist()]
+    (encoded, reasons), division = encode.encode_batch([path], scheme), division
+    if not reasons[0]:
+        assert encoded.tokens.tolist() == tokens.tolist()
+        assert encoded.bar.tolist() == bar.tolist()
+        assert encoded.step.tolist() == step.tolist()
+    return len(song.notes)
 
 
 def test_the_example_of_the_blog():
-    grid = np.array([[0, 4, 1, 0], [1, 2, 3, 0], [6, 2, 3, 0], [6, 2, 2, 0]], np.int32)
-    tokens, steps = score.index_score(*score.position_score(grid))
+    grid = np.array([[0, 4, 1, 0, 80], [1, 2, 3, 0, 80], [6, 2, 3, 0, 80], [6, 2, 2, 0, 80]], np.int32)
+    tokens, steps = score.index_score(score.position_score(grid, Scheme()), Scheme())
     assert names(tokens) == "sos n1 d4 sep d1 n3 d2 sep d5 n3 d2 n2 d2 eos"
     assert steps.tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1, 6, 6, 6, 6, 6]
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("steps_per_beat", [8, 12])
-def test_kernels_agree_with_plain_python(seed, steps_per_beat):
-    random = np.random.default_rng(seed)
-    n = 300
-    rows = zip(
-        random.integers(0, 40_000, n) * random.integers(0, 2, n),
-        random.integers(0, 3000, n),
-        random.choice([0, 60, 64, 127], n),
-        random.integers(0, 3, n),
-        random.choice([0, 1, smf.DRUMS], n),
-        strict=True,
-    )
-    notes = notes_of(*rows)
-    grid = score.quantize(notes, 96, steps_per_beat)
-    assert grid.tolist() == reference_grid(notes, 96, steps_per_beat)
-    tokens, steps = score.index_score(*score.position_score(grid))
-    assert (names(tokens), steps.tolist()) == reference_tokens(grid.tolist())
-    # Back: the same notes, whatever their parts.
-    assert score.notes_from_tokens(tokens).tolist() == grid[:, :3].tolist()
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+@fixed
+@given(notes=songs, division=st.sampled_from([1, 24, 96, 220, 480, 1000]))
+def test_kernels_agree_with_plain_python_and_lose_nothing(scheme, notes, division):
+    check(notes, division, np.array([[0, 3, 4], [700, 7, 8], [700, 4, 4], [9000, 1, 4]], np.int32), scheme)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_files_survive_encoding_and_decoding(scheme, midi_folder, band_folder, tmp_path):
+    paths = [*sorted(midi_folder.iterdir())[:4], *sorted(band_folder.iterdir())]
+    assert all(check_file(path, scheme, tmp_path) for path in paths)
+
+
+@pytest.mark.skipif(not REAL, reason="set MIDIGEN_MIDI to a folder of MIDI files to try all of them")
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_a_collection_survives_encoding_and_decoding(scheme, tmp_path):
+    notes = [check_file(path, scheme, tmp_path) for path in REAL]
+    print(f"{np.count_nonzero(notes)} of {len(REAL)} files with notes, {sum(notes)} notes")
+    assert any(notes)
 
 
 def test_sparse_score_agrees_with_the_hot_path():
     random = np.random.default_rng(1)
-    notes = notes_of(*((*random.integers(1, 900, 2), random.integers(0, 128), t, 0) for t in (0, 1, 2) * 30))
-    grid = score.quantize(notes, 96, 8)
-    parts, index = np.unique(grid[:, 3], return_inverse=True)
+    notes = notes_at(*((*random.integers(1, 900, 2), random.integers(0, 128), t, 0) for t in (0, 1, 2) * 30))
+    grid = score.quantize(notes, 96, Scheme())
+    parts, index = np.unique(grid[:, score.PART], return_inverse=True)
     sparse = score.sparse_score(grid, index)
     assert sparse.shape == (grid[-1, 0] + 1, len(parts), 128)
     assert np.count_nonzero(sparse) == len(grid)
     again = score.grid_from_sparse(sparse)
-    assert again[:, :3].tolist() == grid[:, :3].tolist()
+    assert again[:, [0, 1, 2, 4]].tolist() == grid[:, [0, 1, 2, 4]].tolist()
     assert parts[again[:, 3]].tolist() == grid[:, 3].tolist()
 
 
+def test_many_notes_on_one_step_are_sorted_too():
+    notes = notes_at(*((0, 9, pitch, track, 0) for track in range(300) for pitch in range(128)))
+    grid = score.quantize(notes, 96, Scheme())
+    assert grid[:, score.PITCH].tolist() == sorted(list(range(128)) * 300, reverse=True)
+
+
 def test_longest_of_equal_cells_stays_and_drums_go():
-    grid = score.quantize(notes_of((0, 96, 60, 0, 0), (1, 300, 60, 0, 0), (0, 9, 40, 1, smf.DRUMS)), 96, 8)
-    assert grid.tolist() == [[0, 25, 60, 0]]
+    notes = notes_at((0, 96, 60, 0, 0), (1, 300, 60, 0, 0), (0, 9, 40, 1, smf.DRUM_CHANNEL))
+    assert score.quantize(notes, 96, Scheme()).tolist() == [[0, 25, 60, 0, 80]]
 
 
 def test_long_rests_keep_their_time_and_every_pitch_counts():
-    grid = np.array([[0, 1, 127, 0], [600, 256, 0, 0]], np.int32)
-    tokens, steps = score.index_score(*score.position_score(grid))
+    notes = notes_at((0, 12, 127, 0, 0), (7200, 3072, 0, 0, 0))
+    tokens, steps = score.index_score(score.position_score(score.quantize(notes, 96, Scheme()), Scheme()), Scheme())
     assert names(tokens) == "sos n127 d1 sep d256 sep d256 sep d88 n0 d256 eos"
     assert steps.tolist() == [0, 0, 0, 0, 0, 256, 256, 512, 512, 600, 600, 600]
 
 
-def test_any_stream_of_tokens_decodes():
-    tokens = np.random.default_rng(0).integers(0, vocab.SIZE, 1000).astype(np.uint16)
-    notes = score.notes_from_tokens(tokens)
+def test_the_faithful_mode_loses_what_midigen_loses():
+    notes = notes_at((0, 12, 127, 0, 0), (0, 5, 60, 0, 0), (7200, 3072, 0, 0, 0))
+    tokens, steps = score.index_score(score.position_score(score.quantize(notes, 96, FAITHFUL), FAITHFUL), FAITHFUL)
+    assert names(tokens) == "sos sep d256 n0 d256 eos"
+    assert steps.tolist() == [344, 344, 344, 600, 600, 600]
+
+
+def test_instruments_and_velocities_are_written_where_they_change():
+    rows = [(0, 96, 60, 3, 0, 0, 40), (0, 96, 64, 127, 0, 0, 40), (0, 48, 38, 100, 0, 9, 5), (96, 96, 62, 64, 1, 1, 40)]
+    scheme = Scheme(multi=True, velocities=True)
+    grid = score.quantize(np.array(rows, np.int32), 96, scheme)
+    tokens, _, _ = hot.encode_grid(grid, meter.meter_map(np.empty((0, 3), np.int32), 8), scheme)
+    assert names(tokens, scheme) == "sos i40 n64 v31 d8 n60 v0 d8 drums n38 v25 d4 sep d8 i40 n62 v16 d8 eos"
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_any_stream_of_tokens_decodes(scheme):
+    words = Vocabulary(scheme, ((vocab.NOTE_0, vocab.DURATION_0 + 1), (vocab.SEP, vocab.DURATION_0 + 7)))
+    notes = notes_of(np.random.default_rng(0).integers(0, words.size, 3000).astype(np.uint16), words)
     assert len(notes) > 0
-    assert (notes[:, 1] > 0).all()
+    assert (notes[:, score.DURATION] > 0).all()
+    assert (np.diff(notes[:, score.ONSET]) >= 0).all()
+
+
+@pytest.mark.parametrize("scheme", [Scheme(), Scheme(multi=True, velocities=True)], ids=str)
+def test_merges_are_reversible_and_know_their_steps(scheme, band_folder):
+    """On whole songs: fewer tokens, the same notes, positions where each token begins, time as the grammar has it."""
+    plain = Vocabulary(scheme)
+    all_songs = [midi.read_song(path, scheme) for path in sorted(band_folder.iterdir())]
+    base = np.concatenate([tokens_of(song, plain)[0] for song in all_songs])
+    flat, offsets = merges.learn(base, scheme.size, 100)
+    words = vocab.from_expansions(scheme, flat, offsets)
+    next_state, advance = words.grammar
+    for song in all_songs:
+        tokens, bar, step = tokens_of(song, words)
+        assert len(tokens) < 0.95 * len(tokens_of(song, plain)[0])
+        assert notes_of(tokens, words).tolist() == notes_of(tokens_of(song, plain)[0], plain).tolist()
+        state, now, starts = vocab.START, 0, []
+        for token in tokens[1:-1].tolist():
+            in_event = state in (vocab.REST, vocab.START_REST, vocab.INSTRUMENT, vocab.NOTE, vocab.VELOCITY)
+            starts.append(starts[-1] if in_event else now)
+            now += advance[state, token]
+            state = next_state[state, token]
+            assert state >= 0
+        expected = meter.bar_positions(np.array(starts), song.bars)
+        assert [bar[1:-1].tolist(), step[1:-1].tolist()] == [x.tolist() for x in expected]
+    again = Vocabulary.from_json(words.to_json())
+    assert again == words
+    assert again.names[-1] == "+".join(words.names[token] for token in words.merges[-1])
+
+
+def test_transposing_spares_the_drums_and_stays_within_the_pitches():
+    scheme = Scheme(multi=True)
+    rows = [(0, 96, 60, 64, 0, 0, 40), (0, 48, 38, 64, 0, 9, 0), (96, 96, 120, 64, 0, 0, 40)]
+    tokens, _ = score.index_score(
+        score.position_score(score.quantize(np.array(rows, np.int32), 96, scheme), scheme), scheme
+    )
+    assert names(score.transpose(tokens, 2, scheme), scheme) == names(tokens, scheme).replace("n60", "n62").replace(
+        "n120", "n122"
+    )
+    assert len(score.transpose(tokens, 8, scheme)) == 0
+
+
+def bars_of(meters, steps_per_beat=8):
+    meters = np.array(meters, np.int32).reshape(-1, 3)
+    return meter.meter_map(meters[: meter.on_grid(meters, 96, steps_per_beat)], steps_per_beat).tolist()
 
 
 def test_bars_follow_the_meters():
     # 3/4 from the start, 4/4 from the third beat of the second bar: a change starts a new bar.
-    meters = np.array([[0, 3, 4], [5 * 96, 4, 4]], np.int64)
-    segments = score.meter_map(meters, 96, 8)
-    assert segments.tolist() == [[0, 24, 0], [40, 32, 2]]
-    bar, in_bar = score.bar_positions(np.array([0, 23, 24, 39, 40, 71, 72], np.int32), segments)
+    bars = bars_of([[0, 3, 4], [5 * 96, 4, 4]])
+    assert bars == [[0, 24, 0], [40, 32, 2]]
+    bar, in_bar = meter.bar_positions(np.array([0, 23, 24, 39, 40, 71, 72], np.int32), np.array(bars))
     assert bar.tolist() == [0, 0, 1, 1, 2, 2, 3]
     assert in_bar.tolist() == [0, 23, 0, 15, 0, 31, 0]
 
 
 def test_meters_that_tell_nothing():
-    assert score.meter_map(np.empty((0, 3), np.int64), 96, 8).tolist() == [[0, 32, 0]]
-    assert score.meter_map(np.array([[0, 1, 4]]), 96, 8).tolist() == [[0, 32, 0]]
-    assert score.meter_map(np.array([[0, 4, 4], [0, 6, 8], [960, 6, 8]]), 96, 8).tolist() == [[0, 24, 0]]
+    assert bars_of([]) == [[0, 32, 0]]
+    assert bars_of([[0, 1, 4]]) == [[0, 32, 0]]
+    assert bars_of([[0, 4, 4], [0, 6, 8], [960, 6, 8]]) == [[0, 24, 0]]
 
 
-def test_encode_song_counts_and_seconds(tmp_path):
+def test_counts_and_seconds_of_a_file(tmp_path):
     path = write_midi(tmp_path / "a.mid", [[(0, 1, 60), (3, 2, 64)]], tempo=1_000_000)
-    _, *contents = smf.read_smf(np.fromfile(path, np.uint8))
-    tokens, bar, in_bar, n_notes, n_steps, seconds = score.encode_song(*contents, 8)
-    assert names(tokens) == "sos n60 d8 sep d24 n64 d16 eos"
-    assert (n_notes, n_steps, seconds) == (2, 40, 5.0)
-    assert bar.tolist() == [0] * 8
-    assert in_bar.tolist() == [0, 0, 0, 0, 0, 24, 24, 24]
+    songs, reasons = encode.encode_batch([path], Scheme())
+    assert reasons == [""]
+    assert names(songs.tokens) == "sos n60 d8 sep d24 n64 d16 eos"
+    assert (songs.notes.tolist(), songs.steps.tolist(), songs.seconds.tolist()) == ([2], [40], [5.0])
+    assert songs.bar.tolist() == [0] * 8
+    assert songs.step.tolist() == [0, 0, 0, 0, 0, 24, 24, 24]
+    assert (songs.meters.tolist(), songs.tempos.tolist()) == ([[0, 0, 4, 4]], [[0, 0, 1_000_000]])
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_written_song_reads_back_as_it_was(tmp_path, seed):
     random = np.random.default_rng(seed)
     path = write_midi(tmp_path / "a.mid", [random_notes(random, 80) for _ in range(2)], meter=(3, 4), tempo=400_000)
-    song = midi.read_song(path, 8)
+    song = midi.read_song(path, Scheme())
     midi.write_song(tmp_path / "b.mid", song)
-    again = midi.read_song(tmp_path / "b.mid", 8)
-    assert again.notes[:, :3].tolist() == song.notes[:, :3].tolist()
+    again = midi.read_song(tmp_path / "b.mid", Scheme())
+    assert again.notes[:, [0, 1, 2, 4]].tolist() == song.notes[:, [0, 1, 2, 4]].tolist()
     for name in ("bars", "meters", "tempos"):
         assert getattr(again, name).tolist() == getattr(song, name).tolist()
     assert song.bar_start(2) == 48

@@ -11,6 +11,7 @@ from test_model import changed
 from midigen_jax import checkpoint, data, evaluate, model, train
 from midigen_jax.cli import InputError
 from midigen_jax.encode import encode_folder
+from midigen_jax.vocab import Scheme, Vocabulary
 
 
 def equal(one, two) -> bool:
@@ -19,7 +20,7 @@ def equal(one, two) -> bool:
 
 def state_of(run, config):
     checkpoints, step = checkpoint.open_run(run)
-    return train.restore_state(checkpoints, step, config, 8)
+    return train.restore_state(checkpoints, step, config, Vocabulary())
 
 
 def lines_of(run) -> list[dict]:
@@ -47,8 +48,8 @@ def test_the_loss_falls_and_everything_is_logged(straight, corpus):
 
 
 def test_the_first_loss_is_that_of_a_uniform_guess(small, corpus):
-    state = jax.jit(train.init_state, static_argnums=(0, 1))(small, 8)
-    step = train.make_train_step(model.abstract(small, steps_per_beat=8), small)
+    state = jax.jit(train.init_state, static_argnums=(0, 1))(small, Vocabulary())
+    step = train.make_train_step(model.abstract(small, Vocabulary()), small)
     songs = corpus.songs_of("train")
     batch = next(data.training_steps(corpus, songs, n_lanes=3, tokens_per_step=32, n_steps=1, first=0, seed=0))
     state, metrics = step(state, batch)
@@ -87,7 +88,7 @@ def test_stopping_and_resuming_gives_the_same_bits(small, corpus, straight, tmp_
 def test_what_does_not_fit_the_checkpoint_is_refused(small, corpus, straight, midi_folder, tmp_path):
     with pytest.raises(InputError, match=r"its checkpoint has model\.width=32, the config 64"):
         train.train(changed(small, model__width=64), corpus.path, straight)
-    encode_folder(midi_folder, tmp_path / "corpus", steps_per_beat=4)
+    encode_folder(midi_folder, tmp_path / "corpus", scheme=Scheme(12))
     with pytest.raises(InputError, match="another corpus"):
         train.train(small, tmp_path / "corpus", straight)
     assert checkpoint.open_run(straight)[1] == 12
@@ -124,12 +125,12 @@ def test_another_folder_than_the_run_s_is_refused(midi_folder, tmp_path):
 def test_whole_song_loss_does_not_depend_on_the_lanes(small, corpus):
     """Songs are heard from their own empty memories, whatever lane they are in and wherever they begin."""
     config = changed(small, model__layers=1, memory__knn_layer=1, memory__knn=0, memory__xl=0, data__segment=4096)
-    _, params = model.init_params(config, steps_per_beat=8, seed=0)
+    _, params = model.init_params(config, Vocabulary(), seed=0)
     songs = corpus.songs_of("validation")
     losses = []
     for lanes in (1, 5):
         here = changed(config, data__lanes=lanes, data__segments=1)
-        nats = train.make_loss(model.abstract(here, steps_per_beat=8), here)(params, corpus, songs)
+        nats = train.make_loss(model.abstract(here, Vocabulary()), here)(params, corpus, songs)
         losses.append(evaluate.figures(nats, corpus, songs).nats_per_token)
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0] == pytest.approx(np.log(389), abs=0.1)

@@ -1,0 +1,249 @@
+"""The hot path: the bytes of MIDI files to tokens, without the stages of `score` in between."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import vocab
+from ..vocab import DURATION_0, EOS, MAX_DURATION, NOTE_0, SEP, SOS
+from . import fingerprint, kernel, meter, score, smf
+
+MAX_NOTES = 1 << 17
+MAX_BEATS = 1 << 15  # 4.5 hours at 120 beats a minute
+
+NO_NOTES, ONE_PITCH, TOO_LONG, TOO_MANY_NOTES = range(4, 8)
+REASONS = smf.ERRORS | {
+    NO_NOTES: "holds no notes (drums aside, unless instruments are kept apart)",
+    ONE_PITCH: "no music: one note repeated",
+    TOO_LONG: f"absurd length: over {MAX_BEATS:,} beats",
+    TOO_MANY_NOTES: f"absurd length: over {MAX_NOTES:,} notes",
+}
+
+
+@kernel
+def _bar_of(step, bars, m, start, number):
+    """The bar that holds a step: its meter, first step, number and end, given the first three of an earlier bar."""
+    while m + 1 < len(bars) and bars[m + 1, 0] <= step:
+        m += 1
+        start = bars[m, 0]
+        number = bars[m, 2]
+    passed = (step - start) // bars[m, 1]
+    start += passed * bars[m, 1]
+    number += passed
+    end = start + bars[m, 1]
+    if m + 1 < len(bars):
+        end = min(end, bars[m + 1, 0])
+    return m, start, number, end
+
+
+@kernel
+def write_tokens(grid, bars, scheme, tokens, bar, step, at):
+    """Writes the tokens of a grid from tokens[at] on, and each one's bar and step within the bar; returns their end.
+
+    The same as `position_score`, `index_score` and `bar_positions`. There must be room for 4 tokens a note, a rest
+    for each note, and one for every MAX_DURATION steps.
+    """
+    begin = at
+    at += 1
+    instrument = -1
+    first_velocity = score.velocity_0(scheme)
+    now = 0
+    m, start, number, end = _bar_of(0, bars, 0, 0, 0)
+    this_bar, in_bar = np.uint16(0), np.uint16(0)
+    for i in range(len(grid)):
+        onset = np.int64(grid[i, score.ONSET])
+        if scheme.faithful:
+            now = max(now, onset - MAX_DURATION)
+        while True:
+            if now >= end:
+                m, start, number, end = _bar_of(now, bars, m, start, number)
+                this_bar = np.uint16(min(number, 0xFFFF))
+            in_bar = np.uint16(now - start)
+            if now >= onset:
+                break
+            rest = min(onset - now, MAX_DURATION)
+            tokens[at] = SEP
+            tokens[at + 1] = DURATION_0 + rest
+            bar[at] = bar[at + 1] = this_bar
+            step[at] = step[at + 1] = in_bar
+            at += 2
+            now += rest
+        if scheme.multi and grid[i, score.PART] != instrument:
+            instrument = grid[i, score.PART]
+            tokens[at] = vocab.INSTRUMENT_0 + instrument
+            bar[at], step[at] = this_bar, in_bar
+            at += 1
+        tokens[at] = NOTE_0 + grid[i, score.PITCH]
+        bar[at], step[at] = this_bar, in_bar
+        at += 1
+        if scheme.velocities:
+            tokens[at] = first_velocity + grid[i, score.VELOCITY] // vocab.VELOCITIES_PER_BIN
+            bar[at], step[at] = this_bar, in_bar
+            at += 1
+        tokens[at] = DURATION_0 + grid[i, score.DURATION]
+        bar[at], step[at] = this_bar, in_bar
+        at += 1
+    tokens[begin] = SOS
+    tokens[at] = EOS
+    bar[at], step[at] = this_bar, in_bar
+    bar[begin], step[begin] = bar[begin + 1], step[begin + 1]
+    return at + 1
+
+
+@kernel
+def _room_for(n_notes, n_steps):
+    return 6 * n_notes + 2 * (n_steps // MAX_DURATION) + 4
+
+
+@kernel
+def encode_grid(grid, bars, scheme):
+    """The tokens of a grid, uint16 [n] from sos to eos, their bars and their steps within the bar.
+
+    Args:
+        grid: int32 [n, 5] of `quantize`.
+        bars: int64 [n, 3] of `meter_map`.
+    """
+    room = _room_for(len(grid), np.int64(grid[-1, score.ONSET]) if len(grid) else 0)
+    tokens, bar, step = np.empty(room, np.uint16), np.empty(room, np.uint16), np.empty(room, np.uint16)
+    end = write_tokens(grid, bars, scheme, tokens, bar, step, 0)
+    return tokens[:end].copy(), bar[:end].copy(), step[:end].copy()
+
+
+@kernel
+def _wider(array, size):
+    wider = np.empty(size, array.dtype)
+    wider[: len(array)] = array
+    return wider
+
+
+@kernel
+def _verdict(grid, n_beyond, scheme):
+    """OK, or why these notes are no music to learn from."""
+    if n_beyond > 0:
+        return TOO_LONG
+    if len(grid) == 0:
+        return NO_NOTES
+    if len(grid) > MAX_NOTES:
+        return TOO_MANY_NOTES
+    if grid[-1, score.ONSET] > MAX_BEATS * scheme.steps_per_beat:
+        return TOO_LONG
+    for i in range(1, len(grid)):
+        if grid[i, score.PITCH] != grid[0, score.PITCH] or grid[i, score.PART] != grid[0, score.PART]:
+            return smf.OK
+    return ONE_PITCH
+
+
+@kernel
+def _append(rows, n, song, changes, n_changes):
+    """Adds changes[:n_changes] to rows, with the song's number in front; returns rows (which may have grown)."""
+    while n + n_changes > len(rows):
+        wider = np.empty((2 * len(rows), rows.shape[1]), np.int32)
+        wider[: len(rows)] = rows
+        rows = wider
+    rows[n : n + n_changes, 0] = song
+    rows[n : n + n_changes, 1:] = changes[:n_changes]
+    return rows
+
+
+class Songs(NamedTuple):
+    """Encoded files. Of F files, those that are no songs have an error and no tokens."""
+
+    tokens: np.ndarray  # uint16 [n], each song from sos to eos
+    bar: np.ndarray  # uint16 [n], bar number within the song (65,535 where there are more)
+    step: np.ndarray  # uint16 [n], step within the bar
+    offsets: np.ndarray  # int64 [F + 1], song i is tokens[offsets[i]:offsets[i + 1]]
+    errors: np.ndarray  # int64 [F], smf.OK or a key of REASONS
+    notes: np.ndarray  # int64 [F], notes that the tokens hold
+    steps: np.ndarray  # int64 [F], from step 0 to the last note's end
+    seconds: np.ndarray  # float64 [F], the same span at the file's tempo
+    hashes: np.ndarray  # uint64 [F], equal for equal notes (`fingerprint.note_hash`)
+    signatures: np.ndarray  # uint32 [F, BINS], alike for the same music (`fingerprint.signature`)
+    meters: np.ndarray  # int32 [m, 4]: file, step, numerator, denominator
+    tempos: np.ndarray  # int32 [t, 3]: file, step, microseconds per quarter note
+
+
+@kernel
+def _without_drums(grid):
+    kept = np.empty_like(grid)
+    n = 0
+    for i in range(len(grid)):
+        if grid[i, score.PART] != vocab.DRUMS:
+            kept[n] = grid[i]
+            n += 1
+    return kept[:n]
+
+
+@kernel
+def encode_files(data, bounds, scheme):
+    """MIDI files to tokens.
+
+    Args:
+        data: uint8 [bytes], the files one after the other.
+        bounds: int64 [F + 1], file i is data[bounds[i]:bounds[i + 1]].
+    """
+    n_files = len(bounds) - 1
+    largest = np.int64(0)
+    for i in range(n_files):
+        largest = max(largest, bounds[i + 1] - bounds[i])
+    file_room = smf.scratch(largest)
+    raw_notes, raw_meters, raw_tempos, _ = file_room
+    score_room = score.scratch(len(raw_notes))
+    room = len(data) // 2 + 1024
+    tokens, bar, step = np.empty(room, np.uint16), np.empty(room, np.uint16), np.empty(room, np.uint16)
+    offsets = np.zeros(n_files + 1, np.int64)
+    errors = np.zeros(n_files, np.int64)
+    notes = np.zeros(n_files, np.int64)
+    steps = np.zeros(n_files, np.int64)
+    seconds = np.zeros(n_files, np.float64)
+    hashes = np.zeros(n_files, np.uint64)
+    signatures = np.full((n_files, fingerprint.BINS), fingerprint.EMPTY, np.uint32)
+    meters = np.empty((n_files + 1, 4), np.int32)
+    tempos = np.empty((n_files + 1, 3), np.int32)
+    all_meters = all_tempos = 0
+    at = 0
+    for i in range(n_files):
+        offsets[i + 1] = at
+        error, division, n_notes, n_meters, n_tempos = smf.read_into(data, bounds[i], bounds[i + 1], file_room)
+        if error == smf.OK:
+            hashes[i] = fingerprint.note_hash(raw_notes[:n_notes], division)
+            n_notes, n_beyond = score.quantize_into(raw_notes[:n_notes], division, scheme, score_room)
+            grid = score_room[0][:n_notes]
+            error = _verdict(grid, n_beyond, scheme)
+        errors[i] = error
+        if error != smf.OK:
+            continue
+        n_meters = meter.on_grid(raw_meters[:n_meters], division, scheme.steps_per_beat)
+        n_tempos = meter.on_grid(raw_tempos[:n_tempos], division, scheme.steps_per_beat)
+        if scheme.faithful:
+            n_meters = 0  # all songs have bars of four beats
+        room = at + _room_for(n_notes, np.int64(grid[-1, score.ONSET]))
+        if room > len(tokens):
+            room = max(room, 2 * len(tokens))
+            tokens, bar, step = _wider(tokens, room), _wider(bar, room), _wider(step, room)
+        bars = meter.meter_map(raw_meters[:n_meters], scheme.steps_per_beat)
+        at = write_tokens(grid, bars, scheme, tokens, bar, step, at)
+        offsets[i + 1] = at
+        notes[i] = n_notes
+        for j in range(n_notes):
+            steps[i] = max(steps[i], np.int64(grid[j, score.ONSET]) + grid[j, score.DURATION])
+        seconds[i] = meter.seconds_at(steps[i], raw_tempos[:n_tempos], scheme.steps_per_beat)
+        melody = _without_drums(grid) if scheme.multi else grid
+        signatures[i] = fingerprint.signature(melody[:, score.ONSET], melody[:, score.PITCH])
+        meters = _append(meters, all_meters, i, raw_meters, n_meters)
+        tempos = _append(tempos, all_tempos, i, raw_tempos, n_tempos)
+        all_meters += n_meters
+        all_tempos += n_tempos
+    return Songs(
+        tokens[:at],
+        bar[:at],
+        step[:at],
+        offsets,
+        errors,
+        notes,
+        steps,
+        seconds,
+        hashes,
+        signatures,
+        meters[:all_meters],
+        tempos[:all_tempos],
+    )
