@@ -45,7 +45,7 @@ Batch = list[str]
 
 
 def _midigen_jax() -> Callable[[Batch], Any]:
-    from midigen_jax.encode import encode_batch
+    from midigen_jax.batches import encode_batch
     from midigen_jax.vocab import Scheme
 
     return lambda batch: encode_batch(batch, Scheme())
@@ -169,7 +169,7 @@ def fresh(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str,
 
 def batched(paths: Sequence[str]) -> list[Batch]:
     """The batches that `encode_folder` makes of them."""
-    from midigen_jax.encode import BATCH_BYTES, BATCH_FILES
+    from midigen_jax.batches import BATCH_BYTES, BATCH_FILES
 
     batches: list[Batch] = [[]]
     room = BATCH_BYTES

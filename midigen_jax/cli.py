@@ -23,6 +23,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def run(main: Callable[[], None]) -> None:
     """Runs a command's main function; bad input ends it with one line and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # file names need not be UTF-8
     try:
         main()
     except InputError as error:
@@ -31,7 +33,7 @@ def run(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:  # such as a folder that can't be written, which the operating system names
-        sys.exit(_fail(f"{error.filename}: {error.strerror}" if error.filename else str(error)))
+        sys.exit(_fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

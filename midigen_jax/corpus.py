@@ -15,8 +15,6 @@ skipped.csv    files that are not in the corpus, each with the reason
 import csv
 import hashlib
 import json
-import os
-import shutil
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
@@ -78,15 +76,23 @@ class Corpus(NamedTuple):
         return np.flatnonzero(self.splits == SPLITS.index(split))
 
     def tokens_of(self, song: int) -> np.ndarray:
+        """The tokens of a song, uint16 [n] from sos to eos."""
         return self.tokens[self.offsets[song] : self.offsets[song + 1]]
 
     def song(self, song: int) -> Song:
-        """What the tokens of a song say."""
+        """What the tokens of a song say.
+
+        Raises:
+            InputError: they are not of the vocabulary.
+        """
         meters, tempos = (
             np.array(table[slice(*np.searchsorted(table[:, 0], [song, song + 1])), 1:])
             for table in (self.meters, self.tempos)
         )
-        return make_song(notes_of(self.tokens_of(song), self.vocabulary), meters, tempos, self.vocabulary.scheme)
+        tokens = self.tokens_of(song)
+        if tokens.max(initial=0) >= self.vocabulary.size:
+            raise InputError(f"{self.path}: damaged corpus (a token beyond its vocabulary); encode it again")
+        return make_song(notes_of(tokens, self.vocabulary), meters, tempos, self.vocabulary.scheme)
 
 
 def split_of(group: str, fractions: Sequence[float]) -> int:
@@ -120,16 +126,14 @@ class _ArrayFile:
 def write_corpus(
     path: Path, songs: Iterable[EncodedSong], skipped: Iterable[tuple[str, str]], vocabulary: Vocabulary
 ) -> None:
-    """Writes a corpus song by song; nothing is left at `path`, or what was there is, unless all of it was written."""
-    temporary = path.with_name(path.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    files = {name: _ArrayFile(temporary / f"{name}.npy", dtype) for name, dtype in _ARRAYS.items()}
-    files |= {name: _ArrayFile(temporary / f"{name}.npy", np.int32, columns) for name, columns in _TABLES.items()}
+    """Writes a corpus to a new folder, song by song. It is no corpus until all of it is there: meta.json comes last."""
+    path.mkdir(parents=True)
+    files = {name: _ArrayFile(path / f"{name}.npy", dtype) for name, dtype in _ARRAYS.items()}
+    files |= {name: _ArrayFile(path / f"{name}.npy", np.int32, columns) for name, columns in _TABLES.items()}
     content = hashlib.blake2b(json.dumps(vocabulary.to_json()).encode(), digest_size=8)
     files["offsets"].append(np.zeros(1))
     n_songs = 0
-    with open(temporary / "songs.csv", "w", newline="", **_TEXT) as file:
+    with open(path / "songs.csv", "w", newline="", **_TEXT) as file:
         table = csv.writer(file)
         table.writerow(["name", "semitones", "split", "group", "notes", "beats", "seconds", "fingerprint"])
         for n_songs, song in enumerate(songs, 1):
@@ -142,10 +146,12 @@ def write_corpus(
             split = SPLITS[song.split]
             numbers = [song.notes, song.beats, round(song.seconds, 3)]
             table.writerow([song.name, song.semitones, split, song.group, *numbers, song.fingerprint])
-            content.update(f"{song.fingerprint}{song.semitones}{split}".encode())
+            content.update(split.encode())
+            for name in ("tokens", "bar", "step"):
+                content.update(np.ascontiguousarray(getattr(song, name)).data)
     for array in files.values():
         array.close()
-    with open(temporary / "skipped.csv", "w", newline="", **_TEXT) as file:
+    with open(path / "skipped.csv", "w", newline="", **_TEXT) as file:
         csv.writer(file).writerows([("file", "reason"), *skipped])
     meta = {
         "format_version": FORMAT_VERSION,
@@ -154,13 +160,7 @@ def write_corpus(
         "tokens": files["tokens"].rows,
         "vocabulary": vocabulary.to_json(),
     }
-    (temporary / "meta.json").write_text(json.dumps(meta))
-    before = path.with_name(path.name + ".old")
-    shutil.rmtree(before, ignore_errors=True)
-    if path.exists():
-        os.replace(path, before)
-    os.replace(temporary, path)
-    shutil.rmtree(before, ignore_errors=True)
+    (path / "meta.json").write_text(json.dumps(meta))
 
 
 def is_corpus(path: Path) -> bool:
@@ -206,14 +206,17 @@ def open_corpus(path: Path) -> Corpus:
         )
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, csv.Error) as error:
         raise InputError(f"{path}: damaged corpus ({error}); {again}") from None
+    kinds = [arrays[name].dtype == dtype and arrays[name].ndim == 1 for name, dtype in _ARRAYS.items()]
+    kinds += [arrays[name].dtype == np.int32 and arrays[name].shape[1:] == (n,) for name, n in _TABLES.items()]
     n_tokens = len(corpus.tokens)
-    if (
-        len(corpus.offsets) != len(rows) + 1
-        or corpus.offsets[-1] != n_tokens
-        or len(corpus.bar) != n_tokens
-        or len(corpus.step) != n_tokens
+    if not (
+        all(kinds)
+        and len(corpus.offsets) == len(rows) + 1
+        and corpus.offsets[0] == 0
+        and (np.diff(corpus.offsets) > 0).all()
+        and corpus.offsets[-1] == n_tokens == len(corpus.bar) == len(corpus.step)
     ):
-        raise InputError(f"{path}: damaged corpus (its arrays disagree in length); {again}")
+        raise InputError(f"{path}: damaged corpus (its arrays disagree in type or length); {again}")
     return corpus

@@ -17,14 +17,7 @@ from .cli import InputError
 from .corpus import SPLITS, Corpus, open_corpus
 from .kernels import meter
 from .midi import write_song
-from .song import Song
-
-PITCH_CLASSES = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
-
-
-def pitch_name(pitch: int) -> str:
-    """The name of a MIDI pitch; 60 is C4."""
-    return f"{PITCH_CLASSES[pitch % 12]}{pitch // 12 - 1}"
+from .song import Song, pitch_name
 
 
 def find_song(corpus: Corpus, song: str) -> int:
@@ -51,6 +44,22 @@ def title(corpus: Corpus, i: int) -> str:
         f"{i:6}  {corpus.names[i]}{shift}  {SPLITS[corpus.splits[i]]}  {corpus.notes[i]:,} notes  {n_tokens:,} tokens  "
         f"{minutes}:{seconds:02}"
     )
+
+
+def midi_path(corpus: Corpus, i: int, folder: Path) -> Path:
+    """Where a song's MIDI file goes: by its name in the corpus, so that no two songs share one.
+
+    Raises:
+        InputError: its name leads out of the folder.
+    """
+    name = corpus.names[i]
+    if corpus.semitones[i]:
+        name += f"{int(corpus.semitones[i]):+d}"
+    if not name.lower().endswith(".mid"):
+        name += ".mid"
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{corpus.path / 'songs.csv'}: the name {name} leads out of {folder}; mend or remove its line")
+    return folder / name
 
 
 def _in_beats(steps: int, steps_per_beat: int) -> str:
@@ -98,6 +107,8 @@ def main() -> None:
     parser.add_argument("--tokens", action="store_true", help="the names of the tokens instead of words")
     parser.add_argument("--midi", type=Path, metavar="DIR", help="write the songs as MIDI files to this folder")
     args = parser.parse_args()
+    if args.bars is not None and args.bars < 1:
+        raise InputError(f"--bars {args.bars}: give at least 1")
     corpus = open_corpus(args.corpus)
     chosen = [find_song(corpus, song) for song in args.songs]
     if args.midi and not chosen:
@@ -106,9 +117,7 @@ def main() -> None:
         print("\n".join(title(corpus, i) for i in range(len(corpus.names))))
     for i in chosen:
         if args.midi:
-            shift = f"{int(corpus.semitones[i]):+d}" if corpus.semitones[i] else ""
-            path = args.midi / corpus.names[i]
-            path = path.with_name(f"{path.stem}{shift}.mid")
+            path = midi_path(corpus, i, args.midi)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_song(path, corpus.song(i))
             print(path)

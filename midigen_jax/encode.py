@@ -5,13 +5,11 @@
 Stopped at any moment, the same command goes on where it was.
 """
 
-import hashlib
 import os
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,20 +18,15 @@ from numba.core import event
 from tqdm import tqdm
 
 from . import cli, duplicates
+from .batches import Batches
 from .cli import InputError
-from .corpus import FORMAT_VERSION, SPLITS, Corpus, EncodedSong, is_corpus, open_corpus, split_of, write_corpus
-from .kernels import encode as kernel
+from .corpus import SPLITS, Corpus, EncodedSong, is_corpus, open_corpus, split_of, write_corpus
 from .kernels import merges, score
 from .midi import SUFFIXES
-from .vocab import Scheme, Vocabulary, from_expansions
+from .vocab import STEPS_PER_BEAT, Scheme, Vocabulary, from_expansions
 
-# Small enough that a batch's arrays stay in the processor's caches and are used again for the next batch's.
-BATCH_FILES = 64
-BATCH_BYTES = 1 << 20
-MAX_BYTES = 1 << 21  # of a file
+MAX_VOCABULARY = 1 << 12
 MERGE_TOKENS = 1 << 21  # the merges are learned from about so many tokens of the training songs
-
-TOO_LARGE = f"absurd length: over {MAX_BYTES >> 20} MB"
 
 
 def midi_files(folder: Path) -> list[str]:
@@ -45,42 +38,19 @@ def midi_files(folder: Path) -> list[str]:
     if not folder.is_dir():
         kind = "is a file, not a folder" if folder.exists() else "no such folder"
         raise InputError(f"{folder}: {kind}; give a folder of MIDI files")
-    files, seen = [], set()
+    files, seen = list[str](), set[str]()
     for where, folders, names in os.walk(folder, followlinks=True):
-        seen.add(os.path.realpath(where))
-        folders[:] = [name for name in folders if os.path.realpath(os.path.join(where, name)) not in seen]
+        real = os.path.realpath(where)
+        if real in seen:  # a link that leads to a folder a second time
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
         paths = (os.path.join(where, name) for name in names if name.lower().endswith(SUFFIXES))
         files += [os.path.relpath(path, folder).replace(os.sep, "/") for path in paths if os.path.isfile(path)]
     if not files:
         raise InputError(f"{folder}: holds no MIDI files; give a folder with {' '.join(SUFFIXES)} files in it")
     return sorted(files)
-
-
-def _read(path: str | Path) -> tuple[bytes, str]:
-    """A file's bytes and "", or none and why."""
-    try:
-        # The operating system's own calls: `open` takes longer than the kernel does for a small file.
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            size = os.fstat(descriptor).st_size
-            return (b"", TOO_LARGE) if size > MAX_BYTES else (os.read(descriptor, size), "")
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        return b"", f"can't be read: {error.strerror or error}"
-
-
-def encode_batch(paths: Sequence[str | Path], scheme: Scheme) -> tuple[kernel.Songs, list[str]]:
-    """Encodes files in one call of the kernel.
-
-    Returns:
-        The songs, and for each file why it is none, or "".
-    """
-    contents, failures = zip(*map(_read, paths), strict=True)
-    data = np.frombuffer(bytearray().join(contents), np.uint8)
-    songs = kernel.encode_files(data, np.cumsum([0, *map(len, contents)]), scheme)
-    errors = (kernel.REASONS.get(code, "") for code in songs.errors.tolist())
-    return songs, [failure or error for failure, error in zip(failures, errors, strict=True)]
 
 
 class _SayCompiling(event.Listener):
@@ -95,74 +65,6 @@ class _SayCompiling(event.Listener):
 
     def on_end(self, event: Any) -> None:
         pass
-
-
-class _Work:
-    """The folder beside the corpus in which batches of files wait, encoded, until all of them are."""
-
-    def __init__(self, path: Path, folder: Path, names: list[str], scheme: Scheme):
-        self.path, self.folder, self.names, self.scheme = path, folder, names, scheme
-        plan = hashlib.blake2b(f"{FORMAT_VERSION} {scheme}".encode(), digest_size=16)
-        for source in sorted(Path(kernel.__file__).parent.glob("*.py")):
-            plan.update(source.read_bytes())
-        self.bounds = [0]
-        size = 0
-        for i, name in enumerate(names):
-            stat = os.stat(folder / name)
-            plan.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode(errors="surrogateescape"))
-            if i - self.bounds[-1] == BATCH_FILES or (i > self.bounds[-1] and size + stat.st_size > BATCH_BYTES):
-                self.bounds.append(i)
-                size = 0
-            size += min(stat.st_size, MAX_BYTES)
-        self.bounds.append(len(names))
-        digest = path / "plan"
-        if not digest.is_file() or digest.read_text() != plan.hexdigest():  # of other files, options or another program
-            shutil.rmtree(path, ignore_errors=True)
-            path.mkdir(parents=True)
-            digest.write_text(plan.hexdigest())
-
-    def __len__(self) -> int:
-        return len(self.bounds) - 1
-
-    def files(self, batch: int) -> list[str]:
-        return self.names[self.bounds[batch] : self.bounds[batch + 1]]
-
-    def _file(self, batch: int) -> Path:
-        return self.path / f"{batch:06}.npz"
-
-    def is_done(self, batch: int) -> bool:
-        return self._file(batch).is_file()
-
-    def encode(self, batch: int) -> int:
-        """Encodes a batch unless it is done; returns how many files it has."""
-        songs, reasons = encode_batch([f"{self.folder}/{name}" for name in self.files(batch)], self.scheme)
-        temporary = self.path / f"{batch:06}.tmp"
-        with temporary.open("wb") as file:
-            np.savez(file, reasons=np.array(reasons), **songs._asdict())
-        os.replace(temporary, self._file(batch))
-        return len(reasons)
-
-    def load(self, batch: int, *names: str) -> list[np.ndarray]:
-        with np.load(self._file(batch), allow_pickle=False) as arrays:
-            return [arrays[name] for name in names]
-
-    def encode_all(self, workers: int | None) -> None:
-        todo = [batch for batch in range(len(self)) if not self.is_done(batch)]
-        done = sum(len(self.files(batch)) for batch in range(len(self))) - sum(len(self.files(batch)) for batch in todo)
-        if done:
-            print(f"{self.path}: going on after {done:,} files that were encoded before")
-        pool = ThreadPoolExecutor(workers or os.cpu_count())
-        try:
-            with tqdm(
-                desc="encoding", total=len(self.names), initial=done, unit="file", leave=False, disable=None
-            ) as bar:
-                for future in as_completed([pool.submit(self.encode, batch) for batch in todo]):
-                    bar.update(future.result())
-        except KeyboardInterrupt:
-            print(f"{self.path} keeps what is encoded; the same command goes on from there", file=sys.stderr)
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 class _Table(NamedTuple):
@@ -181,12 +83,12 @@ def _fingerprint(token_hash: np.uint64) -> str:
     return f"{int(token_hash):016x}"
 
 
-def _survey(work: _Work, fractions: Sequence[float]) -> tuple[_Table, str]:
+def _survey(batches: Batches, fractions: Sequence[float]) -> tuple[_Table, str]:
     """The table of all files, and a report on near-duplicates."""
     columns: list[list[np.ndarray]] = []
     reasons: list[str] = []
-    for batch in range(len(work)):
-        errors, *values = work.load(batch, "reasons", "offsets", "notes", "hashes", "signatures")
+    for batch in range(len(batches)):
+        errors, *values = batches.load(batch, "reasons", "offsets", "notes", "hashes", "signatures")
         reasons += errors.tolist()
         columns.append([np.diff(values[0]), *values[1:]])
     lengths, notes, hashes, signatures = (np.concatenate(column) for column in zip(*columns, strict=True))
@@ -202,11 +104,16 @@ def _survey(work: _Work, fractions: Sequence[float]) -> tuple[_Table, str]:
     for song, key in zip(songs.tolist(), keys, strict=True):
         groups[song] = key
     table = _Table(is_song, reasons, lengths, notes, hashes, splits, groups)
-    return table, _leak_report(work, songs, group, table, signatures[songs], fractions)
+    return table, _leak_report(batches, songs, group, table, signatures[songs], fractions)
 
 
 def _leak_report(
-    work: _Work, songs: np.ndarray, group: np.ndarray, table: _Table, signatures: np.ndarray, fractions: Sequence[float]
+    batches: Batches,
+    songs: np.ndarray,
+    group: np.ndarray,
+    table: _Table,
+    signatures: np.ndarray,
+    fractions: Sequence[float],
 ) -> str:
     sizes = np.bincount(group, minlength=len(songs))
     copies = sizes[group] > 1
@@ -221,38 +128,45 @@ def _leak_report(
         )
     else:
         report += "none found"
-    training = (table.splits[songs] > 0).astype(np.int64)
-    pair = duplicates.nearest_apart(signatures, training)
+    pair = duplicates.nearest_apart(signatures, table.splits[songs] == 0)
     if pair:
-        first, second = (work.names[songs[i]] for i in (pair.first, pair.second))
+        first, second = (batches.names[songs[i]] for i in (pair.first, pair.second))
         report += f"; nearest pair across it: {first} and {second}, {pair.similarity:.0%} of the melody alike"
     return report
 
 
-def _learn_merges(work: _Work, table: _Table, size: int) -> Vocabulary:
-    """Merges that fill the vocabulary up to this size, learned from training songs that lie evenly in the folder."""
-    training = table.is_song & (table.splits == 0)
-    every = max(1, -(-int(table.lengths[training].sum()) // MERGE_TOKENS))
-    chosen = set(np.flatnonzero(training)[::every].tolist())
+def _learn_merges(batches: Batches, table: _Table, size: int) -> Vocabulary:
+    """Merges that fill the vocabulary up to this size, learned from training songs that lie evenly in the folder.
+
+    Raises:
+        InputError: there are no training songs.
+    """
+    training = np.flatnonzero(table.is_song & (table.splits == 0))
+    if len(training) == 0:
+        raise InputError("--vocabulary: no song fell to the training split; give another --split, or leave it out")
+    every = -(-int(table.lengths[training].sum()) // MERGE_TOKENS)
+    chosen = training[:: max(1, every)]
     parts = []
-    for batch in range(len(work)):
-        tokens, offsets = work.load(batch, "tokens", "offsets")
-        first = work.bounds[batch]
-        parts += [tokens[offsets[i] : offsets[i + 1]] for i in range(len(offsets) - 1) if first + i in chosen]
-    learned = merges.learn(np.concatenate(parts), work.scheme.size, size - work.scheme.size)
-    return from_expansions(work.scheme, *learned)
+    for batch in range(len(batches)):
+        first, end = batches.bounds[batch], batches.bounds[batch + 1]
+        here = chosen[np.searchsorted(chosen, first) : np.searchsorted(chosen, end)] - first
+        if len(here):
+            tokens, offsets = batches.load(batch, "tokens", "offsets")
+            parts.append(np.concatenate([tokens[offsets[i] : offsets[i + 1]] for i in here]))
+    learned = merges.learn(np.concatenate(parts), batches.scheme.size, size - batches.scheme.size)
+    return from_expansions(batches.scheme, *learned)
 
 
-def _encoded_songs(work: _Work, table: _Table, vocabulary: Vocabulary, transpose: int) -> Iterator[EncodedSong]:
+def _encoded_songs(batches: Batches, table: _Table, vocabulary: Vocabulary, transpose: int) -> Iterator[EncodedSong]:
     """All songs in the order of their names; each training song is followed by its transposed copies."""
     trie = merges.table(*vocabulary.expansions) if vocabulary.merges else None
     scheme = vocabulary.scheme
     shifts = [0, *(shift for size in range(1, transpose + 1) for shift in (-size, size))]
     fields = ("tokens", "bar", "step", "offsets", "steps", "seconds", "meters", "tempos")
-    for batch in range(len(work)):
-        tokens, bar, step, offsets, steps, seconds, meters, tempos = work.load(batch, *fields)
-        for i, name in enumerate(work.files(batch)):
-            song = work.bounds[batch] + i
+    for batch in range(len(batches)):
+        tokens, bar, step, offsets, steps, seconds, meters, tempos = batches.load(batch, *fields)
+        for i, name in enumerate(batches.files(batch)):
+            song = batches.bounds[batch] + i
             if not table.is_song[song]:
                 continue
             here = slice(offsets[i], offsets[i + 1])
@@ -304,37 +218,49 @@ def encode_folder(
         InputError: there is nothing to encode, or `out` exists and is no corpus.
     """
     names = midi_files(folder)
+    if out.is_symlink() or not out.name:  # the corpus goes where a link leads
+        out = out.resolve()
     if out.exists() and not is_corpus(out):
         raise InputError(f"{out}: exists and is no corpus; give another folder or remove it")
     new_parent = not out.parent.exists()
-    work = _Work(out.with_name(out.name + ".partial"), folder, names, scheme)
-    with event.install_listener("numba:compile", _SayCompiling()):
-        work.encode_all(workers)
-        table, leaks = _survey(work, fractions)
-        if not table.is_song.any():
-            shutil.rmtree(work.path)
-            if new_parent:
-                out.parent.rmdir()
-            raise InputError(
-                f"{folder}: none of its {len(names)} MIDI files can be used (the first, {names[0]}: "
-                f"{table.reasons[0]}); give a folder with readable files"
-            )
-        words = _learn_merges(work, table, vocabulary) if vocabulary else Vocabulary(scheme)
-        skipped = ((name, why) for name, why in zip(names, table.reasons, strict=True) if why)
-        write_corpus(out, _encoded_songs(work, table, words, transpose), skipped, words)
-    shutil.rmtree(work.path)
-    _summarise(open_corpus(out), table, leaks)
+    with Batches(out.with_name(f".{out.name}.encoding"), folder, names, scheme) as batches:
+        fresh, before = batches.path / "corpus", batches.path / "before"
+        if before.exists() and not out.exists():  # killed between the last two renames
+            os.replace(before, out)
+        shutil.rmtree(fresh, ignore_errors=True)
+        with event.install_listener("numba:compile", _SayCompiling()):
+            batches.encode(workers)
+            table, leaks = _survey(batches, fractions)
+            if not table.is_song.any():
+                batches.remove()
+                if new_parent:
+                    out.parent.rmdir()
+                raise InputError(
+                    f"{folder}: none of its {len(names)} MIDI files can be used (the first, {names[0]}: "
+                    f"{table.reasons[0]}); give a folder with readable files"
+                )
+            words = _learn_merges(batches, table, vocabulary) if vocabulary else Vocabulary(scheme)
+            skipped = ((name, why) for name, why in zip(names, table.reasons, strict=True) if why)
+            write_corpus(fresh, _encoded_songs(batches, table, words, transpose), skipped, words)
+        if out.exists():
+            shutil.rmtree(before, ignore_errors=True)
+            os.replace(out, before)
+        os.replace(fresh, out)
+        batches.remove()
+    _summarise(open_corpus(out), table, leaks, wanted=vocabulary)
 
 
-def _summarise(corpus: Corpus, table: _Table, leaks: str) -> None:
+def _summarise(corpus: Corpus, table: _Table, leaks: str, wanted: int) -> None:
     notes, n_files = int(corpus.notes.sum()), len(table.reasons)
     print(f"{corpus.path}: {n_files:,} files, {len(corpus.names):,} songs")
     splits = ", ".join(f"{len(corpus.songs_of(split)):,} {split}" for split in SPLITS)
     copies = np.count_nonzero(corpus.semitones)
     print(f"  {splits}" + (f", {copies:,} of them transposed copies" if copies else ""))
+    size = corpus.vocabulary.size
+    short = f" (nothing repeats that would fill it up to {wanted:,})" if size < wanted else ""
     print(
         f"  {notes:,} notes, {len(corpus.tokens):,} tokens ({len(corpus.tokens) / notes:.2f} a note) of a vocabulary "
-        f"of {corpus.vocabulary.size:,}, {corpus.seconds.sum() / 3600:.1f} hours of music"
+        f"of {size:,}{short}, {corpus.seconds.sum() / 3600:.1f} hours of music"
     )
     print(f"  {leaks}")
     reasons = Counter(filter(None, table.reasons))
@@ -350,7 +276,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="CORPUS", help="folder to write the corpus to")
     parser.add_argument("--workers", type=int, help="threads; all cores if not given")
     parser.add_argument(
-        "--steps-per-beat", type=int, default=8, choices=(8, 12, 24), help="grid of the time; 12 and 24 hold triplets"
+        "--steps-per-beat",
+        type=int,
+        default=8,
+        choices=STEPS_PER_BEAT,
+        help="grid of the time; 12 and 24 hold triplets",
     )
     parser.add_argument(
         "--tracks",
@@ -380,13 +310,13 @@ def main() -> None:
         raise InputError(
             "--faithful: MIDIGen has 8 steps a beat, merged tracks and no velocities; leave these options out"
         )
-    if min(args.split) < 0 or abs(sum(args.split) - 1) > 1e-6:
+    if not (min(args.split) >= 0 and abs(sum(args.split) - 1) < 1e-6):
         raise InputError(f"--split {' '.join(map(str, args.split))}: give three shares that add up to 1")
     if args.workers is not None and args.workers < 1:
         raise InputError(f"--workers {args.workers}: give at least 1")
-    if args.vocabulary and not scheme.size < args.vocabulary <= 1 << 15:
+    if args.vocabulary and not scheme.size < args.vocabulary <= MAX_VOCABULARY:
         raise InputError(
-            f"--vocabulary {args.vocabulary}: give more than the {scheme.size} base tokens, at most {1 << 15:,}, or 0"
+            f"--vocabulary {args.vocabulary}: give 0, or over {scheme.size} (the base tokens) up to {MAX_VOCABULARY}"
         )
     if not 0 <= args.transpose <= 11:
         raise InputError(f"--transpose {args.transpose}: give 0 to 11 semitones")

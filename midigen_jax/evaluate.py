@@ -46,9 +46,10 @@ def _pair_counts(corpus: Corpus, songs: np.ndarray) -> np.ndarray:
     """How often token b follows token a within these songs: float [V, V]."""
     size = corpus.vocabulary.size
     counts = np.zeros(size * size)
-    for song in songs.tolist():
-        tokens = corpus.tokens_of(song).astype(np.int64)
-        counts += np.bincount(tokens[:-1] * size + tokens[1:], minlength=len(counts))
+    for begin in range(0, len(songs), 256):
+        pairs = [corpus.tokens_of(song).astype(np.int64) for song in songs[begin : begin + 256].tolist()]
+        keys = np.concatenate([tokens[:-1] * size + tokens[1:] for tokens in pairs])
+        counts += np.bincount(keys, minlength=len(counts))
     return counts.reshape(size, size)
 
 

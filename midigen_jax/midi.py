@@ -70,6 +70,7 @@ def write_song(path: Path, song: Song) -> None:
         events: list[tuple[int, int, mido.Message]] = []
         if instrument != vocab.DRUMS:
             port, channel = divmod(n_channels, 15)
+            port %= 256  # more than a file can name; only crafted songs have so many
             channel += channel >= smf.DRUM_CHANNEL
             n_channels += 1
             if port:

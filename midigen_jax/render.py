@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from .cli import InputError
+from .song import pitch_name
 
 _BARS_PER_SYSTEM = 16
 _MOST_SYSTEMS = 24  # what comes after is left out, and the title says so
@@ -27,12 +28,6 @@ _BLACK_KEYS = (1, 3, 6, 8, 10)
 _PROMPT, _CONTINUATION, _PROMPT_GROUND = "#3f6fb0", "#e8622a", "#e9f0fa"
 _INK, _LABEL, _BAR_LINE, _BEAT_LINE, _OCTAVE_LINE = "#1d2530", "#6b7480", "#aab2bd", "#e3e7ec", "#c9d0d9"
 _BLACK_ROW = (0.10, 0.16, 0.28, 0.055)
-
-
-def pitch_name(pitch: int) -> str:
-    """A MIDI pitch's name: 60 is C4, 61 is C♯4."""
-    octave, step = divmod(int(pitch), 12)
-    return ("C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "B")[step] + str(octave - 1)
 
 
 def piano_roll(

@@ -27,7 +27,7 @@ from .train import init_state
 from .vocab import Vocabulary
 
 CHUNK = 64  # tokens a row that are sampled between two looks at the host
-TOKENS_PER_BAR = 512  # a row that writes more than this on average is stuck and is cut off
+NOTES_PER_BAR = 256  # a row that writes more than this on average is stuck and is cut off
 
 
 class Controls(NamedTuple):
@@ -233,8 +233,9 @@ class Sampler:
         timeline = Timeline(jnp.asarray(prompt.bars, jnp.int32), jnp.asarray(prompt_end, jnp.int32))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(num))
         rows = [np.repeat(tokens[:, None], num, 1)]
+        tokens_per_note = 2 + prompt.scheme.multi + prompt.scheme.velocities
         with tqdm(total=end - prompt_end, unit="step", desc="sampling", disable=not progress) as shown:
-            for first in range(0, bars * TOKENS_PER_BAR, CHUNK):
+            for first in range(0, bars * NOTES_PER_BAR * tokens_per_note, CHUNK):
                 state, (chunk, times) = self._sample(
                     self.params, state, timeline, keys, jnp.asarray(first), controls=controls
                 )

@@ -35,6 +35,12 @@ class Song(NamedTuple):
         )
 
 
+def pitch_name(pitch: int) -> str:
+    """A MIDI pitch's name: 60 is C4, 61 is C♯4."""
+    octave, step = divmod(int(pitch), 12)
+    return ("C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "B")[step] + str(octave - 1)
+
+
 def make_song(notes: np.ndarray, meters: np.ndarray, tempos: np.ndarray, scheme: Scheme) -> Song:
     """A song of notes, meters and tempos on the grid."""
     counted = meters[:0] if scheme.faithful else meters  # the faithful mode has bars of four beats only

@@ -28,6 +28,8 @@ VELOCITIES_PER_BIN = 128 // N_VELOCITIES
 START, START_REST, EVENT, REST, INSTRUMENT, NOTE, VELOCITY, END = range(8)
 FORBIDDEN = -1
 
+STEPS_PER_BEAT = (8, 12, 24)
+
 
 class Scheme(NamedTuple):
     """How a song's notes are written as base tokens. Kernels take it as it is."""
@@ -131,9 +133,14 @@ class Vocabulary:
         """Raises ValueError, KeyError or TypeError for values that are no vocabulary."""
         fields = dict(values)
         merges = tuple(tuple(map(int, merge)) for merge in fields.pop("merges"))
-        vocabulary = cls(Scheme(**fields), merges)
-        if any(not 0 <= token < vocabulary.scheme.size for merge in merges for token in merge):
+        scheme = Scheme(**fields)
+        if scheme.steps_per_beat not in STEPS_PER_BEAT or any(type(option) is not bool for option in scheme[1:]):
+            raise ValueError(f"an unknown {scheme}")
+        if any(not 0 <= token < scheme.size for merge in merges for token in merge):
             raise ValueError("a merge of unknown tokens")
+        vocabulary = cls(scheme, merges)
+        if (vocabulary.grammar[0][EVENT, scheme.size :] != EVENT).any():
+            raise ValueError("a merge that is no run of whole events")
         return vocabulary
 
 

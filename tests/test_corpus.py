@@ -3,14 +3,14 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import random_notes, write_midi
 
-from midigen_jax import decode, encode, vocab
+from midigen_jax import batches, decode, encode, vocab
+from midigen_jax.batches import Batches
 from midigen_jax.cli import InputError
 from midigen_jax.corpus import SPLITS, open_corpus, split_of
 from midigen_jax.song import tokens_of
@@ -36,56 +36,110 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_neither_workers_nor_batches_change_anything(midi_folder, tmp_path, monkeypatch):
     options = {"scheme": Scheme(12, multi=True), "vocabulary": 600, "transpose": 2}
-    for workers, batch in ((1, 256), (3, 4)):
-        monkeypatch.setattr(encode, "BATCH_FILES", batch)
+    for workers, batch_files in ((1, 64), (3, 4)):
+        monkeypatch.setattr(batches, "BATCH_FILES", batch_files)
         encode.encode_folder(midi_folder, tmp_path / str(workers), workers=workers, **options)
     assert contents(tmp_path / "1") == contents(tmp_path / "3")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3"]  # no work is left behind
 
 
+DYING = """
+import os, signal, sys
+from midigen_jax import batches, cli, encode
+
+batches.BATCH_FILES, life, replace = 2, int(sys.argv.pop(1)), os.replace
+
+def replace_or_die(*paths):
+    global life
+    life -= 1
+    if life == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(*paths)
+
+os.replace = replace_or_die
+cli.run(encode.main)
+"""
+
+
 def test_a_killed_encoder_goes_on_to_the_same_corpus(midi_folder, tmp_path):
-    """Killed three times at moments spread over its run; what is there under the final name is always whole."""
-    program = "from midigen_jax import cli, encode; encode.BATCH_FILES = 2; cli.run(encode.main)"
+    """Killed while it encodes, and before and between the renames that put the new corpus in the old one's place."""
     folder = tmp_path / "midi"
-    for i in range(10):
+    for i in range(5):
         shutil.copytree(midi_folder, folder / str(i))
 
-    def start(out):
-        options = ["--workers", "2", "--vocabulary", "500", "--transpose", "3"]
-        return subprocess.Popen([sys.executable, "-c", program, folder, "--out", out, *options], stdout=subprocess.PIPE)
+    def run(out, life, *options):
+        command = [sys.executable, "-c", DYING, str(life), folder, "--out", out, "--workers", "1", *options]
+        return subprocess.run(command, capture_output=True, text=True)
 
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    began = time.monotonic()
-    process = start(whole)
-    process.communicate()
-    assert process.returncode == 0
-    seconds = time.monotonic() - began
-    partial = tmp_path / "out.partial"
-    for share in (0.3, 0.7, 0.9):
-        process = start(out)
-        time.sleep(share * seconds)
-        process.kill()
-        process.communicate()
-        assert not out.exists() or contents(out) == contents(whole)
-    n_done = len(list(partial.glob("*.npz"))) if partial.exists() else 0
-    process = start(out)
-    said = process.communicate()[0].decode()
-    assert process.returncode == 0
-    assert (f"going on after {2 * n_done}" in said) == (n_done > 0)
-    assert contents(out) == contents(whole)
+    options = ["--vocabulary", "500", "--transpose", "3"]
+    assert run(tmp_path / "whole", 0, *options).returncode == 0
+    assert run(tmp_path / "out", 0).returncode == 0
+    whole, before, out = contents(tmp_path / "whole"), contents(tmp_path / "out"), tmp_path / "out"
+    # 50 batches; then the old corpus goes out of the way, and the new one comes in.
+    for life, left, encoded in ((20, before, 0), (20, before, 38), (13, before, 76), (2, None, 100)):
+        killed = run(out, life, *options)
+        assert killed.returncode == -9
+        assert (f"going on after {encoded} files" in killed.stdout) == (encoded > 0)
+        assert (contents(out) if out.exists() else None) == left
+    ended = run(out, 0, *options)
+    assert (ended.returncode, contents(out)) == (0, whole)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["midi", "out", "whole"]
 
 
-def test_changed_files_or_options_start_anew(midi_folder, tmp_path):
+def test_batches_of_other_files_options_or_damaged_ones_are_encoded_anew(midi_folder, tmp_path):
     folder = shutil.copytree(midi_folder, tmp_path / "midi")
     names = encode.midi_files(folder)
-    work = encode._Work(tmp_path / "work", folder, names, Scheme())
-    work.encode(0)
-    assert encode._Work(tmp_path / "work", folder, names, Scheme()).is_done(0)
-    assert not encode._Work(tmp_path / "work", folder, names, Scheme(12)).is_done(0)
-    work.encode(0)
+
+    def kept(scheme):
+        with Batches(tmp_path / "work", folder, names, scheme) as batches:
+            done = batches.is_done(0)
+            batches.encode(1)
+        return done
+
+    assert [kept(scheme) for scheme in (Scheme(), Scheme(), Scheme(12), Scheme(12))] == [False, True, False, True]
     os.utime(folder / names[3], ns=(1, 1))
-    assert not encode._Work(tmp_path / "work", folder, names, Scheme(12)).is_done(0)
+    assert not kept(Scheme(12))
+    batch = tmp_path / "work" / "000000.npz"
+    for damage in (b"", b"nonsense", batch.read_bytes()[:-50]):
+        batch.write_bytes(damage)
+        assert not kept(Scheme(12))
+
+
+def test_what_is_in_the_way_stays(midi_folder, tmp_path):
+    """Neither somebody's own folder nor another run's work is touched."""
+    (tmp_path / ".a.encoding").mkdir()
+    (tmp_path / ".a.encoding" / "mine").write_text("")
+    with pytest.raises(InputError, match="was not left by an encoder"):
+        encode.encode_folder(midi_folder, tmp_path / "a")
+    names = encode.midi_files(midi_folder)
+    with (
+        Batches(tmp_path / ".b.encoding", midi_folder, names, Scheme()),
+        pytest.raises(InputError, match="another run is encoding here"),
+    ):
+        encode.encode_folder(midi_folder, tmp_path / "b")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "c")
+    for _ in range(2):
+        encode.encode_folder(midi_folder, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["c"]
+
+
+def test_files_that_vanish_and_links_that_lead_in_circles(midi_folder, tmp_path, monkeypatch):
+    folder = tmp_path / "midi"
+    shutil.copytree(midi_folder, folder / "a")
+    (folder / "b").symlink_to(folder / "a")
+    (folder / "a" / "up").symlink_to(folder)
+    names = encode.midi_files(folder)
+    assert names == [f"a/{name}" for name in sorted(path.name for path in midi_folder.iterdir())]
+    monkeypatch.setattr(encode, "midi_files", lambda folder: [*names, "gone.mid"])
+    encode.encode_folder(folder, tmp_path / "corpus")
+    assert "gone.mid,can't be read: No such file or directory" in (tmp_path / "corpus" / "skipped.csv").read_text()
+
+
+def test_no_training_song_to_learn_merges_from(midi_folder, tmp_path):
+    with pytest.raises(InputError, match="no song fell to the training split"):
+        encode.encode_folder(midi_folder, tmp_path / "corpus", vocabulary=500, fractions=(0, 0.5, 0.5))
 
 
 def test_equal_songs_never_part_and_others_stay_where_they_are(midi_folder, tmp_path):
@@ -146,8 +200,10 @@ def test_a_corpus_with_merges_holds_the_same_songs(midi_folder, corpus, tmp_path
     assert len(merged.tokens) < 0.7 * len(corpus.tokens)
     for i in range(len(corpus.names)):
         assert merged.song(i).notes.tolist() == corpus.song(i).notes.tolist()
-        for got, expected in zip(tokens_of(corpus.song(i), merged.vocabulary), (merged.tokens_of(i),), strict=False):
-            assert got.tolist() == expected.tolist()
+        here = slice(merged.offsets[i], merged.offsets[i + 1])
+        expected = tokens_of(corpus.song(i), merged.vocabulary)
+        for array, values in zip((merged.tokens, merged.bar, merged.step), expected, strict=True):
+            assert array[here].tolist() == values.tolist()
 
 
 def test_decoding_a_corpus_gives_back_its_tokens(band_folder, tmp_path, monkeypatch, capsys):
@@ -170,12 +226,17 @@ def test_what_a_song_says(tmp_path, monkeypatch, capsys):
         "bar 1, 3/4, 150 quarters a minute",
         "  beat 1       E4 for 1/4, C4 for 1 1/2",
         "bar 2, 3/4, 150 quarters a minute",
-        "  beat 1 1/4   C#4 for 1",
+        "  beat 1 1/4   C♯4 for 1",
     ]
     assert len(decode.describe(corpus.song(0), bars=1)) == 2
     assert [decode.find_song(corpus, song) for song in ("a.mid", "0")] == [0, 0]
     with pytest.raises(InputError, match="b: no such song in"):
         decode.find_song(corpus, "b")
+    named = corpus._replace(names=["a.mid", "a.kar", "../b.mid"], semitones=np.array([-1, 0, 0]))
+    paths = [decode.midi_path(named, i, tmp_path).name for i in (0, 1)]
+    assert paths == ["a.mid-1.mid", "a.kar.mid"]
+    with pytest.raises(InputError, match="leads out of"):
+        decode.midi_path(named, 2, tmp_path)
     monkeypatch.setattr("sys.argv", ["decode", str(tmp_path / "corpus"), "a.mid", "--tokens"])
     capsys.readouterr()
     decode.main()
@@ -183,8 +244,12 @@ def test_what_a_song_says(tmp_path, monkeypatch, capsys):
 
 
 def test_words_of_a_vocabulary_are_checked():
+    values = Vocabulary(Scheme()).to_json()
     with pytest.raises(KeyError):
         Vocabulary.from_json({})
+    for change in ({"steps_per_beat": 0}, {"multi": 1}, {"merges": [[4]]}, {"merges": [[4, 133, 3]]}):
+        with pytest.raises(ValueError, match=r"unknown|whole events"):
+            Vocabulary.from_json(values | change)
     assert Vocabulary.from_json(Vocabulary(Scheme(24, True)).to_json()).scheme == Scheme(24, True)
 
 
@@ -199,7 +264,7 @@ def test_what_is_no_music_is_skipped_with_its_reason(tmp_path, capsys):
     write_midi(folder / "silent.mid", [[]])
     write_midi(folder / "knock.mid", [[(i, 1, 60) for i in range(9)]])
     write_midi(folder / "far.mid", [[(0, 1, 60), (40_000, 1, 64)]])
-    (folder / "huge.mid").write_bytes(bytes(encode.MAX_BYTES + 1))
+    (folder / "huge.mid").write_bytes(bytes(batches.MAX_BYTES + 1))
     (folder / "broken.mid").write_bytes(b"this is no MIDI file")
     (folder / "notes.txt").write_text("not looked at")
     latin1 = os.fsdecode(b"caf\xe9.mid")  # names need not be UTF-8
@@ -252,5 +317,5 @@ def test_damaged_corpora_are_named(corpus, tmp_path):
         open_corpus(path)
     path = damaged("lengths")
     np.save(path / "bar.npy", corpus.bar[:-1])
-    with pytest.raises(InputError, match="disagree in length"):
+    with pytest.raises(InputError, match="disagree in type or length"):
         open_corpus(path)

@@ -5,7 +5,8 @@ import mido
 import numpy as np
 import pytest
 
-from midigen_jax.render import piano_roll, pitch_name, wav
+from midigen_jax.render import piano_roll, wav
+from midigen_jax.song import pitch_name
 
 
 def pixels(path):

@@ -11,7 +11,7 @@ from midigen_jax import midi, model, sample, vocab
 from midigen_jax.cli import InputError
 from midigen_jax.kernels import meter, score
 from midigen_jax.sample import Controls, Cursor, Sampler, Timeline
-from midigen_jax.song import new_song
+from midigen_jax.song import new_song, notes_of
 from midigen_jax.vocab import Scheme, Vocabulary
 
 
@@ -125,6 +125,45 @@ def test_sampled_tokens_have_the_positions_of_the_song(small, prompt, monkeypatc
     compared = len(expected) - n_prompt  # sampling went on beyond the end
     assert compared > 20
     assert seen[:compared] == expected[n_prompt : n_prompt + compared]
+
+
+@pytest.fixture(scope="module")
+def rich():
+    """Instruments, velocities and merges, of one event and of several, with and without a rest or an instrument."""
+    scheme = Scheme(8, multi=True, velocities=True)
+    loud, short = vocab.velocity_0(scheme) + 20, vocab.DURATION_0 + 2
+    note, rest = (vocab.NOTE_0 + 60, loud, short), (vocab.SEP, short)
+    return Vocabulary(scheme, (note, rest, note + rest, rest + note, (vocab.INSTRUMENT_0 + vocab.DRUMS, *note, *rest)))
+
+
+def test_a_random_model_writes_only_what_the_grammar_allows(small, rich, tmp_path):
+    """Whatever is sampled decodes, no token is lost, time is what the grammar says, and the file holds the notes."""
+    _, params = model.init_params(small, rich, seed=0)
+    sampler = Sampler(small, params, rich)
+    state = sampler.read(np.zeros(1, np.uint16), np.array([0]), np.array([0]), now=0, rows=40)
+    timeline = Timeline(jnp.array([[0, 32, 0]]), jnp.asarray(20))
+    keys, rows = jax.random.split(jax.random.key(0), 40), []
+    for first in range(0, 4 * sample.CHUNK, sample.CHUNK):
+        state, (chunk, now) = sampler._sample(params, state, timeline, keys, jnp.asarray(first), Controls())
+        rows.append(chunk)
+    next_state, steps = rich.grammar
+    for row, end in zip(np.concatenate(rows).T.astype(np.uint16), np.asarray(now)[-1], strict=True):
+        place, time, n_notes = vocab.START, 0, 0
+        for token in row.tolist():
+            time += steps[place, token]
+            place = next_state[place, token]
+            assert place not in (vocab.FORBIDDEN, vocab.END)
+            base = rich.merges[token - rich.scheme.size] if token >= rich.scheme.size else (token,)
+            n_notes += sum(vocab.NOTE_0 <= part < vocab.DURATION_0 for part in base)
+        assert time == end
+        notes = notes_of(row, rich)
+        assert n_notes - 1 <= len(notes) <= n_notes  # the last one may wait for its duration
+        assert notes[0, 0] >= 20
+    (song,) = sampler.continue_song(new_song(rich.scheme), 0, bars=3, num=1)
+    midi.write_song(tmp_path / "a.mid", song)
+    written = midi.read_song(tmp_path / "a.mid", rich.scheme)
+    assert {tuple(note) for note in written.notes.tolist()} <= {tuple(note) for note in song.notes.tolist()}
+    assert (song.notes[:, score.PART] == vocab.DRUMS).any()
 
 
 def test_every_sampled_token_is_one_that_may_follow(small, sampler):

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -83,6 +84,17 @@ def test_stopping_and_resuming_gives_the_same_bits(small, corpus, straight, tmp_
     assert train.train(small, corpus.path, run)
     assert equal(state_of(run, small), state_of(straight, small))
     assert [line["step"] for line in lines_of(run)] == [4, 5, 6, 6, 8, 12, 12]
+
+
+def test_instruments_velocities_and_merges_train_and_validate(small, midi_folder, band_folder, tmp_path):
+    folder = shutil.copytree(midi_folder, tmp_path / "midi")
+    shutil.copytree(band_folder, folder / "band")
+    scheme, fractions = Scheme(12, multi=True, velocities=True), (0.7, 0.2, 0.1)
+    encode_folder(folder, tmp_path / "corpus", scheme=scheme, vocabulary=600, transpose=1, fractions=fractions)
+    assert train.train(changed(small, train__steps=6), tmp_path / "corpus", tmp_path / "run")
+    assert lines_of(tmp_path / "run")[-1]["validation/bits_per_note"] > 0
+    with pytest.raises(InputError, match="merged tokens"):
+        train.train(changed(small, data__transpose=1), tmp_path / "corpus", tmp_path / "other")
 
 
 def test_what_does_not_fit_the_checkpoint_is_refused(small, corpus, straight, midi_folder, tmp_path):
