@@ -91,7 +91,7 @@ def write_tokens(grid, bars, scheme, tokens, bar, step, at):
 
 
 @kernel
-def _room_for(n_notes, n_steps):
+def _most_tokens(n_notes, n_steps):
     return 6 * n_notes + 2 * (n_steps // MAX_DURATION) + 4
 
 
@@ -103,8 +103,8 @@ def encode_grid(grid, bars, scheme):
         grid: int32 [n, 5] of `quantize`.
         bars: int64 [n, 3] of `meter_map`.
     """
-    room = _room_for(len(grid), np.int64(grid[-1, score.ONSET]) if len(grid) else 0)
-    tokens, bar, step = np.empty(room, np.uint16), np.empty(room, np.uint16), np.empty(room, np.uint16)
+    size = _most_tokens(len(grid), np.int64(grid[-1, score.ONSET]) if len(grid) else 0)
+    tokens, bar, step = np.empty(size, np.uint16), np.empty(size, np.uint16), np.empty(size, np.uint16)
     end = write_tokens(grid, bars, scheme, tokens, bar, step, 0)
     return tokens[:end].copy(), bar[:end].copy(), step[:end].copy()
 
@@ -162,6 +162,30 @@ class Songs(NamedTuple):
     tempos: np.ndarray  # int32 [t, 3]: file, step, microseconds per quarter note
 
 
+class Room(NamedTuple):
+    """Memory to encode files in, to be used again: fresh memory costs more than what is written to it."""
+
+    file: tuple[np.ndarray, ...]  # of `smf.scratch`
+    score: tuple[np.ndarray, ...]  # of `score.scratch`
+    tokens: np.ndarray
+    bar: np.ndarray
+    step: np.ndarray
+
+
+@kernel
+def room_for(n_bytes):
+    """Room for files of so many bytes each, and for the tokens that so many bytes of files usually have."""
+    file_room = smf.scratch(n_bytes)
+    size = n_bytes // 2 + 1024
+    return Room(
+        file_room,
+        score.scratch(len(file_room[0])),
+        np.empty(size, np.uint16),
+        np.empty(size, np.uint16),
+        np.empty(size, np.uint16),
+    )
+
+
 @kernel
 def _without_drums(grid):
     kept = np.empty_like(grid)
@@ -174,22 +198,17 @@ def _without_drums(grid):
 
 
 @kernel
-def encode_files(data, bounds, scheme):
+def encode_files(data, bounds, scheme, room):
     """MIDI files to tokens.
 
     Args:
         data: uint8 [bytes], the files one after the other.
         bounds: int64 [F + 1], file i is data[bounds[i]:bounds[i + 1]].
+        room: of `room_for` the largest file or more. The songs' tokens lie in it until it is used again.
     """
     n_files = len(bounds) - 1
-    largest = np.int64(0)
-    for i in range(n_files):
-        largest = max(largest, bounds[i + 1] - bounds[i])
-    file_room = smf.scratch(largest)
-    raw_notes, raw_meters, raw_tempos, _ = file_room
-    score_room = score.scratch(len(raw_notes))
-    room = len(data) // 2 + 1024
-    tokens, bar, step = np.empty(room, np.uint16), np.empty(room, np.uint16), np.empty(room, np.uint16)
+    raw_notes, raw_meters, raw_tempos, _ = room.file
+    tokens, bar, step = room.tokens, room.bar, room.step
     offsets = np.zeros(n_files + 1, np.int64)
     errors = np.zeros(n_files, np.int64)
     notes = np.zeros(n_files, np.int64)
@@ -203,11 +222,11 @@ def encode_files(data, bounds, scheme):
     at = 0
     for i in range(n_files):
         offsets[i + 1] = at
-        error, division, n_notes, n_meters, n_tempos = smf.read_into(data, bounds[i], bounds[i + 1], file_room)
+        error, division, n_notes, n_meters, n_tempos = smf.read_into(data, bounds[i], bounds[i + 1], room.file)
         if error == smf.OK:
             hashes[i] = fingerprint.note_hash(raw_notes[:n_notes], division)
-            n_notes, n_beyond = score.quantize_into(raw_notes[:n_notes], division, scheme, score_room)
-            grid = score_room[0][:n_notes]
+            n_notes, n_beyond = score.quantize_into(raw_notes[:n_notes], division, scheme, room.score)
+            grid = room.score[0][:n_notes]
             error = _verdict(grid, n_beyond, scheme)
         errors[i] = error
         if error != smf.OK:
@@ -216,10 +235,10 @@ def encode_files(data, bounds, scheme):
         n_tempos = meter.on_grid(raw_tempos[:n_tempos], division, scheme.steps_per_beat)
         if scheme.faithful:
             n_meters = 0  # all songs have bars of four beats
-        room = at + _room_for(n_notes, np.int64(grid[-1, score.ONSET]))
-        if room > len(tokens):
-            room = max(room, 2 * len(tokens))
-            tokens, bar, step = _wider(tokens, room), _wider(bar, room), _wider(step, room)
+        size = at + _most_tokens(n_notes, np.int64(grid[-1, score.ONSET]))
+        if size > len(tokens):
+            size = max(size, 2 * len(tokens))
+            tokens, bar, step = _wider(tokens, size), _wider(bar, size), _wider(step, size)
         bars = meter.meter_map(raw_meters[:n_meters], scheme.steps_per_beat)
         at = write_tokens(grid, bars, scheme, tokens, bar, step, at)
         offsets[i + 1] = at

@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -42,15 +43,20 @@ def _read(path: str | Path) -> tuple[bytes, str]:
         return b"", f"can't be read: {error.strerror or error}"
 
 
+_local = threading.local()  # each thread's room
+
+
 def encode_batch(paths: Sequence[str | Path], scheme: Scheme) -> tuple[kernel.Songs, list[str]]:
     """Encodes files in one call of the kernel.
 
     Returns:
-        The songs, and for each file why it is none, or "".
+        The songs, whose tokens are valid until this thread encodes again; and for each file why it is none, or "".
     """
+    if not hasattr(_local, "room"):
+        _local.room = kernel.room_for(MAX_BYTES)
     contents, failures = zip(*map(_read, paths), strict=True)
     data = np.frombuffer(bytearray().join(contents), np.uint8)
-    songs = kernel.encode_files(data, np.cumsum([0, *map(len, contents)]), scheme)
+    songs = kernel.encode_files(data, np.cumsum([0, *map(len, contents)]), scheme, _local.room)
     errors = (kernel.REASONS.get(code, "") for code in songs.errors.tolist())
     return songs, [failure or error for failure, error in zip(failures, errors, strict=True)]
 

@@ -81,7 +81,7 @@ def timed(call, *args, limit: float = SECONDS):
 
 def encode_files(files: list[bytes], scheme: Scheme) -> encode.Songs:
     bounds = np.cumsum([0, *map(len, files)], dtype=np.int64)
-    return encode.encode_files(as_array(b"".join(files)), bounds, scheme)
+    return encode.encode_files(as_array(b"".join(files)), bounds, scheme, encode.room_for(max(map(len, files))))
 
 
 def check_read(error, division, notes, meters, tempos) -> None:
