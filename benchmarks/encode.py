@@ -13,7 +13,6 @@ import importlib.util
 import json
 import multiprocessing
 import os
-import random
 import re
 import resource
 import statistics
@@ -24,12 +23,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import suppress
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from _copies import write_copies
 from _shared import environment, save
 
 from midigen_jax import cli
@@ -273,63 +272,6 @@ def compare(files: Sequence[str], n_files: int, rounds: int) -> dict[str, Any]:
         ),
     )
     return results
-
-
-def pitch_places(data: np.ndarray, places: np.ndarray) -> int:
-    """Writes where the pitches of a well-formed file stand, drums aside; returns how many there are. Numba compiles it.
-
-    Raises:
-        IndexError: the file is not well-formed.
-    """
-    n = 0
-    at = 14
-    while at < len(data):
-        end = at + 8 + (data[at + 4] << 24 | data[at + 5] << 16 | data[at + 6] << 8 | data[at + 7])
-        is_track = data[at] == 0x4D and data[at + 1] == 0x54 and data[at + 2] == 0x72 and data[at + 3] == 0x6B
-        at = at + 8 if is_track else end
-        status = 0
-        while at < end:
-            while data[at] >= 0x80:  # the time since the last event
-                at += 1
-            at += 1
-            if data[at] >= 0xF0:
-                at += 2 if data[at] == 0xFF else 1
-                size = 0
-                while data[at] >= 0x80:
-                    size = (size | data[at] & 0x7F) << 7
-                    at += 1
-                at += 1 + (size | data[at])
-                continue
-            if data[at] >= 0x80:
-                status = data[at]
-                at += 1
-            if status < 0xB0 and status & 0x0F != 9:
-                places[n] = at
-                n += 1
-            at += 1 if 0xC0 <= status < 0xE0 else 2
-    return n
-
-
-def write_copies(files: Sequence[str], n_copies: int, folder: Path) -> None:
-    """Writes copies of files, each with its pitch classes permuted: other music, as long and as hard to read."""
-    import numba
-
-    find = numba.njit(boundscheck=True)(pitch_places)
-    originals = []
-    for path in files:
-        data = np.fromfile(path, np.uint8)
-        places = np.empty(len(data), np.int64)
-        with suppress(IndexError):
-            originals.append((data, places[: find(data, places)].copy()))
-    if not originals:
-        raise cli.InputError("no file can be copied with other notes; give a folder with sound MIDI files")
-    chance = random.Random(0)
-    for i, (data, places) in enumerate(islice(cycle(originals), n_copies)):
-        classes = chance.sample(range(12), 12)
-        other = np.array([12 * (p // 12) + classes[p % 12] if p < 120 else p for p in range(256)], np.uint8)
-        copy = data.copy()
-        copy[places] = other[data[places]]
-        copy.tofile(folder / f"{i:06}.mid")
 
 
 def build(folder: str, out: str, workers: int) -> dict[str, Any]:

@@ -198,7 +198,7 @@ def test_damaged_files_are_read_or_refused_soon_and_in_little_memory(request):
     assert result.returncode == 0, result.stderr
 
 
-# Files of four megabytes, the most that is encoded, made to take long or much.
+# Files of four megabytes, twice the most that is encoded, made to take long or much.
 MEGABYTES = 4 << 20
 
 
