@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from _copies import write_copies
 from _shared import environment, save
 
 from midigen_jax import cli
@@ -286,6 +285,8 @@ def build(folder: str, out: str, workers: int) -> dict[str, Any]:
 
 def grow(files: Sequence[str], sizes: Sequence[int], scratch: Path) -> list[dict[str, Any]]:
     """The corpus builder on so many files."""
+    from _copies import write_copies
+
     results: list[dict[str, Any]] = []
     if not sizes:
         return results
