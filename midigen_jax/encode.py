@@ -79,8 +79,8 @@ class _Table(NamedTuple):
     groups: list[str]  # the smallest fingerprint of the near-duplicates
 
 
-def _fingerprint(token_hash: np.uint64) -> str:
-    return f"{int(token_hash):016x}"
+def _fingerprint(note_hash: np.uint64) -> str:
+    return f"{int(note_hash):016x}"
 
 
 def _survey(batches: Batches, fractions: Sequence[float]) -> tuple[_Table, str]:
@@ -123,15 +123,18 @@ def _leak_report(
         trained = set(group[copies][alone == 0].tolist())
         leaks = sum(g in trained for g in group[copies][alone != 0].tolist())
         report += (
-            f"{copies.sum():,} songs, in groups ({(sizes > 1).sum():,}) that are on one side of the split each; split "
-            f"song by song, {leaks:,} validation and test songs would have had one in training"
+            f"{copies.sum():,} songs\n"
+            f"    each is on the side of the split where its like are ({(sizes > 1).sum():,} groups); song by song,\n"
+            f"    {leaks:,} validation and test songs would have had one in training"
         )
     else:
         report += "none found"
     pair = duplicates.nearest_apart(signatures, table.splits[songs] == 0)
     if pair:
         first, second = (batches.names[songs[i]] for i in (pair.first, pair.second))
-        report += f"; nearest pair across it: {first} and {second}, {pair.similarity:.0%} of the melody alike"
+        report += (
+            f"\n    nearest pair across the split: {first} and {second}, {pair.similarity:.0%} of the melody alike"
+        )
     return report
 
 

@@ -166,7 +166,7 @@ def test_near_duplicates_stay_together_and_the_report_says_so(tmp_path, capsys):
     splits = open_corpus(tmp_path / "corpus").splits.reshape(12, 3)
     assert (splits == splits[:, :1]).all()
     assert len(set(splits[:, 0].tolist())) == 3
-    assert "36 songs, in groups (12) that are on one side of the split each" in capsys.readouterr().out
+    assert "36 songs\n    each is on the side of the split where its like are (12 groups)" in capsys.readouterr().out
 
 
 def test_a_song_has_its_split_whatever_its_tokens(midi_folder, band_folder, tmp_path):
