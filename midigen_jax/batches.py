@@ -107,7 +107,10 @@ class Batches:
             self._lock.close()
             raise InputError(f"{self.path}: another run is encoding here; wait for it, or give another --out") from None
         if not plan.is_file() or plan.read_text() != self.plan:
-            for file in (*self.path.glob("*.npz"), *self.path.glob("*.tmp")):
+            left = [*self.path.glob("*.npz"), *self.path.glob("*.tmp")]
+            if left:
+                print(f"{self.path}: starting anew, since files, options or the program are others than before")
+            for file in left:
                 file.unlink()
             plan.write_text(self.plan)
         return self
@@ -117,6 +120,8 @@ class Batches:
     ) -> None:
         if self._lock:
             self._lock.close()
+        if kind is KeyboardInterrupt:
+            print(f"{self.path} keeps what is encoded; the same command goes on from there", file=sys.stderr)
 
     def remove(self) -> None:
         shutil.rmtree(self.path)
@@ -163,8 +168,5 @@ class Batches:
             with bar:
                 for future in as_completed([pool.submit(self._encode, batch) for batch in todo]):
                     bar.update(future.result())
-        except KeyboardInterrupt:
-            print(f"{self.path} keeps what is encoded; the same command goes on from there", file=sys.stderr)
-            raise
         finally:
             pool.shutdown(cancel_futures=True)

@@ -4,7 +4,7 @@
     python -m midigen_jax.decode CORPUS SONG --bars 4      what a song says, bar by bar
     python -m midigen_jax.decode CORPUS SONG --midi DIR    writes it as a MIDI file
 
-A SONG is its name in the corpus or its number in the list. The transposed copies of a song have numbers only.
+A SONG is its name or its number in the list of songs.
 """
 
 from fractions import Fraction
@@ -20,46 +20,50 @@ from .midi import write_song
 from .song import Song, pitch_name
 
 
+def label(corpus: Corpus, i: int) -> str:
+    """The name of a song, and of a transposed copy by how many semitones: a.mid, a.mid+2."""
+    return corpus.names[i] + (f"{int(corpus.semitones[i]):+d}" if corpus.semitones[i] else "")
+
+
 def find_song(corpus: Corpus, song: str) -> int:
-    """The index of a song by its name or number.
+    """The index of a song by its label or number.
 
     Raises:
         InputError: there is none.
     """
-    if song in corpus.names:
-        return corpus.names.index(song)
-    if song.isdecimal() and int(song) < len(corpus.names):
+    labels = [label(corpus, i) for i in range(len(corpus.names))]
+    if song in labels:
+        return labels.index(song)
+    if song.isdecimal() and int(song) < len(labels):
         return int(song)
-    alike = [name for name in corpus.names if song in name]
-    hint = f"such as {alike[0]}" if alike else f"or a number from 0 to {len(corpus.names) - 1}"
-    raise InputError(f"{song}: no such song in {corpus.path}; give a name in its songs.csv, {hint}")
+    alike = [name for name in labels if song in name]
+    hint = f"such as {alike[0]}" if alike else f"or a number from 0 to {len(labels) - 1}"
+    raise InputError(f"{song}: no such song in {corpus.path}; give a name that the list of songs has, {hint}")
 
 
 def title(corpus: Corpus, i: int) -> str:
     """One line on a song."""
     minutes, seconds = divmod(round(float(corpus.seconds[i])), 60)
-    shift = f" ({int(corpus.semitones[i]):+d} semitones)" if corpus.semitones[i] else ""
     n_tokens = corpus.offsets[i + 1] - corpus.offsets[i]
     return (
-        f"{i:6}  {corpus.names[i]}{shift}  {SPLITS[corpus.splits[i]]}  {corpus.notes[i]:,} notes  {n_tokens:,} tokens  "
+        f"{i:6}  {label(corpus, i)}  {SPLITS[corpus.splits[i]]}  {corpus.notes[i]:,} notes  {n_tokens:,} tokens  "
         f"{minutes}:{seconds:02}"
     )
 
 
 def midi_path(corpus: Corpus, i: int, folder: Path) -> Path:
-    """Where a song's MIDI file goes: by its name in the corpus, so that no two songs share one.
+    """Where a song's MIDI file goes: by its label, so that no two songs share one.
 
     Raises:
-        InputError: its name leads out of the folder.
+        InputError: the file exists, or the song's name leads out of the folder.
     """
-    name = corpus.names[i]
-    if corpus.semitones[i]:
-        name += f"{int(corpus.semitones[i]):+d}"
-    if not name.lower().endswith(".mid"):
-        name += ".mid"
-    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+    name = label(corpus, i)
+    path = folder / (name if name.lower().endswith(".mid") else f"{name}.mid")
+    if not path.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"{corpus.path / 'songs.csv'}: the name {name} leads out of {folder}; mend or remove its line")
-    return folder / name
+    if path.exists():
+        raise InputError(f"{path}: exists; give another folder, or move it elsewhere")
+    return path
 
 
 def _in_beats(steps: int, steps_per_beat: int) -> str:
@@ -82,12 +86,15 @@ def describe(song: Song, bars: int | None = None) -> list[str]:
         if bars is not None and bar[i] >= bars:
             break
         if bar[i] != last_bar:
+            if bar[i] > last_bar + 1:
+                silent = f"bars {last_bar + 2} to {bar[i]}" if bar[i] > last_bar + 2 else f"bar {bar[i]}"
+                lines.append(f"{silent}, nothing begins")
             _, numerator, denominator = song.meters[signature[i] - 1].tolist() if signature[i] else (0, 4, 4)
             per_quarter = int(song.tempos[tempo[i] - 1, 1]) if tempo[i] else meter.DEFAULT_TEMPO
             lines.append(f"bar {bar[i] + 1}, {numerator}/{denominator}, {6e7 / per_quarter:.0f} quarters a minute")
         name = pitch_name(pitch)
         if scheme.multi:
-            name = f"drum {pitch}" if part == vocab.DRUMS else f"program {part + 1} {name}"
+            name = f"drum {pitch}" if part == vocab.DRUMS else f"program {part} {name}"
         if scheme.velocities:
             name += f" velocity {velocity}"
         note = f"{name} for {_in_beats(duration, scheme.steps_per_beat)}"
@@ -124,7 +131,9 @@ def main() -> None:
             continue
         print(title(corpus, i))
         if args.tokens:
-            print(" ".join(corpus.vocabulary.names[token] for token in corpus.tokens_of(i)))
+            here = slice(corpus.offsets[i], corpus.offsets[i + 1])
+            shown = corpus.bar[here] < (args.bars or 1 << 16)
+            print(" ".join(corpus.vocabulary.names[token] for token in corpus.tokens[here][shown]))
         else:
             print("\n".join(describe(corpus.song(i), args.bars)))
 

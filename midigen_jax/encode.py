@@ -29,6 +29,11 @@ MAX_VOCABULARY = 1 << 12
 MERGE_TOKENS = 1 << 21  # the merges are learned from about so many tokens of the training songs
 
 
+def _is_file(path: str) -> bool:
+    """Whether this is a file, or a link that leads nowhere, which shall be listed as such."""
+    return os.path.isfile(path) or not os.path.exists(path)
+
+
 def midi_files(folder: Path) -> list[str]:
     """The names of all MIDI files below a folder, as paths within it, sorted.
 
@@ -39,7 +44,11 @@ def midi_files(folder: Path) -> list[str]:
         kind = "is a file, not a folder" if folder.exists() else "no such folder"
         raise InputError(f"{folder}: {kind}; give a folder of MIDI files")
     files, seen = list[str](), set[str]()
-    for where, folders, names in os.walk(folder, followlinks=True):
+
+    def left_out(error: OSError) -> None:
+        print(f"{error.filename}: left out: {error.strerror}", file=sys.stderr)
+
+    for where, folders, names in os.walk(folder, onerror=left_out, followlinks=True):
         real = os.path.realpath(where)
         if real in seen:  # a link that leads to a folder a second time
             folders.clear()
@@ -47,7 +56,7 @@ def midi_files(folder: Path) -> list[str]:
         seen.add(real)
         folders.sort()
         paths = (os.path.join(where, name) for name in names if name.lower().endswith(SUFFIXES))
-        files += [os.path.relpath(path, folder).replace(os.sep, "/") for path in paths if os.path.isfile(path)]
+        files += [os.path.relpath(path, folder).replace(os.sep, "/") for path in paths if _is_file(path)]
     if not files:
         raise InputError(f"{folder}: holds no MIDI files; give a folder with {' '.join(SUFFIXES)} files in it")
     return sorted(files)
@@ -223,7 +232,7 @@ def encode_folder(
     names = midi_files(folder)
     if out.is_symlink() or not out.name:  # the corpus goes where a link leads
         out = out.resolve()
-    if out.exists() and not is_corpus(out):
+    if out.exists() and not is_corpus(out) and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out}: exists and is no corpus; give another folder or remove it")
     new_parent = not out.parent.exists()
     with Batches(out.with_name(f".{out.name}.encoding"), folder, names, scheme) as batches:
@@ -245,20 +254,24 @@ def encode_folder(
             words = _learn_merges(batches, table, vocabulary) if vocabulary else Vocabulary(scheme)
             skipped = ((name, why) for name, why in zip(names, table.reasons, strict=True) if why)
             write_corpus(fresh, _encoded_songs(batches, table, words, transpose), skipped, words)
+        replaced = is_corpus(out)
         if out.exists():
             shutil.rmtree(before, ignore_errors=True)
             os.replace(out, before)
         os.replace(fresh, out)
         batches.remove()
-    _summarise(open_corpus(out), table, leaks, wanted=vocabulary)
+    _summarise(open_corpus(out), table, leaks, wanted=vocabulary, replaced=replaced)
 
 
-def _summarise(corpus: Corpus, table: _Table, leaks: str, wanted: int) -> None:
+def _summarise(corpus: Corpus, table: _Table, leaks: str, wanted: int, replaced: bool) -> None:
     notes, n_files = int(corpus.notes.sum()), len(table.reasons)
-    print(f"{corpus.path}: {n_files:,} files, {len(corpus.names):,} songs")
+    instead = " (instead of the corpus that was there)" if replaced else ""
+    print(f"{corpus.path}: {n_files:,} files, {len(corpus.names):,} songs{instead}")
     splits = ", ".join(f"{len(corpus.songs_of(split)):,} {split}" for split in SPLITS)
     copies = np.count_nonzero(corpus.semitones)
     print(f"  {splits}" + (f", {copies:,} of them transposed copies" if copies else ""))
+    if len(corpus.songs_of("train")) == 0:
+        print("  no song fell to the training split; to train on them all give --split 1 0 0")
     size = corpus.vocabulary.size
     short = f" (nothing repeats that would fill it up to {wanted:,})" if size < wanted else ""
     print(
@@ -289,15 +302,23 @@ def main() -> None:
         "--tracks",
         choices=("merged", "multi"),
         default="merged",
-        help="merged: one part without drums; multi: instruments are kept apart, with drums",
+        help="merged: one part without drums; multi: programs are kept apart, with drums",
     )
     parser.add_argument("--velocities", action="store_true", help="keep how loud each note is, in 32 degrees")
     parser.add_argument("--faithful", action="store_true", help="the rules of MIDIGen, its defects included")
     parser.add_argument(
-        "--vocabulary", type=int, default=0, metavar="N", help="size of the vocabulary, filled with merges; 0: none"
+        "--vocabulary",
+        type=int,
+        default=0,
+        metavar="N",
+        help=f"size of the vocabulary, filled with merges, up to {MAX_VOCABULARY}; 0: none",
     )
     parser.add_argument(
-        "--transpose", type=int, default=0, metavar="N", help="add training songs transposed by 1 to N semitones"
+        "--transpose",
+        type=int,
+        default=0,
+        metavar="N",
+        help="add training songs transposed by 1 to N semitones up and down, N up to 11",
     )
     parser.add_argument(
         "--split",
@@ -309,7 +330,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     scheme = Scheme(args.steps_per_beat, args.tracks == "multi", args.velocities, args.faithful)
-    if args.faithful and scheme != Scheme(faithful=True):
+    if args.faithful and (scheme != Scheme(faithful=True) or args.vocabulary or args.transpose):
         raise InputError(
             "--faithful: MIDIGen has 8 steps a beat, merged tracks and no velocities; leave these options out"
         )

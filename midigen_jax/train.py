@@ -251,16 +251,19 @@ def train(config: cfg.Config, source: Path, run: Path) -> bool:
     """
     settings = config.train
     corpus = get_corpus(source, run)
-    run.mkdir(parents=True, exist_ok=True)
     training, validation = corpus.songs_of("train"), corpus.songs_of("validation")
     if len(training) == 0:
-        raise InputError(f"{corpus.path}: no song fell to the training split; encode with --split 1 0 0")
+        raise InputError(
+            f"{corpus.path}: no song fell to the training split; encode with python -m midigen_jax.encode MIDI_DIR "
+            "--out CORPUS --split 1 0 0 and train on that corpus"
+        )
     if config.data.transpose and corpus.vocabulary.merges:
         raise InputError(
             f"data.transpose={config.data.transpose}: the merged tokens of {corpus.path} can't be transposed; encode "
             "with --transpose, and --set data.transpose=0"
         )
     validation = validation[: settings.validation_songs or None]
+    run.mkdir(parents=True, exist_ok=True)
     checkpoints, meta = checkpoint.Checkpoints(run, keep=settings.keep), checkpoint.meta_of(config, corpus)
     first = checkpoints.latest() or 0
     if first:
@@ -296,7 +299,9 @@ def train(config: cfg.Config, source: Path, run: Path) -> bool:
     def validate(step: int) -> None:
         result = evaluate.figures(total_loss(state.params, corpus, validation), corpus, validation)
         below = 1 - result.nats_per_token / floor.nats_per_token
-        tqdm.write(f"step {step:,}: validation {result}; {below:.1%} below the floor")
+        tqdm.write(
+            f"step {step:,}: validation {result}; {abs(below):.1%} {'below' if below > 0 else 'above'} the floor"
+        )
         values = {f"validation/{name}": value for name, value in result._asdict().items()}
         log.write(step, {**values, "validation/floor_nats_per_token": floor.nats_per_token})
 

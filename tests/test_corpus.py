@@ -132,9 +132,13 @@ def test_files_that_vanish_and_links_that_lead_in_circles(midi_folder, tmp_path,
     (folder / "a" / "up").symlink_to(folder)
     names = encode.midi_files(folder)
     assert names == [f"a/{name}" for name in sorted(path.name for path in midi_folder.iterdir())]
-    monkeypatch.setattr(encode, "midi_files", lambda folder: [*names, "gone.mid"])
+    (folder / "nowhere.mid").symlink_to(tmp_path / "nowhere")
+    names = encode.midi_files(folder)
+    monkeypatch.setattr(encode, "midi_files", lambda folder: [*names, "zone.mid"])
+    (tmp_path / "corpus").mkdir()  # an empty folder is no obstacle
     encode.encode_folder(folder, tmp_path / "corpus")
-    assert "gone.mid,can't be read: No such file or directory" in (tmp_path / "corpus" / "skipped.csv").read_text()
+    skipped = (tmp_path / "corpus" / "skipped.csv").read_text().splitlines()[1:]
+    assert skipped == [f"{name}.mid,can't be read: No such file or directory" for name in ("nowhere", "zone")]
 
 
 def test_no_training_song_to_learn_merges_from(midi_folder, tmp_path):
@@ -219,7 +223,12 @@ def test_decoding_a_corpus_gives_back_its_tokens(band_folder, tmp_path, monkeypa
 
 
 def test_what_a_song_says(tmp_path, monkeypatch, capsys):
-    write_midi(tmp_path / "midi" / "a.mid", [[(0, 1.5, 60), (0, 0.25, 64), (3.25, 1, 61)]], meter=(3, 4), tempo=400_000)
+    write_midi(
+        tmp_path / "midi" / "a.mid",
+        [[(0, 1.5, 60), (0, 0.25, 64), (3.25, 1, 61), (12, 1, 60)]],
+        meter=(3, 4),
+        tempo=400_000,
+    )
     encode.encode_folder(tmp_path / "midi", tmp_path / "corpus")
     corpus = open_corpus(tmp_path / "corpus")
     assert decode.describe(corpus.song(0)) == [
@@ -227,6 +236,9 @@ def test_what_a_song_says(tmp_path, monkeypatch, capsys):
         "  beat 1       E4 for 1/4, C4 for 1 1/2",
         "bar 2, 3/4, 150 quarters a minute",
         "  beat 1 1/4   C♯4 for 1",
+        "bars 3 to 4, nothing begins",
+        "bar 5, 3/4, 150 quarters a minute",
+        "  beat 1       C4 for 1",
     ]
     assert len(decode.describe(corpus.song(0), bars=1)) == 2
     assert [decode.find_song(corpus, song) for song in ("a.mid", "0")] == [0, 0]
@@ -235,12 +247,16 @@ def test_what_a_song_says(tmp_path, monkeypatch, capsys):
     named = corpus._replace(names=["a.mid", "a.kar", "../b.mid"], semitones=np.array([-1, 0, 0]))
     paths = [decode.midi_path(named, i, tmp_path).name for i in (0, 1)]
     assert paths == ["a.mid-1.mid", "a.kar.mid"]
+    assert decode.find_song(named, "a.mid-1") == 0
     with pytest.raises(InputError, match="leads out of"):
         decode.midi_path(named, 2, tmp_path)
-    monkeypatch.setattr("sys.argv", ["decode", str(tmp_path / "corpus"), "a.mid", "--tokens"])
+    (tmp_path / "a.kar.mid").write_text("an original")
+    with pytest.raises(InputError, match=r"a\.kar\.mid: exists"):
+        decode.midi_path(named, 1, tmp_path)
+    monkeypatch.setattr("sys.argv", ["decode", str(tmp_path / "corpus"), "a.mid", "--tokens", "--bars", "2"])
     capsys.readouterr()
     decode.main()
-    assert capsys.readouterr().out.splitlines()[1] == "sos n64 d2 n60 d12 sep d26 n61 d8 eos"
+    assert capsys.readouterr().out.splitlines()[1] == "sos n64 d2 n60 d12 sep d26 n61 d8 sep d70"
 
 
 def test_words_of_a_vocabulary_are_checked():
