@@ -124,7 +124,14 @@ class Batches:
             print(f"{self.path} keeps what is encoded; the same command goes on from there", file=sys.stderr)
 
     def remove(self) -> None:
-        shutil.rmtree(self.path)
+        """Removes the folder; the lock goes last, since by it the folder is known to be an encoder's."""
+        for entry in self.path.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != "lock":
+                entry.unlink()
+        (self.path / "lock").unlink()
+        self.path.rmdir()
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -161,7 +168,7 @@ class Batches:
         todo = [batch for batch in range(len(self)) if not self.is_done(batch)]
         done = len(self.names) - sum(len(self.files(batch)) for batch in todo)
         if done:
-            print(f"{self.path}: going on after {done:,} files that were encoded before")
+            print(f"{self.path}: going on after {done:,} files that were encoded before", flush=True)
         pool = ThreadPoolExecutor(workers or os.cpu_count())
         bar = tqdm(desc="encoding", total=len(self.names), initial=done, unit="file", leave=False, disable=None)
         try:

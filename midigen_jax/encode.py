@@ -259,6 +259,8 @@ def encode_folder(
             shutil.rmtree(before, ignore_errors=True)
             os.replace(out, before)
         os.replace(fresh, out)
+        if before.exists():  # from here on it may be removed in part
+            os.replace(before, batches.path / "replaced")
         batches.remove()
     _summarise(open_corpus(out), table, leaks, wanted=vocabulary, replaced=replaced)
 

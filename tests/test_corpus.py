@@ -47,22 +47,25 @@ DYING = """
 import os, signal, sys
 from midigen_jax import batches, cli, encode
 
-batches.BATCH_FILES, life, replace = 2, int(sys.argv.pop(1)), os.replace
+batches.BATCH_FILES, life = 2, int(sys.argv.pop(1))
 
-def replace_or_die(*paths):
-    global life
-    life -= 1
-    if life == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(*paths)
+def or_die(function):
+    def call(*paths, **options):
+        global life
+        life -= 1
+        if life == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        function(*paths, **options)
+    return call
 
-os.replace = replace_or_die
+os.replace, os.unlink = or_die(os.replace), or_die(os.unlink)
 cli.run(encode.main)
 """
 
 
 def test_a_killed_encoder_goes_on_to_the_same_corpus(midi_folder, tmp_path):
-    """Killed while it encodes, and before and between the renames that put the new corpus in the old one's place."""
+    """Killed while it encodes, before and between the renames that put the new corpus in the old one's place, and
+    while it cleans up."""
     folder = tmp_path / "midi"
     for i in range(5):
         shutil.copytree(midi_folder, folder / str(i))
@@ -75,8 +78,9 @@ def test_a_killed_encoder_goes_on_to_the_same_corpus(midi_folder, tmp_path):
     assert run(tmp_path / "whole", 0, *options).returncode == 0
     assert run(tmp_path / "out", 0).returncode == 0
     whole, before, out = contents(tmp_path / "whole"), contents(tmp_path / "out"), tmp_path / "out"
-    # 50 batches; then the old corpus goes out of the way, and the new one comes in.
-    for life, left, encoded in ((20, before, 0), (20, before, 38), (13, before, 76), (2, None, 100)):
+    # Of 50 batches 19, 19 and the last 12; the old corpus goes out of the way; it comes back, the unfinished one's 9
+    # files are removed, out of the way, in with the new one, off with the old one, and some of what is left is removed.
+    for life, left, encoded in ((20, before, 0), (20, before, 38), (13, before, 76), (2, None, 100), (18, whole, 100)):
         killed = run(out, life, *options)
         assert killed.returncode == -9
         assert (f"going on after {encoded} files" in killed.stdout) == (encoded > 0)
