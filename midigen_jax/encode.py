@@ -236,10 +236,12 @@ def encode_folder(
         raise InputError(f"{out}: exists and is no corpus; give another folder or remove it")
     new_parent = not out.parent.exists()
     with Batches(out.with_name(f".{out.name}.encoding"), folder, names, scheme) as batches:
-        fresh, before = batches.path / "corpus", batches.path / "before"
-        if before.exists() and not out.exists():  # killed between the last two renames
-            os.replace(before, out)
-        shutil.rmtree(fresh, ignore_errors=True)
+        # What `before` holds is always whole: it comes and goes by renames; `fresh` and `replaced` may be in part.
+        fresh, before, replaced = (batches.path / name for name in ("corpus", "before", "replaced"))
+        for partial in (fresh, replaced):
+            shutil.rmtree(partial, ignore_errors=True)
+        if before.exists():  # killed between the last renames
+            os.replace(before, replaced if out.exists() else out)
         with event.install_listener("numba:compile", _SayCompiling()):
             batches.encode(workers)
             table, leaks = _survey(batches, fractions)
@@ -254,21 +256,21 @@ def encode_folder(
             words = _learn_merges(batches, table, vocabulary) if vocabulary else Vocabulary(scheme)
             skipped = ((name, why) for name, why in zip(names, table.reasons, strict=True) if why)
             write_corpus(fresh, _encoded_songs(batches, table, words, transpose), skipped, words)
-        replaced = is_corpus(out)
+        instead = is_corpus(out)
         if out.exists():
-            shutil.rmtree(before, ignore_errors=True)
             os.replace(out, before)
         os.replace(fresh, out)
-        if before.exists():  # from here on it may be removed in part
-            os.replace(before, batches.path / "replaced")
+        if before.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+            os.replace(before, replaced)
         batches.remove()
-    _summarise(open_corpus(out), table, leaks, wanted=vocabulary, replaced=replaced)
+    _summarise(open_corpus(out), table, leaks, wanted=vocabulary, instead=instead)
 
 
-def _summarise(corpus: Corpus, table: _Table, leaks: str, wanted: int, replaced: bool) -> None:
+def _summarise(corpus: Corpus, table: _Table, leaks: str, wanted: int, instead: bool) -> None:
     notes, n_files = int(corpus.notes.sum()), len(table.reasons)
-    instead = " (instead of the corpus that was there)" if replaced else ""
-    print(f"{corpus.path}: {n_files:,} files, {len(corpus.names):,} songs{instead}")
+    place = " (instead of the corpus that was there)" if instead else ""
+    print(f"{corpus.path}: {n_files:,} files, {len(corpus.names):,} songs{place}")
     splits = ", ".join(f"{len(corpus.songs_of(split)):,} {split}" for split in SPLITS)
     copies = np.count_nonzero(corpus.semitones)
     print(f"  {splits}" + (f", {copies:,} of them transposed copies" if copies else ""))

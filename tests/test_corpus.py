@@ -79,15 +79,15 @@ def test_a_killed_encoder_goes_on_to_the_same_corpus(midi_folder, tmp_path):
     assert run(tmp_path / "out", 0).returncode == 0
     whole, before, out = contents(tmp_path / "whole"), contents(tmp_path / "out"), tmp_path / "out"
     # Of 50 batches 19, 19 and the last 12. The 9 files of the unfinished corpus are removed, and the old one goes out
-    # of the way. It comes back, the 9 files again, out of the way, in with the new one, off with the old one, and some
-    # of what is left over is removed.
+    # of the way. The 9 files again, it comes back, goes out of the way, in with the new one, off with the old one, and
+    # some of what is left over is removed.
     for life, left, encoded in ((20, before, 0), (20, before, 38), (13, before, 76), (11, None, 100), (18, whole, 100)):
         killed = run(out, life, *options)
         assert killed.returncode == -9
         assert (f"going on after {encoded} files" in killed.stdout) == (encoded > 0)
         assert (contents(out) if out.exists() else None) == left
     ended = run(out, 0, *options)
-    assert (ended.returncode, contents(out)) == (0, whole)
+    assert (ended.stderr, ended.returncode, contents(out)) == ("", 0, whole)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["midi", "out", "whole"]
 
 
