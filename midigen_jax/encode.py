@@ -79,9 +79,8 @@ class _SayCompiling(event.Listener):
 class _Table(NamedTuple):
     """What is known of every file once all are encoded; arrays [files]."""
 
-    is_song: np.ndarray
     reasons: list[str]
-    lengths: np.ndarray  # in base tokens
+    lengths: np.ndarray  # in base tokens; 0: no song
     notes: np.ndarray
     hashes: np.ndarray
     splits: np.ndarray  # index into SPLITS
@@ -101,8 +100,7 @@ def _survey(batches: Batches, fractions: Sequence[float]) -> tuple[_Table, str]:
         reasons += errors.tolist()
         columns.append([np.diff(values[0]), *values[1:]])
     lengths, notes, hashes, signatures = (np.concatenate(column) for column in zip(*columns, strict=True))
-    is_song = lengths > 0
-    songs = np.flatnonzero(is_song)
+    songs = np.flatnonzero(lengths)
     group = duplicates.groups(signatures[songs], hashes[songs])
     smallest = hashes[songs].copy()
     np.minimum.at(smallest, group, hashes[songs])
@@ -112,7 +110,7 @@ def _survey(batches: Batches, fractions: Sequence[float]) -> tuple[_Table, str]:
     groups = [""] * len(lengths)
     for song, key in zip(songs.tolist(), keys, strict=True):
         groups[song] = key
-    table = _Table(is_song, reasons, lengths, notes, hashes, splits, groups)
+    table = _Table(reasons, lengths, notes, hashes, splits, groups)
     return table, _leak_report(batches, songs, group, table, signatures[songs], fractions)
 
 
@@ -153,7 +151,7 @@ def _learn_merges(batches: Batches, table: _Table, size: int) -> Vocabulary:
     Raises:
         InputError: there are no training songs.
     """
-    training = np.flatnonzero(table.is_song & (table.splits == 0))
+    training = np.flatnonzero((table.lengths > 0) & (table.splits == 0))
     if len(training) == 0:
         raise InputError("--vocabulary: no song fell to the training split; give another --split, or leave it out")
     every = -(-int(table.lengths[training].sum()) // MERGE_TOKENS)
@@ -179,7 +177,7 @@ def _encoded_songs(batches: Batches, table: _Table, vocabulary: Vocabulary, tran
         tokens, bar, step, offsets, steps, seconds, meters, tempos = batches.load(batch, *fields)
         for i, name in enumerate(batches.files(batch)):
             song = batches.bounds[batch] + i
-            if not table.is_song[song]:
+            if table.lengths[song] == 0:
                 continue
             here = slice(offsets[i], offsets[i + 1])
             for semitones in shifts if table.splits[song] == 0 else shifts[:1]:
@@ -245,7 +243,7 @@ def encode_folder(
         with event.install_listener("numba:compile", _SayCompiling()):
             batches.encode(workers)
             table, leaks = _survey(batches, fractions)
-            if not table.is_song.any():
+            if not table.lengths.any():
                 batches.remove()
                 if new_parent:
                     out.parent.rmdir()
@@ -336,7 +334,7 @@ def main() -> None:
     scheme = Scheme(args.steps_per_beat, args.tracks == "multi", args.velocities, args.faithful)
     if args.faithful and (scheme != Scheme(faithful=True) or args.vocabulary or args.transpose):
         raise InputError(
-            "--faithful: MIDIGen has 8 steps a beat, merged tracks and no velocities; leave these options out"
+            "--faithful: MIDIGen has 8 steps a beat and merged tracks, no velocities, merges or copies; leave these out"
         )
     if not (min(args.split) >= 0 and abs(sum(args.split) - 1) < 1e-6):
         raise InputError(f"--split {' '.join(map(str, args.split))}: give three shares that add up to 1")

@@ -1,13 +1,12 @@
-import os
 from fractions import Fraction
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import random_notes, write_midi
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from smf_files import real_files
 
 from midigen_jax import batches, midi, vocab
 from midigen_jax.kernels import encode as hot
@@ -17,9 +16,6 @@ from midigen_jax.vocab import Scheme, Vocabulary
 
 FAITHFUL = Scheme(faithful=True)
 SCHEMES = [Scheme(*options) for options in product((8, 12, 24), (False, True), (False, True))] + [FAITHFUL]
-
-# A whole collection, where one is named: python -m pytest with MIDIGEN_MIDI=FOLDER.
-REAL = sorted(Path(os.environ.get("MIDIGEN_MIDI", "/nowhere")).rglob("*.mid"))
 
 ticks = st.one_of(st.integers(0, 400), st.integers(0, 50_000))
 raw_note = st.tuples(
@@ -188,11 +184,11 @@ def test_files_survive_encoding_and_decoding(scheme, midi_folder, band_folder, t
     assert all(check_file(path, scheme, tmp_path) for path in paths)
 
 
-@pytest.mark.skipif(not REAL, reason="set MIDIGEN_MIDI to a folder of MIDI files to try all of them")
+@pytest.mark.skipif(not real_files(), reason="MIDIGEN_MIDI names no folder with MIDI files")
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_a_collection_survives_encoding_and_decoding(scheme, tmp_path):
-    notes = [check_file(path, scheme, tmp_path) for path in REAL]
-    print(f"{np.count_nonzero(notes)} of {len(REAL)} files with notes, {sum(notes)} notes")
+    notes = [check_file(path, scheme, tmp_path) for path in real_files()]
+    print(f"{np.count_nonzero(notes)} of {len(notes)} files with notes, {sum(notes)} notes")
     assert any(notes)
 
 
