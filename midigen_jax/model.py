@@ -4,6 +4,8 @@ Modules hold parameters and nothing else: memory, dropout keys and caches go in 
 those of `shapes`.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +23,11 @@ BEATS = 12  # steps in the bar are taken modulo so many beats
 BUCKETS, MAX_DISTANCE = 32, 128  # of the T5 relative position bias
 KNN_SCALE = 16.0  # at the start: normalised attention at scale 1 is close to uniform
 
-_ACTIVATIONS = {"gelu": jax.nn.gelu, "relu": jax.nn.relu, "relu2": lambda x: jnp.square(jax.nn.relu(x))}
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),  # as MIDIGen has it
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+}
 _small = nnx.initializers.normal(0.02)
 # Variance 1 / fan-in, as that of nnx.Linear, for the shapes of the attention's weights.
 _qkv = nnx.initializers.variance_scaling(1, "fan_in", "normal", in_axis=2, out_axis=3, batch_axis=(0, 1))
