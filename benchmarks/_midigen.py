@@ -1,0 +1,397 @@
+"""MIDIGen's model, batches and training step as its author built them, in eager PyTorch: the baseline to compare with.
+
+The facts are those of the public repository Ryan-Palmer/MIDIGen, chapter 7; the code is written anew and kept plain.
+A transformer decoder reads a song block by block. Every layer attends to the previous segment too (XL memory), and one
+layer to the nearest neighbours among all that the song has said before (kNN memory, in a Faiss index a lane).
+
+Where `midigen_jax` differs on purpose, MIDIGen's way first:
+
+Empty XL memory   Keys and values of zeros, attended like others: they take a share of the softmax and say nothing.
+                  Ours are masked.
+Two memories      A segment enters XL memory and the index at once, so the next one can attend to a token twice. Ours
+                  enter the ring as they leave the XL window; the two never overlap.
+Where songs meet  At a block's end: the rest of a song's last block is padding, which counts in the loss. Our songs
+                  meet anywhere in a segment, without padding, and song ids mask the one from the other.
+Blocks            Of T tokens T - 1 are inputs: a block's first token is never a target, its last never an input, and
+                  songs of more than 32 blocks are left out. Ours reads and predicts every token of every song.
+kNN layer         The one numbered layers - 3, counted from 1: with 4 layers the first, whose keys know one token each.
+                  Ours is near the output.
+Normalisation     Queries and keys of that layer have length 1 over the full width, and their products are multiplied
+                  by head_dim^-0.5: all scores lie near zero, so attention is close to uniform, local and memory alike.
+                  Ours have length 1 per head, and a learned scale per head that starts at 16.
+Search            One for all heads, over full-width keys, and none until the index holds top-k entries. Ours searches
+                  per head and attends to what there is. (For keys of length 1, L2 finds what the inner product finds.)
+Gate              A free number per head, normally distributed at the start: below 0 or above 1 it takes one output
+                  away from the other. Ours is a sigmoid that starts at one half.
+Gradient          A step is one segment, so none flows through XL memory. Ours flows through the segments of a step.
+Steps of the bar  32, a bar of 4/4. Ours are those of 12 beats, so that longer meters have steps of their own.
+Activation        Exact GELU with dropout of 0.2. Ours are settings; squared ReLU costs a CPU less.
+First weights     As PyTorch has them: embeddings and position bias are normally distributed with deviation 1. Ours
+                  are small, and the bias begins as slopes that fall with distance.
+Optimizer         Adam at a constant 3e-4, the weight decay in the gradient and on all parameters. Ours is AdamW, the
+                  decay on matrices alone, clipped, warmed up and decayed.
+
+What the facts leave open: with fewer than top-k entries the output is the local one alone; padding stands at step 0 of
+bar 0; an epoch follows the one before without a gap. Two things are in the baseline's favour: MIDIGen also draws a
+dropout of the attention weights and throws it away, which is left out here, and `evaluate` reads a song without the
+gaps that training leaves between blocks.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from midigen_jax.cli import InputError
+from midigen_jax.corpus import Corpus
+from midigen_jax.data import NO_SONG, NO_TARGET, STEP_ARRAYS
+from midigen_jax.vocab import PAD
+
+STEPS, BARS = 32, 1024  # steps in the bar and bar numbers are taken modulo these
+BUCKETS, MAX_DISTANCE = 32, 128  # of the T5 relative position bias
+MAX_BLOCKS = 32  # of a song; longer ones are left out
+LEARNING_RATE, WEIGHT_DECAY = 3e-4, 1e-3
+
+Batch = dict[str, np.ndarray]  # the arrays of STEP_ARRAYS, int32 [B, T - 1]
+KeysValues = tuple[Tensor, Tensor]  # [B, T - 1, D] each, heads not yet split
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Those of chapter 7's large model, unless given."""
+
+    vocabulary: int = 800
+    layers: int = 8
+    width: int = 512
+    heads: int = 8
+    ff_width: int = 2048
+    block: int = 256  # T: tokens of a block, of which T - 1 are inputs and T - 1 targets
+    lanes: int = 32
+    knn: bool = True
+    top_k: int = 16
+    dropout: float = 0.2  # after GELU and after the attention's projection
+
+    @property
+    def segment(self) -> int:
+        """Tokens that are read at once, and slots of XL memory."""
+        return self.block - 1
+
+    @property
+    def knn_layer(self) -> int | None:
+        """Index of the kNN layer, from 0."""
+        return self.layers - 4 if self.knn else None
+
+
+@lru_cache
+def _gpu_resources() -> Any:
+    return faiss.StandardGpuResources()
+
+
+class LaneMemory:
+    """What one lane's song has said in the kNN layer: a flat index of its keys; keys and values by id beside it."""
+
+    def __init__(self, sizes: Sizes, device: torch.device):
+        self.top_k = sizes.top_k
+        self.index = faiss.IndexFlatL2(sizes.width)
+        if device.type == "cuda" and hasattr(faiss, "StandardGpuResources"):
+            self.index = faiss.index_cpu_to_gpu(_gpu_resources(), device.index or 0, self.index)
+        self.entries = np.empty((MAX_BLOCKS * sizes.block, 2, sizes.width), np.float32)
+
+    def __len__(self) -> int:
+        return self.index.ntotal
+
+    def clear(self) -> None:
+        self.index.reset()
+
+    def add(self, keys: np.ndarray, values: np.ndarray) -> None:
+        """Adds entries [n, D], whose ids go on from those before."""
+        begin, end = len(self), len(self) + len(keys)
+        if end > len(self.entries):  # a song longer than those of training
+            self.entries = np.concatenate([self.entries, np.empty_like(self.entries)])
+        self.entries[begin:end, 0], self.entries[begin:end, 1] = keys, values
+        self.index.add(np.ascontiguousarray(keys))
+
+    def search(self, queries: np.ndarray) -> np.ndarray | None:
+        """Keys and values [n, k, 2, D] of the nearest keys of each query [n, D]; None while there are fewer than k."""
+        if len(self) < self.top_k:
+            return None
+        _, ids = self.index.search(np.ascontiguousarray(queries), self.top_k)
+        return self.entries[ids]
+
+
+class Memory:
+    """The memories of all lanes, and the song that each lane's belong to."""
+
+    def __init__(self, sizes: Sizes, device: torch.device | str = "cpu"):
+        device = torch.device(device)
+        zeros = torch.zeros(sizes.lanes, sizes.segment, sizes.width, device=device)
+        self.xl: list[KeysValues] = [(zeros, zeros)] * sizes.layers
+        self.knn = [LaneMemory(sizes, device) for _ in range(sizes.lanes)] if sizes.knn else []
+        self.song = np.full(sizes.lanes, NO_SONG)
+
+    def turn_to(self, song: np.ndarray) -> None:
+        """Empties the memories of the lanes whose song [B] is another than before."""
+        same = song == self.song
+        if not same.all():
+            keep = torch.from_numpy(same).to(self.xl[0][0].device)[:, None, None]
+            self.xl = [(keys * keep, values * keep) for keys, values in self.xl]
+            for lane in np.flatnonzero(~same)[: len(self.knn)]:
+                self.knn[lane].clear()
+        self.song = song
+
+
+class PositionBias(nn.Module):
+    """T5's relative position bias (Raffel et al. 2020), causal: exact up to 15, logarithmic up to 128 and beyond."""
+
+    def __init__(self, heads: int):
+        super().__init__()
+        self.table = nn.Embedding(BUCKETS, heads)
+
+    def forward(self, queries: int, keys: int) -> Tensor:
+        """[H, queries, keys], minus infinity for keys to come; the last query stands at the last key."""
+        device = self.table.weight.device
+        distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
+        exact = BUCKETS // 2
+        logarithm = torch.log(distance.clamp(min=1) / exact) / np.log(MAX_DISTANCE / exact)
+        coarse = (exact + (logarithm * (BUCKETS - exact)).long()).clamp(max=BUCKETS - 1)
+        bucket = torch.where(distance < exact, distance.clamp(min=0), coarse)
+        return self.table(bucket).permute(2, 0, 1).masked_fill(distance < 0, -torch.inf)
+
+
+class Attention(nn.Module):
+    """Attention to the segment and XL memory, and in the kNN layer to what a search finds as well."""
+
+    def __init__(self, sizes: Sizes, *, knn: bool):
+        super().__init__()
+        width, self.heads = sizes.width, sizes.heads
+        self.scale = (width // sizes.heads) ** -0.5
+        self.q, self.k, self.v = (nn.Linear(width, width, bias=False) for _ in range(3))
+        self.out = nn.Linear(width, width)
+        self.dropout = nn.Dropout(sizes.dropout)
+        self.gate = nn.Parameter(torch.randn(sizes.heads, 1, 1)) if knn else None
+
+    def forward(self, x: Tensor, bias: Tensor, xl: KeysValues, knn: list[LaneMemory]) -> tuple[Tensor, KeysValues]:
+        """The output for x [B, T, D], and the segment's keys and values."""
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.gate is not None:
+            q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)  # over the full width
+        keys, values = (self._split(torch.cat(pair, 1)) for pair in zip(xl, (k, v), strict=True))
+        # MIDIGen adds the bias times head_dim^0.5 before it scales, which is the same.
+        scores = self._split(q) @ keys.mT * self.scale + bias
+        y = scores.softmax(-1) @ values
+        if self.gate is not None:
+            y = self._remember(q, y, knn)
+            for lane, entries in enumerate(zip(_to_numpy(k), _to_numpy(v), strict=True)):
+                knn[lane].add(*entries)
+        return self.dropout(self.out(y.transpose(1, 2).flatten(2))), (k.detach(), v.detach())
+
+    def _split(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, H, T, Dh]"""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def _remember(self, q: Tensor, local: Tensor, knn: list[LaneMemory]) -> Tensor:
+        """The local output [B, H, T, Dh] mixed with attention to what each token finds; as it is in lanes with little.
+
+        All heads attend to the same entries. No gradient goes into them.
+        """
+        hits = [lane.search(queries) for lane, queries in zip(knn, _to_numpy(q), strict=True)]
+        if all(lane_hits is None for lane_hits in hits):
+            return local
+        nothing = np.zeros((q.shape[1], knn[0].top_k, 2, q.shape[2]), np.float32)
+        entries = np.stack([nothing if lane_hits is None else lane_hits for lane_hits in hits])
+        keys, values = torch.from_numpy(entries).to(q.device).unflatten(-1, (self.heads, -1)).unbind(3)
+        scores = torch.einsum("bhtd,btkhd->bhtk", self._split(q), keys) * self.scale
+        memory = torch.einsum("bhtk,btkhd->bhtd", scores.softmax(-1), values)
+        found = torch.tensor([lane_hits is not None for lane_hits in hits], device=q.device)[:, None, None, None]
+        gate = torch.where(found, self.gate, 0.0)
+        return memory * gate + local * (1 - gate)
+
+
+def _to_numpy(x: Tensor) -> np.ndarray:
+    return x.detach().cpu().numpy()
+
+
+class Block(nn.Module):
+    def __init__(self, sizes: Sizes, *, knn: bool):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(sizes.width)
+        self.attention = Attention(sizes, knn=knn)
+        self.norm2 = nn.LayerNorm(sizes.width)
+        self.up = nn.Linear(sizes.width, sizes.ff_width)
+        self.down = nn.Linear(sizes.ff_width, sizes.width)
+        self.dropout = nn.Dropout(sizes.dropout)
+
+    def forward(self, x: Tensor, bias: Tensor, xl: KeysValues, knn: list[LaneMemory]) -> tuple[Tensor, KeysValues]:
+        y, keys_values = self.attention(self.norm1(x), bias, xl, knn)
+        x = x + y
+        return x + self.down(self.dropout(F.gelu(self.up(self.norm2(x))))), keys_values
+
+
+class MIDIGen(nn.Module):
+    def __init__(self, sizes: Sizes):
+        super().__init__()
+        if sizes.knn and sizes.layers < 4:
+            raise ValueError(f"layers={sizes.layers}: the kNN layer is the fourth from the end; give 4 or more")
+        self.sizes = sizes
+        self.token = nn.Embedding(sizes.vocabulary, sizes.width)
+        self.step = nn.Embedding(STEPS, sizes.width)
+        self.bar = nn.Embedding(BARS, sizes.width)
+        self.xl_bias, self.knn_bias = PositionBias(sizes.heads), PositionBias(sizes.heads)
+        self.blocks = nn.ModuleList(Block(sizes, knn=i == sizes.knn_layer) for i in range(sizes.layers))
+        self.norm = nn.LayerNorm(sizes.width)
+        self.logits = nn.Linear(sizes.width, sizes.vocabulary)
+
+    def forward(self, batch: Batch, memory: Memory) -> Tensor:
+        """Logits [B, T, V] of the next tokens. The memories of lanes that begin a song are emptied, all are updated."""
+        memory.turn_to(batch["song"][:, 0])
+        tokens, step, bar = (self.tensor(batch[name]) for name in ("tokens", "step", "bar"))
+        x = self.token(tokens) + self.step(step % STEPS) + self.bar(bar % BARS)
+        length = tokens.shape[1]
+        xl_bias, knn_bias = (bias(length, 2 * length) for bias in (self.xl_bias, self.knn_bias))
+        for i, block in enumerate(self.blocks):
+            bias = knn_bias if i == self.sizes.knn_layer else xl_bias
+            x, memory.xl[i] = block(x, bias, memory.xl[i], memory.knn)
+        return self.logits(self.norm(x))
+
+    def tensor(self, x: np.ndarray) -> Tensor:
+        return torch.from_numpy(x).to(self.logits.weight.device, torch.long)
+
+
+class Baseline:
+    """MIDIGen in training."""
+
+    def __init__(self, sizes: Sizes, *, device: torch.device | str = "cpu", seed: int = 0):
+        torch.manual_seed(seed)
+        self.model = MIDIGen(sizes).to(device)
+        self.memory = Memory(sizes, device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+
+    def step(self, batch: Batch) -> float:
+        """One optimizer step on a segment of all lanes; its mean loss in nats, padding counted."""
+        logits, targets = self.model(batch, self.memory), self.model.tensor(batch["targets"])
+        return descend(cross_entropy(logits, targets), self.optimizer)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, *, ignore: int = NO_TARGET, reduction: str = "mean") -> Tensor:
+    """Loss in nats of logits [B, T, V] for targets [B, T]."""
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=ignore, reduction=reduction)
+
+
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> float:
+    """One step of the optimizer; the loss, fetched last, so that a GPU has done all of it."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+@torch.no_grad()
+def evaluate(model: MIDIGen, corpus: Corpus, songs: np.ndarray) -> float:
+    """Total loss in nats over every token but sos of whole songs, each from its own empty memories, without dropout.
+
+    Made for `midigen_jax.evaluate.figures`. Segments follow each other without the gap of training's blocks.
+    """
+    was_training, memory, nats = model.training, Memory(model.sizes, model.logits.weight.device), 0.0
+    model.eval()
+    for batch in _stream(corpus, songs, model.sizes, stride=model.sizes.segment):
+        logits, targets = model(batch, memory), model.tensor(batch["targets"])
+        nats += cross_entropy(logits, targets, ignore=PAD, reduction="sum").item()
+    model.train(was_training)
+    return nats
+
+
+def training_batches(corpus: Corpus, songs: np.ndarray, sizes: Sizes, *, seed: int = 0) -> Iterator[Batch]:
+    """Endless batches: the lanes stream songs of at most MAX_BLOCKS blocks, shuffled anew each epoch."""
+    lengths = np.diff(corpus.offsets)[songs]
+    short = songs[lengths <= MAX_BLOCKS * sizes.block]
+    if len(short) == 0:
+        raise InputError(f"{corpus.path}: all songs have more than {MAX_BLOCKS} blocks of {sizes.block} tokens")
+    random = np.random.default_rng(seed)
+    epochs = (random.permutation(short) for _ in itertools.count())
+    return _stream(corpus, itertools.chain.from_iterable(epochs), sizes, stride=sizes.block)
+
+
+def real_targets(batch: Batch) -> int:
+    """How many targets of a batch are no padding."""
+    return int(((batch["targets"] != PAD) & (batch["targets"] != NO_TARGET)).sum())
+
+
+def _stream(corpus: Corpus, songs: Iterable[int], sizes: Sizes, *, stride: int) -> Iterator[Batch]:
+    """Batches of lanes that go through a song's blocks one after the other and then take the next song of all.
+
+    Ends when every lane has run out of songs; a lane that has none left is padding. Song ids count the songs taken.
+    """
+    waiting = enumerate(songs)
+
+    def everywhere(value: int) -> np.ndarray:
+        return np.full(sizes.segment, value, np.int32)
+
+    def lane() -> Iterator[Batch]:
+        for number, song in waiting:
+            for block in song_blocks(corpus, song, sizes.block, stride):
+                yield block | {"song": everywhere(number)}
+
+    idle = {"tokens": everywhere(PAD), "targets": everywhere(PAD), "bar": everywhere(0), "step": everywhere(0)}
+    idle["song"] = everywhere(NO_SONG)
+    for blocks in itertools.zip_longest(*(lane() for _ in range(sizes.lanes)), fillvalue=idle):
+        yield {name: np.stack([block[name] for block in blocks]) for name in STEP_ARRAYS}
+
+
+def song_blocks(corpus: Corpus, song: int, block: int, stride: int) -> Iterator[Batch]:
+    """A song in blocks of T tokens, the last one padded; inputs are all but a block's last, targets all but its first.
+
+    Args:
+        stride: tokens from one block to the next: T as in training, or T - 1, with which every token but sos is a
+            target once.
+    """
+    begin, end = corpus.offsets[song : song + 2].tolist()
+    for first in range(begin, end - (block - stride), stride):
+        n = min(block, end - first)
+        here = slice(first, first + n)
+        tokens, bar, step = np.zeros((3, block), np.int32)
+        tokens[:n], bar[:n], step[:n] = corpus.tokens[here], corpus.bar[here], corpus.step[here]
+        tokens[n:] = PAD
+        yield {"tokens": tokens[:-1], "targets": tokens[1:], "bar": bar[:-1], "step": step[:-1]}
+
+
+def carry_weights(model: MIDIGen) -> dict[str, Any]:
+    """The weights as parameters of `midigen_jax.model.Decoder` of the same sizes, without kNN memory, with exact GELU.
+
+    With them it computes the same logits, once XL memory is full. What our kNN layer does differs (see above).
+    """
+    heads, width = model.sizes.heads, model.sizes.width
+
+    def array(x: Tensor) -> np.ndarray:
+        return _to_numpy(x).copy()  # training goes on in place
+
+    def norm(x: nn.LayerNorm) -> dict[str, Any]:
+        return {"scale": array(x.weight), "bias": array(x.bias)}
+
+    def linear(x: nn.Linear) -> dict[str, Any]:
+        return {"kernel": array(x.weight.T), "bias": array(x.bias)}
+
+    def attention(x: Attention) -> dict[str, Any]:
+        qkv = [array(part.weight).reshape(heads, -1, width).swapaxes(1, 2) for part in (x.q, x.k, x.v)]
+        out = array(x.out.weight.T).reshape(heads, -1, width)
+        return {"qkv": np.stack(qkv), "out": out, "out_bias": array(x.out.bias)}
+
+    def block(x: Block) -> dict[str, Any]:
+        ff = {"up": linear(x.up), "down": linear(x.down)}
+        return {"norm1": norm(x.norm1), "attention": attention(x.attention), "norm2": norm(x.norm2), "ff": ff}
+
+    return {
+        "token": {"embedding": array(model.token.weight)},
+        "bar": {"embedding": array(model.bar.weight)},
+        "step": {"embedding": np.tile(array(model.step.weight), (3, 1))},  # 12 beats are three bars of 4/4
+        "bias": np.stack([array(bias.table.weight) for bias in (model.xl_bias, model.knn_bias)]),
+        "blocks": {i: block(x) for i, x in enumerate(model.blocks)},
+        "norm": norm(model.norm),
+        "logits": linear(model.logits),
+    }
