@@ -387,11 +387,12 @@ def carry_weights(model: MIDIGen) -> dict[str, Any]:
         return {"norm1": norm(x.norm1), "attention": attention(x.attention), "norm2": norm(x.norm2), "ff": ff}
 
     return {
-        "token": {"embedding": array(model.token.weight)},
-        "bar": {"embedding": array(model.bar.weight)},
-        "step": {"embedding": np.tile(array(model.step.weight), (3, 1))},  # 12 beats are three bars of 4/4
+        "token": array(model.token.weight),
+        "bar": array(model.bar.weight),
+        "step": np.tile(array(model.step.weight), (3, 1)),  # 12 beats are three bars of 4/4
         "bias": np.stack([array(bias.table.weight) for bias in (model.xl_bias, model.knn_bias)]),
         "blocks": {i: block(x) for i, x in enumerate(model.blocks)},
         "norm": norm(model.norm),
-        "logits": linear(model.logits),
+        "output": array(model.logits.weight),
+        "output_bias": array(model.logits.bias),
     }

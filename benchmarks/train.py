@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from _shared import environment, save
 
-from midigen_jax import cli, data, model, train
+from midigen_jax import cli, data, model, step, train
 from midigen_jax import config as cfg
 
 
@@ -19,9 +19,11 @@ class Contestant:
 
     def __init__(self, config: cfg.Config, corpus: train.Corpus, steps: int):
         self.config = config
-        self.state = jax.jit(train.init_state, static_argnums=(0, 1))(config, corpus.vocabulary)
+        self.mesh = step.make_mesh(config)
+        begin = jax.jit(step.init_state, static_argnums=(0, 1), out_shardings=step.state_sharding(self.mesh))
+        self.state = begin(config, corpus.vocabulary)
         graphdef = model.abstract(config, corpus.vocabulary)
-        self.train_step = train.make_train_step(graphdef, config)
+        self.train_step = step.make_train_step(graphdef, config, self.mesh)
         self.tokens = config.data.lanes * config.data.segment * config.data.segments
         self.batches = data.training_steps(
             corpus,
@@ -39,7 +41,7 @@ class Contestant:
         self.slots: list[float] = []
 
     def step(self) -> float:
-        batch = jax.device_put(next(self.batches))
+        batch = step.put_batch(next(self.batches), self.mesh)
         begin = time.perf_counter()
         self.state, metrics = self.train_step(self.state, batch)
         jax.block_until_ready((self.state, metrics))

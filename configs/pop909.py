@@ -10,7 +10,7 @@ from midigen_jax.config import Config, Data, Memory, Model, Train
 
 def config() -> Config:
     return Config(
-        model=Model(layers=4, width=256, heads=4, ff_width=1024, activation="relu2", dropout=0.1),
+        model=Model(layers=4, width=256, heads=4, ff_width=1024, activation="relu2", dropout=0.0),
         memory=Memory(xl=256, knn=8192, knn_layer=3, top_k=16),
         data=Data(lanes=8, segment=256),
         train=Train(

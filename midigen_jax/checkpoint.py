@@ -14,7 +14,7 @@ from . import config as cfg
 from .cli import InputError
 from .corpus import Corpus
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 def meta_of(config: cfg.Config, corpus: Corpus) -> dict[str, Any]:
@@ -58,11 +58,11 @@ class Checkpoints:
         return meta
 
     def restore(self, step: int, **abstract: Any) -> dict[str, Any]:
-        """The named items (`params`, `rest`), shaped like the given abstract trees."""
+        """The named items (`params`, `rest`), shaped and placed like the given abstract trees."""
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
         def on_device(x: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device)
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or device)
 
         items = {name: ocp.args.StandardRestore(jax.tree.map(on_device, tree)) for name, tree in abstract.items()}
         restored = self.manager.restore(step, args=ocp.args.Composite(**items))

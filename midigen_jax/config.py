@@ -16,8 +16,14 @@ class Model:
     width: int = 256
     heads: int = 4
     ff_width: int = 1024
-    activation: Literal["gelu", "relu", "relu2"] = "gelu"
-    dropout: float = 0.1
+    activation: Literal["gelu", "relu", "relu2", "swiglu"] = "relu2"
+    norm: Literal["layer", "rms"] = "layer"
+    positions: Literal["t5", "rotary"] = "t5"
+    qk_norm: bool = False  # queries and keys have length 1 in all layers, not only in the one with the kNN memory
+    biases: bool = True  # of the linear layers and of LayerNorm
+    tied: bool = False  # the output layer's weights are the token embeddings
+    pitches: bool = False  # a token's embedding is that of its pitch class and octave as well
+    dropout: float = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
 
 
@@ -27,7 +33,8 @@ class Memory:
     knn: int = 8192  # slots of the kNN memory's ring, a multiple of the segment; 0: none
     knn_layer: int = 3  # the layer that has it, counted from 1
     top_k: int = 16
-    backend: Literal["auto", "faiss", "xla"] = "auto"
+    backend: Literal["auto", "faiss", "xla", "dense"] = "auto"  # dense: no search, attention to all slots
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the ring
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class Train:
     weight_decay: float = 0.01
     beta2: float = 0.95
     clip: float = 1.0  # global norm of the gradients
+    remat: bool = False  # activations are computed again for the gradient: less memory, a third more work
     log_every: int = 10  # steps, as are these
     validate_every: int = 500
     save_every: int = 500

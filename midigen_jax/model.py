@@ -1,50 +1,48 @@
-"""The decoder: a transformer with T5 relative positions, XL memory in every layer and kNN memory in one.
+"""The decoder: a transformer with relative positions, XL memory in every layer and kNN memory in one.
 
 Modules hold parameters and nothing else: memory, dropout keys and caches go in and come out. Letters of shapes are
 those of `shapes`.
 """
 
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from . import config as cfg
 from . import memory as mem
-from .memory import Hits, KNNMemory, XLMemory
+from . import vocab
+from .attention import Attention, Reading, Statistics, initial_bias, no_statistics, position_bias
+from .memory import KNNMemory, XLMemory
 from .shapes import Array, Float, Int
 from .vocab import Vocabulary
 
 BARS = 1024  # bar numbers are taken modulo this
 BEATS = 12  # steps in the bar are taken modulo so many beats
-BUCKETS, MAX_DISTANCE = 32, 128  # of the T5 relative position bias
-KNN_SCALE = 16.0  # at the start: normalised attention at scale 1 is close to uniform
+PITCH_CLASSES, OCTAVES = 12, 11
+EPSILON = 1e-5  # of the norms, as PyTorch has it
+
+
+def _swiglu(x: Array) -> Array:
+    gate, x = jnp.split(x, 2, -1)
+    return jax.nn.silu(gate) * x
+
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),  # as MIDIGen has it
+    "gelu": partial(jax.nn.gelu, approximate=False),
     "relu": jax.nn.relu,
-    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # So et al. 2021, "Primer"
+    "swiglu": _swiglu,  # Shazeer 2020, "GLU variants improve transformer"
 }
+
 _small = nnx.initializers.normal(0.02)
-# Variance 1 / fan-in, as that of nnx.Linear, for the shapes of the attention's weights.
-_qkv = nnx.initializers.variance_scaling(1, "fan_in", "normal", in_axis=2, out_axis=3, batch_axis=(0, 1))
-_out = nnx.initializers.variance_scaling(1, "fan_in", "normal", in_axis=(0, 1), out_axis=2)
 
 nnx.set_graph_mode(False)
 nnx.set_graph_updates(False)
-
-
-class Statistics(NamedTuple):
-    """What the kNN memory did; zeros where there is none."""
-
-    hit_rate: Array  # share of queries that found something
-    hits: Array  # how many entries were found
-    ages: Array  # the sum of their ages: tokens between an entry and its query
-    gate: Array  # share of the memory in the output, where something was found
-    slots: Array  # filled slots of the running song, a lane
 
 
 class Output(NamedTuple):
@@ -54,178 +52,103 @@ class Output(NamedTuple):
     statistics: Statistics
 
 
-def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Inverted dropout, the rate rounded to 1/256: a byte a value costs a quarter of a float's random bits."""
+def dropout(x: Float[Array, "B Q F"], rate: float, keys: Array | None) -> Float[Array, "B Q F"]:
+    """Inverted dropout, with a key a lane, so that a lane's mask depends on no other lane and on no device.
+
+    The rate is rounded to 1/256: a byte a value costs a quarter of a float's random bits.
+    """
     kept = max(round(256 * (1 - rate)), 1)
-    if key is None or kept == 256:
+    if keys is None or kept == 256:
         return x
-    return jnp.where(jax.random.bits(key, x.shape, jnp.uint8) < kept, x * (256 / kept), 0).astype(x.dtype)
+    bits = jax.vmap(lambda key: jax.random.bits(key, x.shape[1:], jnp.uint8))(keys)
+    return jnp.where(bits < kept, x * (256 / kept), 0).astype(x.dtype)
 
 
-def t5_bucket(distance: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
-    """Bucket of a distance back in time (Raffel et al. 2020): exact up to 15, logarithmic up to 128 and beyond."""
-    exact = BUCKETS // 2
-    logarithm = jnp.log(jnp.maximum(distance, 1) / exact) / jnp.log(MAX_DISTANCE / exact)
-    coarse = exact + (logarithm * (BUCKETS - exact)).astype(jnp.int32)
-    return jnp.where(distance < exact, jnp.maximum(distance, 0), jnp.minimum(coarse, BUCKETS - 1))
+def pitch_features(vocabulary: Vocabulary) -> Float[Array, "V features"]:
+    """How often a token sounds each pitch class and each octave; a merged token may sound several."""
+    spelled = [*((token,) for token in range(vocabulary.scheme.size)), *vocabulary.merges]
+    features = np.zeros((vocabulary.size, PITCH_CLASSES + OCTAVES), np.float32)
+    for token, parts in enumerate(spelled):
+        for part in parts:
+            if vocab.NOTE_0 <= part < vocab.DURATION_0:
+                octave, pitch_class = divmod(part - vocab.NOTE_0, PITCH_CLASSES)
+                features[token, [pitch_class, PITCH_CLASSES + octave]] += 1
+    return jnp.asarray(features)
 
 
-def initial_bias(heads: int) -> Float[Array, "buckets H"]:
-    """The table before training: a slope a head that falls with distance (Press et al. 2022, "ALiBi").
-
-    From a table of zeros heads must first learn to tell near from far, one bucket at a time. On the demo's music, after
-    256,000 tokens, zeros reached 2.13 nats a token on validation songs and slopes 1.72, all else equal.
-    """
-    exact = BUCKETS // 2
-    beyond = exact * (MAX_DISTANCE / exact) ** (jnp.arange(exact) / exact)
-    distances = jnp.concatenate([jnp.arange(exact), beyond])
-    slopes = 2.0 ** (-8 * jnp.arange(1, heads + 1) / heads)
-    return -distances[:, None] * slopes
-
-
-@jax.custom_vjp
-def add_position_bias(
-    scores: Float[Array, "B H Q W"], table: Float[Array, "buckets H"], distance: Int[Array, "#B Q W"]
-) -> Float[Array, "B H Q W"]:
-    """Adds each head's bias for the distance back in time.
-
-    The gradient of a gather is a scatter, which would take longer than the attention itself; here it is a matrix
-    product with the one-hot buckets.
-    """
-    return scores + jnp.moveaxis(table.T[:, t5_bucket(distance)], 0, 1)
-
-
-def _add_position_bias_forward(scores: Array, table: Array, distance: Array) -> tuple[Array, Array]:
-    return add_position_bias(scores, table, distance), distance
-
-
-def _add_position_bias_backward(distance: Array, gradient: Array) -> tuple[Array, Array, None]:
-    lanes, heads = gradient.shape[:2]
-    buckets = jax.nn.one_hot(t5_bucket(distance[0]).ravel(), BUCKETS, dtype=gradient.dtype)
-    by_bucket = jnp.dot(gradient.reshape(lanes * heads, -1), buckets)
-    return gradient, by_bucket.reshape(lanes, heads, BUCKETS).sum(0).T, None
-
-
-add_position_bias.defvjp(_add_position_bias_forward, _add_position_bias_backward)
-
-
-class Attention(nnx.Module):
-    """Multi-head attention to the window, and in one layer to what the kNN memory found as well."""
-
-    def __init__(self, config: cfg.Config, *, knn: bool, rngs: nnx.Rngs):
-        model = config.model
-        heads, head_width = model.heads, model.width // model.heads
-        self.config, self.knn = config, knn
-        self.qkv = nnx.Param(_qkv(rngs.params(), (3, heads, model.width, head_width)))
-        self.out = nnx.Param(_out(rngs.params(), (heads, head_width, model.width)) / (2 * model.layers) ** 0.5)
-        self.out_bias = nnx.Param(jnp.zeros(model.width))
-        if knn:
-            self.scale = nnx.Param(jnp.full(heads, KNN_SCALE, jnp.float32))
-            self.gate = nnx.Param(jnp.zeros(heads))
-
-    def __call__(
-        self,
-        x: Array,
-        layer: int,
-        window: XLMemory,
-        knn: KNNMemory | None,
-        song: Array,
-        table: Array,
-        distance: Array,
-        mask: Array,
-        at: Array | None,
-    ) -> tuple[Array, tuple[Array, Array], Statistics]:
-        dtype = x.dtype
-        q, k, v = jnp.einsum("btd,shdk->sbhtk", x, self.qkv[...].astype(dtype))
-        scale: Any = q.shape[-1] ** -0.5
-        if self.knn:
-            q, k = (_normalize(y) for y in (q, k))
-            scale = self.scale[...][:, None, None]
-        keys, values = mem.extend(window, layer, k, v, at)
-        scores = jnp.einsum("bhtk,bhwk->bhtw", q * scale, keys, preferred_element_type=jnp.float32)
-        scores = add_position_bias(scores, table, distance)
-        weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf)).astype(dtype)
-        y = jnp.einsum("bhtw,bhwk->bhtk", weights, values)
-        statistics = Statistics(*jnp.zeros(5))
-        if self.knn and knn is not None:
-            with jax.named_scope("knn"):
-                hits = mem.retrieve(knn, q, song, self.config.memory.top_k, self.config.memory.backend)
-                gate = nnx.sigmoid(self.gate[...])
-                y = _mix(q * scale, y, hits, gate[:, None, None])
-                statistics = _statistics(knn, hits, gate, song, self.config.memory.xl)
-        y = jnp.einsum("bhtk,hkd->btd", y, self.out[...].astype(dtype)) + self.out_bias[...].astype(dtype)
-        return y, (keys, values), statistics
-
-
-def _normalize(x: Array) -> Array:
-    """To length 1, per head, in float32."""
-    y = x.astype(jnp.float32)
-    return (y * jax.lax.rsqrt(jnp.sum(jnp.square(y), -1, keepdims=True) + 1e-6)).astype(x.dtype)
-
-
-def _mix(q: Array, local: Array, hits: Hits, gate: Array) -> Array:
-    """Attention to the hits, mixed with the local output; that alone where there are none."""
-    scores = jnp.sum(q[..., None, :] * hits.keys, -1, dtype=jnp.float32)
-    found = hits.slots >= 0
-    any_found = found.any(-1, keepdims=True)
-    # Where nothing was found the softmax of equal scores stands in, so that no gradient is NaN.
-    weights = jax.nn.softmax(jnp.where(found, scores, jnp.where(any_found, -jnp.inf, 0.0)))
-    remembered = jnp.sum(weights[..., None].astype(local.dtype) * hits.values, -2)
-    gate = jnp.where(any_found, gate, 0).astype(local.dtype)
-    return remembered * gate + local * (1 - gate)
-
-
-def _statistics(knn: KNNMemory, hits: Hits, gate: Array, song: Array, xl: int) -> Statistics:
-    found = hits.slots >= 0
-    ages = jnp.sum(jnp.where(found, mem.ages(knn, hits.slots, xl), 0), dtype=jnp.float32)
-    _, count = mem.song_range(knn, song[:, 0])
-    return Statistics(found.any(-1).mean(), found.sum(dtype=jnp.float32), ages, gate.mean(), count.mean())
+def make_norm(model: cfg.Model, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
+    dtype = jnp.dtype(model.dtype)
+    if model.norm == "rms":
+        return nnx.RMSNorm(model.width, epsilon=EPSILON, dtype=dtype, rngs=rngs)
+    return nnx.LayerNorm(model.width, epsilon=EPSILON, use_bias=model.biases, dtype=dtype, rngs=rngs)
 
 
 class FeedForward(nnx.Module):
-    def __init__(self, config: cfg.Config, *, rngs: nnx.Rngs):
-        model = config.model
-        self.activation, self.rate, dtype = (
-            _ACTIVATIONS[model.activation],
-            model.dropout,
-            jnp.dtype(model.dtype),
-        )
-        self.up = nnx.Linear(model.width, model.ff_width, dtype=dtype, rngs=rngs)
-        self.down = nnx.Linear(model.ff_width, model.width, dtype=dtype, rngs=rngs)
+    def __init__(self, model: cfg.Model, *, rngs: nnx.Rngs):
+        dtype = jnp.dtype(model.dtype)
+        self.activation, self.rate = model.activation, model.dropout
+        n_up = 2 if model.activation == "swiglu" else 1
+        self.up = nnx.Linear(model.width, n_up * model.ff_width, use_bias=model.biases, dtype=dtype, rngs=rngs)
+        self.down = nnx.Linear(model.ff_width, model.width, use_bias=model.biases, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, key: Array | None) -> Array:
-        return self.down(dropout(self.activation(self.up(x)), self.rate, key))
+    def __call__(self, x: Float[Array, "B Q D"], keys: Array | None) -> Float[Array, "B Q D"]:
+        return self.down(dropout(_ACTIVATIONS[self.activation](self.up(x)), self.rate, keys))
 
 
 class Block(nnx.Module):
-    def __init__(self, config: cfg.Config, *, knn: bool, rngs: nnx.Rngs):
-        width, dtype = config.model.width, jnp.dtype(config.model.dtype)
+    def __init__(self, config: cfg.Config, layer: int, *, rngs: nnx.Rngs):
         self.rate = config.model.dropout
-        self.norm1 = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
-        self.attention = Attention(config, knn=knn, rngs=rngs)
-        self.norm2 = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
-        self.ff = FeedForward(config, rngs=rngs)
+        self.norm1 = make_norm(config.model, rngs)
+        self.attention = Attention(config, layer, rngs=rngs)
+        self.norm2 = make_norm(config.model, rngs)
+        self.ff = FeedForward(config.model, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B Q D"], reading: Reading, keys: Array | None
+    ) -> tuple[Array, tuple[Array, Array], Statistics]:
+        """Returns the output, the layer's window with the new keys and values, and what the kNN memory did."""
+        after_attention, in_ff = _fold_in(keys, 0), _fold_in(keys, 1)
+        with jax.named_scope("attention"):
+            y, extended, statistics = self.attention(self.norm1(x), reading)
+            x = x + dropout(y, self.rate, after_attention)
+        with jax.named_scope("ff"):
+            return x + self.ff(self.norm2(x), in_ff), extended, statistics
+
+
+def _fold_in(keys: Array | None, number: int) -> Array | None:
+    """A key for every lane from its key and a number."""
+    return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
 class Decoder(nnx.Module):
     def __init__(self, config: cfg.Config, vocabulary: Vocabulary, *, rngs: nnx.Rngs):
-        model, dtype = config.model, jnp.dtype(config.model.dtype)
+        model = config.model
+
+        def embedding(size: int) -> nnx.Param:
+            return nnx.Param(_small(rngs.params(), (size, model.width)))
+
         self.config = config
-        self.token = nnx.Embed(vocabulary.size, model.width, embedding_init=_small, dtype=dtype, rngs=rngs)
-        self.bar = nnx.Embed(BARS, model.width, embedding_init=_small, dtype=dtype, rngs=rngs)
-        self.step = nnx.Embed(
-            BEATS * vocabulary.scheme.steps_per_beat, model.width, embedding_init=_small, dtype=dtype, rngs=rngs
-        )
-        # One table for the plain layers, one for the kNN layer.
-        self.bias = nnx.Param(jnp.stack([initial_bias(model.heads)] * 2))
-        self.blocks = nnx.List(
-            [
-                Block(config, knn=bool(config.memory.knn) and i == config.memory.knn_layer - 1, rngs=rngs)
-                for i in range(model.layers)
-            ]
-        )
-        self.norm = nnx.LayerNorm(model.width, dtype=dtype, rngs=rngs)
-        self.logits = nnx.Linear(model.width, vocabulary.size, kernel_init=_small, dtype=dtype, rngs=rngs)
+        self.token, self.bar = embedding(vocabulary.size), embedding(BARS)
+        self.step = embedding(BEATS * vocabulary.scheme.steps_per_beat)
+        if model.pitches:
+            self.pitch = embedding(PITCH_CLASSES + OCTAVES)
+            self.vocabulary = vocabulary
+        if model.positions == "t5":
+            # One table for the plain layers, one for the kNN layer.
+            self.bias = nnx.Param(jnp.stack([initial_bias(model.heads)] * 2))
+        self.blocks = nnx.List([Block(config, layer, rngs=rngs) for layer in range(model.layers)])
+        self.norm = make_norm(model, rngs)
+        if not model.tied:
+            self.output = nnx.Param(_small(rngs.params(), (vocabulary.size, model.width)))
+        if model.biases:
+            self.output_bias = nnx.Param(jnp.zeros(vocabulary.size))
+
+    def embeddings(self) -> Float[Array, "V D"]:
+        """Of all tokens, in the computation's dtype."""
+        table = self.token[...]
+        if self.config.model.pitches:
+            table = table + pitch_features(self.vocabulary) @ self.pitch[...]
+        return table.astype(self.config.model.dtype)
 
     def __call__(
         self,
@@ -236,44 +159,49 @@ class Decoder(nnx.Module):
         memory: mem.Memory,
         *,
         at: Int[Array, " B"] | None = None,
-        key: Array | None = None,
+        keys: Array | None = None,
     ) -> Output:
         """Logits of the next tokens.
 
         Args:
             memory: XL memory whose window ends where these tokens begin, unless `at` is given.
             at: slots of the window to which one token a lane goes; what lies behind them is not attended.
-            key: of the dropout; none without.
+            keys: of the dropout, one a lane; none without.
         """
-        window = memory.xl
-        window_song = mem.extend_songs(window, song, at)
-        n_new, n_slots = tokens.shape[1], window_song.shape[1]
-        first = jnp.array([n_slots - n_new]) if at is None else at
-        distance = first[:, None, None] + jnp.arange(n_new)[:, None] - jnp.arange(n_slots)
-        mask = ((distance >= 0) & (song[:, :, None] == window_song[:, None, :]))[:, None]
+        reading = self._begin(song, memory, at)
         with jax.named_scope("embed"):
-            x = self.token(tokens) + self.bar(bar % BARS) + self.step(step % self.step.num_embeddings)
-        rate = self.config.model.dropout
-        keys, statistics = [], Statistics(*jnp.zeros(5))
+            table = self.embeddings()
+            x = table[tokens] + (self.bar[...][bar % BARS] + self.step[...][step % len(self.step[...])]).astype(
+                table.dtype
+            )
+        extended, statistics = [], no_statistics(self.config.model.heads)
         for i, block in enumerate(self.blocks):
-            drop = (None, None) if key is None else tuple(jax.random.split(jax.random.fold_in(key, i)))
             with jax.named_scope(f"block{i}"):
-                with jax.named_scope("attention"):
-                    knn = block.attention.knn
-                    y, extended, block_statistics = block.attention(
-                        block.norm1(x), i, window, memory.knn, song, self.bias[int(knn)], distance, mask, at
-                    )
-                    x = x + dropout(y, rate, drop[0])
-                with jax.named_scope("ff"):
-                    x = x + block.ff(block.norm2(x), drop[1])
-            keys.append(extended)
-            if knn:
+                x, keys_and_values, block_statistics = block(x, reading, _fold_in(keys, i))
+            extended.append(keys_and_values)
+            if block.attention.knn:
                 statistics = block_statistics
         with jax.named_scope("logits"):
-            logits = self.logits(self.norm(x)).astype(jnp.float32)
-        extended_keys, extended_values = zip(*keys, strict=True)
+            output = table if self.config.model.tied else self.output[...].astype(x.dtype)
+            logits = jnp.einsum("btd,vd->btv", self.norm(x), output, preferred_element_type=jnp.float32)
+            if self.config.model.biases:
+                logits = logits + self.output_bias[...]
+        xl_keys, xl_values = zip(*extended, strict=True)
         ring = memory.knn and mem.after_reading(memory.knn, logits)
-        return Output(logits, XLMemory(extended_keys, extended_values, window_song), ring, statistics)
+        window = XLMemory(xl_keys, xl_values, mem.extend_songs(memory.xl, song, at))
+        return Output(logits, window, ring, statistics)
+
+    def _begin(self, song: Int[Array, "B Q"], memory: mem.Memory, at: Int[Array, " B"] | None) -> Reading:
+        window_song = mem.extend_songs(memory.xl, song, at)
+        queries, slots = song.shape[1], window_song.shape[1]
+        first = slots - queries if at is None else at
+        distance = jnp.reshape(jnp.asarray(first), (-1, 1, 1)) + jnp.arange(queries)[:, None] - jnp.arange(slots)
+        mask = ((distance >= 0) & (song[:, :, None] == window_song[:, None, :]))[:, None]
+        bias = None
+        if self.config.model.positions == "t5":
+            plain, knn = (position_bias(table, first, queries, slots) for table in self.bias[...])
+            bias = (plain, knn)
+        return Reading(memory.xl, memory.knn, song, at, first, mask, bias)
 
 
 def init_params(config: cfg.Config, vocabulary: Vocabulary, *, seed: int) -> tuple[nnx.GraphDef, dict]:

@@ -23,7 +23,7 @@ from .kernels import meter
 from .midi import read_song, write_song
 from .shapes import Array, Bool, Float, Int
 from .song import Song, new_song, notes_of, tokens_of
-from .train import init_state
+from .step import init_state
 from .vocab import Vocabulary
 
 CHUNK = 64  # tokens a row that are sampled between two looks at the host

@@ -12,139 +12,32 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import nnx
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from . import checkpoint, cli, data, evaluate, model
+from . import checkpoint, cli, data, evaluate, model, search
 from . import config as cfg
-from . import memory as mem
 from .cli import InputError
 from .corpus import Corpus, is_corpus, open_corpus, skipped_files
 from .encode import encode_folder, midi_files
 from .shapes import Array
+from .step import (
+    TrainState,
+    init_state,
+    make_loss,
+    make_mesh,
+    make_optimizer,
+    make_train_step,
+    put_batch,
+    state_sharding,
+)
 from .vocab import Vocabulary
-
-Batch = dict[str, Array]
-
-
-class TrainState(NamedTuple):
-    """All that a step changes."""
-
-    params: dict
-    optimizer: optax.OptState
-    memory: mem.Memory
-    step: Array  # steps done
-    key: Array  # data of the random key
-
-
-def make_optimizer(config: cfg.Config) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW after clipping, warmed up linearly and decayed by cosine; matrices alone decay towards zero."""
-    train = config.train
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0,
-        train.learning_rate,
-        min(train.warmup, train.steps - 1),
-        train.steps,
-        train.learning_rate * train.final_learning_rate,
-    )
-
-    def is_matrix(params: dict) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "qkv", "out"), params)
-
-    adamw = optax.adamw(schedule, b2=train.beta2, weight_decay=train.weight_decay, mask=is_matrix)
-    return optax.chain(optax.clip_by_global_norm(train.clip), adamw), schedule
-
-
-def init_state(config: cfg.Config, vocabulary: Vocabulary) -> TrainState:
-    """The state before the first step; trace it with `jax.eval_shape` for its shapes alone."""
-    _, params = model.init_params(config, vocabulary, seed=config.train.seed)
-    return TrainState(
-        params=params,
-        optimizer=make_optimizer(config)[0].init(params),
-        memory=mem.init_memory(config, config.data.lanes),
-        step=jnp.zeros((), jnp.int32),
-        key=jax.random.key_data(jax.random.key(config.train.seed)),
-    )
-
-
-def run_segments(
-    decoder: model.Decoder, memory: mem.Memory, batch: Batch, key: Array | None = None
-) -> tuple[mem.Memory, Array, Array, model.Statistics]:
-    """Reads a step's segments [B, S * T] one after the other, carrying the memory.
-
-    Returns:
-        The memory after them, the summed loss in nats and the number of targets, and statistics of the kNN memory.
-    """
-    config = decoder.config
-    segment = config.data.segment
-
-    def one_segment(memory: mem.Memory, xs: tuple[Batch, Array]) -> tuple[mem.Memory, tuple]:
-        tokens, i = xs
-        segment_key = None if key is None else jax.random.fold_in(key, i)
-        output = decoder(tokens["tokens"], tokens["bar"], tokens["step"], tokens["song"], memory, key=segment_key)
-        counted = tokens["targets"] >= 0
-        nats = optax.softmax_cross_entropy_with_integer_labels(output.logits, jnp.maximum(tokens["targets"], 0))
-        memory = mem.roll(output.window, output.knn, segment, config.memory.knn_layer - 1)
-        return memory, (jnp.sum(nats * counted), jnp.sum(counted), output.statistics)
-
-    segments = {name: jnp.moveaxis(x.reshape(x.shape[0], -1, segment), 1, 0) for name, x in batch.items()}
-    n_segments = segments["tokens"].shape[0]
-    memory, (nats, counted, statistics) = jax.lax.scan(one_segment, memory, (segments, jnp.arange(n_segments)))
-    return memory, nats.sum(), counted.sum(), jax.tree.map(jnp.mean, statistics)
-
-
-def make_train_step(
-    graphdef: nnx.GraphDef, config: cfg.Config
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """One optimizer step over S segments of every lane. The state is donated.
-
-    The gradient flows through the XL memory from segment to segment of the step, not beyond, and never into the ring.
-    """
-    optimizer, _ = make_optimizer(config)
-
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-
-        def mean_loss(params: dict) -> tuple[Array, tuple[mem.Memory, model.Statistics]]:
-            decoder = nnx.merge(graphdef, params)
-            memory, nats, counted, statistics = run_segments(decoder, state.memory, batch, key)
-            return nats / counted, (memory, statistics)
-
-        (loss, (memory, statistics)), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradients), **statistics._asdict()}
-        return TrainState(params, optimizer_state, memory, state.step + 1, state.key), metrics
-
-    return jax.jit(train_step, donate_argnums=0)
-
-
-def make_loss(graphdef: nnx.GraphDef, config: cfg.Config) -> Callable[[dict, Corpus, np.ndarray], float]:
-    """A function of (params, corpus, songs): total loss in nats over whole songs from empty memories."""
-
-    @jax.jit
-    def one_step(params: dict, memory: mem.Memory, batch: Batch) -> tuple[mem.Memory, Array]:
-        memory, nats, _, _ = run_segments(nnx.merge(graphdef, params), memory, batch)
-        return memory, nats
-
-    def total_loss(params: dict, corpus: Corpus, songs: np.ndarray) -> float:
-        memory = mem.init_memory(config, config.data.lanes)
-        all_nats, tokens = [], config.data.segment * config.data.segments
-        for batch in data.whole_songs(corpus, songs, n_lanes=config.data.lanes, tokens_per_step=tokens):
-            memory, nats = one_step(params, memory, jax.device_put(batch))
-            all_nats.append(nats)
-        return float(np.sum(jax.device_get(all_nats), dtype=np.float64))
-
-    return total_loss
 
 
 class Log:
@@ -233,9 +126,12 @@ def rest_of(state: TrainState) -> dict[str, Any]:
 
 
 def restore_state(
-    checkpoints: checkpoint.Checkpoints, step: int, config: cfg.Config, vocabulary: Vocabulary
+    checkpoints: checkpoint.Checkpoints, step: int, config: cfg.Config, vocabulary: Vocabulary, mesh: jax.sharding.Mesh
 ) -> TrainState:
-    shapes = jax.eval_shape(lambda: init_state(config, vocabulary))
+    def placed(sharding: jax.sharding.Sharding, tree: Any) -> Any:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+    shapes = jax.tree.map(placed, state_sharding(mesh), jax.eval_shape(lambda: init_state(config, vocabulary)))
     items = checkpoints.restore(step, params=shapes.params, rest=rest_of(shapes))
     return TrainState(items["params"], **items["rest"])
 
@@ -265,22 +161,23 @@ def train(config: cfg.Config, source: Path, run: Path) -> bool:
     validation = validation[: settings.validation_songs or None]
     run.mkdir(parents=True, exist_ok=True)
     checkpoints, meta = checkpoint.Checkpoints(run, keep=settings.keep), checkpoint.meta_of(config, corpus)
-    first = checkpoints.latest() or 0
+    mesh, first = make_mesh(config), checkpoints.latest() or 0
     if first:
         check_fits(checkpoints.meta(first), config, corpus, run)
-        state = restore_state(checkpoints, first, config, corpus.vocabulary)
+        state = restore_state(checkpoints, first, config, corpus.vocabulary, mesh)
         print(f"{run}: resumed at step {first:,} of {settings.steps:,}")
     else:
-        state = jax.jit(init_state, static_argnums=(0, 1))(config, corpus.vocabulary)
+        begin = jax.jit(init_state, static_argnums=(0, 1), out_shardings=state_sharding(mesh))
+        state = begin(config, corpus.vocabulary)
     graphdef = model.abstract(config, corpus.vocabulary)
-    train_step, total_loss = make_train_step(graphdef, config), make_loss(graphdef, config)
+    train_step, total_loss = make_train_step(graphdef, config, mesh), make_loss(graphdef, config, mesh)
     _, learning_rate = make_optimizer(config)
     n_params = sum(x.size for x in jax.tree.leaves(state.params))
     tokens_per_step = config.data.lanes * config.data.segment * config.data.segments
     print(
         f"{n_params / 1e6:.1f} M parameters; {len(training):,} training and {len(validation):,} validation songs; "
         f"{tokens_per_step:,} tokens a step; XL memory {config.memory.xl:,} and kNN memory {config.memory.knn:,} slots "
-        f"a lane ({mem.resolve_backend(config.memory.backend)} search); {jax.devices()[0].device_kind}"
+        f"a lane ({search.resolve_backend(config.memory.backend)} search); {jax.devices()[0].device_kind}"
     )
     if len(validation) == 0:
         print(
@@ -325,7 +222,7 @@ def train(config: cfg.Config, source: Path, run: Path) -> bool:
         tqdm(initial=first, total=settings.steps, unit="step", desc="training", dynamic_ncols=True) as bar,
     ):
         for batch in batches:
-            state, metrics = train_step(state, jax.device_put(batch))
+            state, metrics = train_step(state, put_batch(batch, mesh))
             # The step before is waited for while this one runs, so that the device never waits for the host.
             jax.block_until_ready(recent[-1:])
             recent.append(metrics)
@@ -365,10 +262,15 @@ def train(config: cfg.Config, source: Path, run: Path) -> bool:
 
 
 def mean_metrics(steps: list[dict[str, Array]]) -> dict[str, float]:
-    """Means over steps; the age of the hits is a mean over hits."""
+    """Means over steps, of the hits' age over hits, of the gate by head; the resets are summed."""
     stacked = jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(steps))
+    heads = stacked["gate"].mean(0).tolist()
     means = {name: float(np.mean(x)) for name, x in stacked.items()}
-    return means | {"hit_age": means.pop("ages") / max(means.pop("hits"), 1e-9)}
+    return means | {
+        "hit_age": means.pop("ages") / max(means.pop("hits"), 1e-9),
+        "resets": float(stacked["resets"].sum()),
+        **{f"gate/{head}": gate for head, gate in enumerate(heads)},
+    }
 
 
 def main() -> None:

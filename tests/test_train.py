@@ -12,6 +12,7 @@ from test_model import changed
 from midigen_jax import checkpoint, data, evaluate, model, train
 from midigen_jax.cli import InputError
 from midigen_jax.encode import encode_folder
+from midigen_jax.step import init_state, make_loss, make_mesh, make_train_step
 from midigen_jax.vocab import Scheme, Vocabulary
 
 
@@ -21,7 +22,7 @@ def equal(one, two) -> bool:
 
 def state_of(run, config):
     checkpoints, step = checkpoint.open_run(run)
-    return train.restore_state(checkpoints, step, config, Vocabulary())
+    return train.restore_state(checkpoints, step, config, Vocabulary(), make_mesh(config))
 
 
 def lines_of(run) -> list[dict]:
@@ -49,8 +50,8 @@ def test_the_loss_falls_and_everything_is_logged(straight, corpus):
 
 
 def test_the_first_loss_is_that_of_a_uniform_guess(small, corpus):
-    state = jax.jit(train.init_state, static_argnums=(0, 1))(small, Vocabulary())
-    step = train.make_train_step(model.abstract(small, Vocabulary()), small)
+    state = jax.jit(init_state, static_argnums=(0, 1))(small, Vocabulary())
+    step = make_train_step(model.abstract(small, Vocabulary()), small, make_mesh(small))
     songs = corpus.songs_of("train")
     batch = next(data.training_steps(corpus, songs, n_lanes=3, tokens_per_step=32, n_steps=1, first=0, seed=0))
     state, metrics = step(state, batch)
@@ -63,8 +64,8 @@ def test_stopping_and_resuming_gives_the_same_bits(small, corpus, straight, tmp_
     run = tmp_path / "run"
     make = train.make_train_step
 
-    def interrupted(graphdef, config):
-        step, calls = make(graphdef, config), []
+    def interrupted(*args):
+        step, calls = make(*args), []
 
         def one(state, batch):
             calls.append(None)
@@ -142,7 +143,7 @@ def test_whole_song_loss_does_not_depend_on_the_lanes(small, corpus):
     losses = []
     for lanes in (1, 5):
         here = changed(config, data__lanes=lanes, data__segments=1)
-        nats = train.make_loss(model.abstract(here, Vocabulary()), here)(params, corpus, songs)
+        nats = make_loss(model.abstract(here, Vocabulary()), here, make_mesh(here))(params, corpus, songs)
         losses.append(evaluate.figures(nats, corpus, songs).nats_per_token)
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0] == pytest.approx(np.log(389), abs=0.1)

@@ -1,0 +1,44 @@
+"""This project in training, with the interface of the contestants in `_midigen` and `_peers`."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from midigen_jax import config as cfg
+from midigen_jax import data, model, step
+from midigen_jax.corpus import Corpus
+
+
+class Ours:
+    def __init__(self, config: cfg.Config, corpus: Corpus):
+        self.config, self.mesh = config, step.make_mesh(config)
+        begin = jax.jit(step.init_state, static_argnums=(0, 1), out_shardings=step.state_sharding(self.mesh))
+        self.state = begin(config, corpus.vocabulary)
+        self.graphdef = model.abstract(config, corpus.vocabulary)
+        self.train_step = step.make_train_step(self.graphdef, config, self.mesh)
+
+    def restart(self, seed: int, corpus: Corpus) -> None:
+        """From other first weights; what is compiled stays."""
+        weights = cfg.override(self.config, [f"train.seed={seed}"])
+        self.state = jax.device_put(step.init_state(weights, corpus.vocabulary), step.state_sharding(self.mesh))
+
+    def step(self, batch: dict[str, np.ndarray]) -> float:
+        """One optimizer step on the segments of all lanes; its mean loss in nats."""
+        self.state, self.metrics = self.train_step(self.state, step.put_batch(batch, self.mesh))
+        jax.block_until_ready(self.state)
+        return float(self.metrics["loss"])
+
+
+def batches_of(config: cfg.Config, corpus: Corpus, steps: int, *, seed: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    """The training batches of a run of so many steps."""
+    return data.training_steps(
+        corpus,
+        corpus.songs_of("train"),
+        n_lanes=config.data.lanes,
+        tokens_per_step=config.data.segment * config.data.segments,
+        n_steps=steps,
+        first=0,
+        seed=seed,
+        transpose=config.data.transpose,
+    )

@@ -1,0 +1,101 @@
+"""What each part of the decoder is worth: one change at a time from the base, equal tokens, three seeds.
+
+python benchmarks/trials.py --data CORPUS_OR_MIDI_DIR
+
+Validation bits a note after the same number of tokens, and the time of a step, all variants in turn. A run that was
+stopped goes on with what is missing.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from _ours import Ours, batches_of
+from _shared import RESULTS, environment, save
+
+from midigen_jax import cli, evaluate, step
+from midigen_jax import config as cfg
+from midigen_jax.corpus import Corpus
+from midigen_jax.train import get_corpus
+
+BASE = ("model.norm=layer", "model.biases=true", "model.activation=relu2", "model.positions=t5")
+CHANGES = {
+    "base": (),
+    "RMSNorm": ("model.norm=rms",),
+    "no biases": ("model.biases=false",),
+    "GELU": ("model.activation=gelu",),
+    "SwiGLU, ff width 683": ("model.activation=swiglu", "model.ff_width=683"),
+    "query-key norm": ("model.qk_norm=true",),
+    "tied embeddings": ("model.tied=true",),
+    "rotary positions": ("model.positions=rotary",),
+    "pitch-class and octave embeddings": ("model.pitches=true",),
+    "no kNN memory": ("memory.knn=0",),
+}
+SEEDS = (0, 1, 2)
+
+
+def train_once(side: Ours, corpus: Corpus, seed: int, songs: np.ndarray) -> evaluate.Figures:
+    side.restart(seed, corpus)
+    for batch in batches_of(side.config, corpus, side.config.train.steps, seed=seed):
+        side.step(batch)
+    loss = step.make_loss(side.graphdef, side.config, side.mesh)
+    return evaluate.figures(loss(side.state.params, corpus, songs), corpus, songs)
+
+
+def milliseconds(configs: dict[str, cfg.Config], corpus: Corpus, steps: int) -> dict[str, float]:
+    """Median time of a step of every config, step by step in turn."""
+    sides = {name: Ours(config, corpus) for name, config in configs.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for i, batch in enumerate(batches_of(next(iter(configs.values())), corpus, steps + 1)):
+        for name, side in sides.items():
+            begin = time.perf_counter()
+            side.step(batch)
+            if i:
+                seconds[name].append(time.perf_counter() - begin)
+    return {name: 1e3 * float(np.median(times)) for name, times in seconds.items()}
+
+
+def main() -> None:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--data", type=Path, required=True, metavar="CORPUS_OR_MIDI_DIR")
+    parser.add_argument("--config", type=Path, default=Path("configs/pop909.py"))
+    parser.add_argument("--steps", type=int, default=250, help="optimizer steps of each run")
+    parser.add_argument("--songs", type=int, default=20, help="validation songs")
+    parser.add_argument("--timed-steps", type=int, default=12, help="steps a variant that are timed")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/bench"), help="where a MIDI folder is encoded")
+    args = parser.parse_args()
+    corpus = get_corpus(args.data, args.workdir)
+    songs = corpus.songs_of("validation")[: args.songs]
+    always = (*BASE, f"train.steps={args.steps}", "train.warmup=30")
+    configs = {name: cfg.override(cfg.load(args.config), [*always, *sets]) for name, sets in CHANGES.items()}
+    name = f"trials-{args.config.stem}-{jax.default_backend()}"
+    path = RESULTS / f"{name}.json"
+    result: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"variants": {}}
+    result["tokens"] = args.steps * configs["base"].data.lanes * configs["base"].data.segment
+    result["environment"] = environment(("jax", "flax", "optax", "numpy", "faiss-cpu"))
+    for variant, config in configs.items():
+        row = result["variants"].setdefault(variant, {"set": CHANGES[variant], "nats": [], "bits_per_note": []})
+        side = None
+        for seed in SEEDS[len(row["nats"]) :]:
+            side = side or Ours(config, corpus)
+            figures = train_once(side, corpus, seed, songs)
+            row["nats"].append(figures.nats_per_token)
+            row["bits_per_note"].append(figures.bits_per_note)
+            save(name, result)
+            print(f"{variant}, seed {seed}: {figures}", flush=True)
+    for variant, value in milliseconds(configs, corpus, args.timed_steps).items():
+        result["variants"][variant]["milliseconds_per_step"] = value
+    save(name, result)
+    print(f"| {'change':34} | bits a note | difference, seed by seed | ms a step |\n|---|---|---|---|")
+    base = np.array(result["variants"]["base"]["bits_per_note"])
+    for variant, row in result["variants"].items():
+        bits = np.array(row["bits_per_note"])
+        differences = ", ".join(f"{x:+.2f}" for x in bits - base)
+        print(f"| {variant:34} | {bits.mean():11.2f} | {differences} | {row['milliseconds_per_step']:,.0f} |")
+
+
+if __name__ == "__main__":
+    cli.run(main)

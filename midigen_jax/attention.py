@@ -1,0 +1,243 @@
+"""Attention to the window of the last tokens, and in one layer to what the kNN memory holds.
+
+Functions of arrays first, then the module with their parameters. Letters of shapes are those of `shapes`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from . import config as cfg
+from . import memory as mem
+from .memory import KNNMemory, XLMemory
+from .search import Hits, resolve_backend
+from .shapes import Array, Bool, Float, Int
+
+BUCKETS, MAX_DISTANCE = 32, 128  # of the T5 relative position bias
+ROTARY_BASE = 10_000
+NORMALIZED_SCALE = 16.0  # at the start: attention of unit vectors at scale 1 is close to uniform
+
+# Variance 1 / fan-in, as that of nnx.Linear, for the shapes of the attention's weights.
+_qkv = nnx.initializers.variance_scaling(1, "fan_in", "normal", in_axis=2, out_axis=3, batch_axis=(0, 1))
+_out = nnx.initializers.variance_scaling(1, "fan_in", "normal", in_axis=(0, 1), out_axis=2)
+
+
+def t5_bucket(distance: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
+    """Bucket of a distance back in time (Raffel et al. 2020): exact up to 15, logarithmic up to 128 and beyond."""
+    exact = BUCKETS // 2
+    logarithm = jnp.log(jnp.maximum(distance, 1) / exact) / jnp.log(MAX_DISTANCE / exact)
+    coarse = exact + (logarithm * (BUCKETS - exact)).astype(jnp.int32)
+    return jnp.where(distance < exact, jnp.maximum(distance, 0), jnp.minimum(coarse, BUCKETS - 1))
+
+
+def initial_bias(heads: int) -> Float[Array, "buckets H"]:
+    """The table before training: a slope a head that falls with distance (Press et al. 2022, "ALiBi").
+
+    From a table of zeros heads must first learn to tell near from far, one bucket at a time. On the demo's music, after
+    256,000 tokens, zeros reached 2.13 nats a token on validation songs and slopes 1.72, all else equal.
+    """
+    exact = BUCKETS // 2
+    beyond = exact * (MAX_DISTANCE / exact) ** (jnp.arange(exact) / exact)
+    distances = jnp.concatenate([jnp.arange(exact), beyond])
+    slopes = 2.0 ** (-8 * jnp.arange(1, heads + 1) / heads)
+    return -distances[:, None] * slopes
+
+
+def position_bias(table: Float[Array, "buckets H"], first: Array | int, queries: int, slots: int) -> Array:
+    """What each head adds to a score for the distance between query and slot: [1 or B, H, Q, W].
+
+    Args:
+        first: the window's slot of the first query; a query at slot w has distance 0 to slot w. One for all lanes, or
+            [B], for one query a lane.
+    """
+    if not isinstance(first, int):
+        distance = first[:, None] - jnp.arange(slots)
+        return jnp.moveaxis(table[t5_bucket(distance)], 2, 1)[:, :, None]
+    # Row t is the row before moved on by one slot. A gather of them all would have a scatter as its gradient, which
+    # takes longer than the attention itself; here all rows are cut from one row repeated, which is one slot longer.
+    period = slots + queries
+    row_distance = jnp.concatenate([first - jnp.arange(slots), first + jnp.arange(queries, 0, -1)])
+    row = table[t5_bucket(row_distance)].T
+    rows = jnp.tile(row, queries)[:, : queries * (period - 1)].reshape(-1, queries, period - 1)
+    return rows[None, :, :, :slots]
+
+
+def rotate(x: Float[Array, "B H Q Dh"], position: Int[Array, "#B Q"]) -> Array:
+    """Rotary positions (Su et al. 2021): the inner product of two rotated vectors depends on their distance."""
+    half = x.shape[-1] // 2
+    angle = position[:, None, :, None] * ROTARY_BASE ** (-jnp.arange(half) / half)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
+
+
+def normalize(x: Array) -> Array:
+    """To length 1, per head, in float32."""
+    y = x.astype(jnp.float32)
+    return (y * jax.lax.rsqrt(jnp.sum(jnp.square(y), -1, keepdims=True) + 1e-6)).astype(x.dtype)
+
+
+@jax.custom_vjp
+def attend(
+    q: Float[Array, "B H Q Dh"],
+    k: Float[Array, "B H W Dh"],
+    v: Float[Array, "B H W Dh"],
+    bias: Float[Array, "#B H Q W"] | None,
+    mask: Bool[Array, "B 1 Q W"],
+) -> Float[Array, "B H Q Dh"]:
+    """Softmax attention; q is scaled already, and every query has a slot to attend to.
+
+    Its gradient is written out so that as few arrays of B H Q W numbers as possible are made and read: on a CPU they,
+    not the products, are what attention costs. The weights are kept without their divisor, which goes to the output.
+    """
+    return _attend_forward(q, k, v, bias, mask)[0]
+
+
+def _attend_forward(q: Array, k: Array, v: Array, bias: Array | None, mask: Array) -> tuple[Array, tuple]:
+    scores = jnp.einsum("bhtk,bhwk->bhtw", q, k, preferred_element_type=jnp.float32)
+    if bias is not None:
+        scores = scores + bias
+    scores = jnp.where(mask, scores, -jnp.inf)
+    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+    total = weights.sum(-1, keepdims=True)
+    weights = weights.astype(v.dtype)
+    y = jnp.einsum("bhtw,bhwk->bhtk", weights, v, preferred_element_type=jnp.float32) / total
+    return y.astype(v.dtype), (q, k, v, bias is not None and bias.shape[0], weights, total, y)
+
+
+def _attend_backward(residuals: tuple, dy: Array) -> tuple:
+    q, k, v, bias_lanes, weights, total, y = residuals
+    dy = dy.astype(jnp.float32) / total
+    d_total = jnp.sum(dy * y, -1, keepdims=True)
+    dy = dy.astype(v.dtype)
+    dv = jnp.einsum("bhtw,bhtk->bhwk", weights, dy)
+    d_weights = jnp.einsum("bhtk,bhwk->bhtw", dy, v, preferred_element_type=jnp.float32)
+    d_scores = weights * (d_weights - d_total)
+    d_bias = None
+    if bias_lanes == 1:
+        # A product with ones: XLA on the CPU sums over lanes more slowly than all of the rest takes.
+        lanes = d_scores.shape[0]
+        d_bias = (jnp.ones((1, lanes)) @ d_scores.reshape(lanes, -1)).reshape(1, *d_scores.shape[1:])
+    elif bias_lanes:
+        d_bias = d_scores
+    d_scores = d_scores.astype(q.dtype)
+    dq = jnp.einsum("bhtw,bhwk->bhtk", d_scores, k)
+    dk = jnp.einsum("bhtw,bhtk->bhwk", d_scores, q)
+    return dq, dk, dv, d_bias, None
+
+
+attend.defvjp(_attend_forward, _attend_backward)
+
+
+def attend_hits(q: Float[Array, "B H Q Dh"], hits: Hits) -> Float[Array, "B H Q Dh"]:
+    """Attention to what a search found; q is scaled already. Of no use where nothing was found."""
+    scores = jnp.einsum("bhtd,bhtkd->bhtk", q, hits.keys, preferred_element_type=jnp.float32)
+    found = hits.slots >= 0
+    # Where nothing was found the softmax of equal scores stands in, so that no gradient is NaN.
+    weights = jax.nn.softmax(jnp.where(found, scores, jnp.where(found.any(-1, keepdims=True), -jnp.inf, 0.0)))
+    return jnp.einsum("bhtk,bhtkd->bhtd", weights.astype(q.dtype), hits.values)
+
+
+def attend_ring(q: Float[Array, "B H Q Dh"], knn: KNNMemory, song: Int[Array, " B"]) -> Float[Array, "B H Q Dh"]:
+    """Attention to every slot of the running song, without a search. Of no use where there is none."""
+
+    @jax.checkpoint
+    def one_lane(lane: tuple[Array, KNNMemory, Array]) -> Array:
+        q, knn, song = lane
+        scores = jnp.einsum("htd,hmd->htm", q, knn.keys.astype(q.dtype), preferred_element_type=jnp.float32)
+        scores = jnp.where(knn.song == song, scores, jnp.finfo(jnp.float32).min)
+        return jnp.einsum("htm,hmd->htd", jax.nn.softmax(scores).astype(q.dtype), knn.values.astype(q.dtype))
+
+    # One lane after the other: the scores of all at once would be B H Q M numbers.
+    return jax.lax.map(one_lane, (q, jax.lax.stop_gradient(knn), song))
+
+
+class Statistics(NamedTuple):
+    """What the kNN memory did; zeros where there is none."""
+
+    hit_rate: Array  # share of queries that found something
+    hits: Array  # how many entries were found
+    ages: Array  # the sum of their ages: tokens between an entry and its query
+    gate: Float[Array, " H"]  # share of the memory in a head's output where something was found
+    mass: Array  # share of the memory in the output of all queries
+    slots: Array  # filled slots of the running song, a lane
+
+
+def no_statistics(heads: int) -> Statistics:
+    zero = jnp.zeros(())
+    return Statistics(zero, zero, zero, jnp.zeros(heads), zero, zero)
+
+
+class Reading(NamedTuple):
+    """What all layers share while some tokens are read."""
+
+    window: XLMemory  # before the new tokens
+    knn: KNNMemory | None
+    song: Int[Array, "B Q"]
+    at: Int[Array, " B"] | None  # slots of the window to which one token a lane goes; None: behind the others
+    first: Array | int  # the slot of the first new token: `at`, or the same for all lanes
+    mask: Bool[Array, "B 1 Q W"]
+    bias: tuple[Array, Array] | None  # of the plain layers and of the kNN layer
+
+
+class Attention(nnx.Module):
+    """Multi-head attention to the window, and in the kNN layer to that memory as well."""
+
+    def __init__(self, config: cfg.Config, layer: int, *, rngs: nnx.Rngs):
+        model = config.model
+        heads, head_width = model.heads, model.width // model.heads
+        self.config, self.layer = config, layer
+        self.knn = bool(config.memory.knn) and layer == config.memory.knn_layer - 1
+        self.qkv = nnx.Param(_qkv(rngs.params(), (3, heads, model.width, head_width)))
+        self.out = nnx.Param(_out(rngs.params(), (heads, head_width, model.width)) / (2 * model.layers) ** 0.5)
+        self.out_bias = nnx.Param(jnp.zeros(model.width)) if model.biases else None
+        self.normalized = self.knn or model.qk_norm
+        if self.normalized:
+            self.scale = nnx.Param(jnp.full(heads, NORMALIZED_SCALE, jnp.float32))
+        if self.knn:
+            self.gate = nnx.Param(jnp.zeros(heads))
+
+    def __call__(self, x: Float[Array, "B Q D"], reading: Reading) -> tuple[Array, tuple[Array, Array], Statistics]:
+        """Returns the output, the layer's window with the new keys and values, and what the kNN memory did."""
+        q, k, v = jnp.einsum("btd,shdk->sbhtk", x, self.qkv[...].astype(x.dtype))
+        scale = q.shape[-1] ** -0.5
+        if self.normalized:
+            q, k = normalize(q), normalize(k)
+            scale = self.scale[...][:, None, None].astype(x.dtype)
+        keys, values = mem.extend(reading.window, self.layer, k, v, reading.at)
+        y = self._attend_window(q * scale, keys, values, reading)
+        statistics = no_statistics(self.config.model.heads)
+        if self.knn and reading.knn is not None:
+            with jax.named_scope("knn"):
+                y, statistics = self._recall(q, q * scale, y, reading.knn, reading.song)
+        y = jnp.einsum("bhtk,hkd->btd", y, self.out[...].astype(x.dtype))
+        return y if self.out_bias is None else y + self.out_bias[...].astype(x.dtype), (keys, values), statistics
+
+    def _attend_window(self, q: Array, keys: Array, values: Array, reading: Reading) -> Array:
+        if reading.bias is not None:
+            return attend(q, keys, values, reading.bias[self.knn], reading.mask)
+        q_position = jnp.reshape(reading.first, (-1, 1)) + jnp.arange(q.shape[2])
+        k_position = jnp.arange(keys.shape[2])[None]
+        return attend(rotate(q, q_position), rotate(keys, k_position), values, None, reading.mask)
+
+    def _recall(self, q: Array, scaled_q: Array, local: Array, knn: KNNMemory, song: Array) -> tuple[Array, Statistics]:
+        """The local output mixed with attention to the memory; the local one alone where that is empty."""
+        memory = self.config.memory
+        _, count = mem.song_range(knn, song[:, 0])
+        if resolve_backend(memory.backend) == "dense":
+            remembered = attend_ring(scaled_q, knn, song[:, 0])
+            found = ((song == song[:, :1]) & (count > 0)[:, None])[:, None]
+            n_hits, ages = jnp.sum(found * count[:, None, None]), jnp.zeros(())
+        else:
+            hits = mem.retrieve(knn, q, song, memory.top_k, memory.backend)
+            remembered = attend_hits(scaled_q, hits)
+            found = (hits.slots >= 0).any(-1)
+            n_hits = jnp.sum(hits.slots >= 0)
+            ages = jnp.sum(jnp.where(hits.slots >= 0, mem.ages(knn, hits.slots, memory.xl), 0), dtype=jnp.float32)
+        gate = nnx.sigmoid(self.gate[...])
+        share = jnp.where(found, gate[:, None], 0)
+        statistics = Statistics(found.mean(), n_hits.astype(jnp.float32), ages, gate, share.mean(), count.mean())
+        share = share[..., None].astype(local.dtype)
+        return remembered * share + local * (1 - share), jax.lax.stop_gradient(statistics)
