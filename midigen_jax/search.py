@@ -199,9 +199,8 @@ def _search_xla(queries: Array, keys: Array, start: Array, count: Array, top_k: 
 
     def one_lane(lane: tuple[Array, Array, Array]) -> Array:
         queries, keys, valid = lane
-        scores = jnp.einsum(
-            "htd,hmd->htm", queries.astype(keys.dtype), keys, precision="highest", preferred_element_type=jnp.float32
-        )
+        # Of two dtypes in the larger one, as Faiss has it: rounded queries would find other keys.
+        scores = jnp.einsum("htd,hmd->htm", queries, keys, precision="highest", preferred_element_type=jnp.float32)
         best, slots = best_of(jnp.where(valid, scores, -jnp.inf), min(top_k, ring))
         return _padded(jnp.where(jnp.isneginf(best), -1, slots), top_k)
 

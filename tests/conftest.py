@@ -3,8 +3,8 @@
 import jaxtyping
 
 # Checks every annotated shape of these modules while the tests run.
-CHECKED = ["midigen_jax.memory", "midigen_jax.model", "midigen_jax.sample", "midigen_jax.train"]
-jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
+CHECKED = ("attention", "memory", "model", "sample", "search", "step", "train")
+jaxtyping.install_import_hook([f"midigen_jax.{name}" for name in CHECKED], "beartype.beartype")
 
 from pathlib import Path  # noqa: E402  (the hook has to come before anything imports the package)
 

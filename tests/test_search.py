@@ -6,34 +6,77 @@ import pytest
 from midigen_jax.search import resolve_backend, search
 
 BACKENDS = ["faiss", "xla"]
+RING = 32
+TIE = 1e-5  # scores that differ by less may come in either order
+
+# First slot and count of each lane's range: nothing, one slot, fewer than k, exactly k, a range in the middle, one that
+# wraps around the end, and the whole ring from its first slot, from another and from its last.
+RANGES = [(0, 0), (7, 0), (9, 1), (31, 1), (9, 3), (30, 6), (3, 10), (30, 20), (0, 32), (5, 32), (31, 32)]
+K = 6
 
 
-def reference_search(queries, keys, start, count, top_k):
+def reference_scores(queries, keys):
+    """In float64: all inner products."""
+    return np.einsum("bhtd,bhmd->bhtm", *(np.asarray(x, np.float32).astype(np.float64) for x in (queries, keys)))
+
+
+def reference_search(scores, start, count, top_k):
     """Plain NumPy: slots by falling inner product among the valid ones, -1 where there are fewer."""
-    lanes, heads, ring, _ = keys.shape
-    slots = np.full((*queries.shape[:3], top_k), -1)
-    for b in range(lanes):
-        valid = (start[b] + np.arange(count[b])) % ring
-        for h in range(heads):
-            scores = queries[b, h] @ keys[b, h, valid].T
-            best = np.argsort(-scores, -1)[:, :top_k]
-            slots[b, h, :, : best.shape[1]] = valid[best]
+    slots, start, count = np.full((*scores.shape[:3], top_k), -1), np.asarray(start), np.asarray(count)
+    for b in range(len(scores)):
+        valid = (start[b] + np.arange(count[b])) % scores.shape[3]
+        best = np.argsort(-scores[b][..., valid], -1)[..., :top_k]
+        slots[b, ..., : best.shape[-1]] = valid[best]
     return slots
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_search_agrees_with_numpy(backend):
-    random = np.random.default_rng(0)
-    queries = random.normal(size=(4, 2, 5, 8)).astype(np.float32)
-    keys = random.normal(size=(4, 2, 32, 8)).astype(np.float32)
-    start, count = np.array([3, 30, 0, 9], np.int32), np.array([10, 20, 0, 3], np.int32)
-    expected = reference_search(queries, keys, start, count, 6)
-    hits = jax.jit(search, static_argnums=(5, 6))(queries, keys, -keys, start, count, 6, backend)
-    assert (hits.slots == expected).all()
+def assert_same_but_for_ties(slots, expected, scores):
+    """The same number of hits, all different, in range and each as good as the expected one."""
+    slots = np.asarray(slots)
     found = expected >= 0
-    rows = np.take_along_axis(keys[:, :, None], np.maximum(expected, 0)[..., None], 3)
-    assert (hits.keys[found] == rows[found]).all()
-    assert (hits.values[found] == -rows[found]).all()
+    assert ((slots >= 0) == found).all()
+    row = np.sort(np.where(found, slots, -1 - np.arange(slots.shape[-1])), -1)
+    assert (np.diff(row) > 0).all()
+    got, wanted = (np.take_along_axis(scores, np.maximum(x, 0), 3) for x in (slots, expected))
+    differ = found & (slots != expected)
+    assert (np.abs(got - wanted)[differ] < TIE).all()
+
+
+def case(top_k, dtype, *, seed=0):
+    """Queries, keys and ranges of all RANGES, and what a search has to find."""
+    random = np.random.default_rng(seed)
+    queries = jnp.asarray(random.normal(size=(len(RANGES), 2, 5, 8)), jnp.float32)
+    keys = jnp.asarray(random.normal(size=(len(RANGES), 2, RING, 8)), dtype)
+    start, count = jnp.array(RANGES, jnp.int32).T
+    scores = reference_scores(queries, keys)
+    return queries, keys, start, count, scores, reference_search(scores, start, count, top_k)
+
+
+@pytest.mark.parametrize("top_k", [K, RING, RING + 8])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_search_agrees_with_numpy(backend, dtype, top_k):
+    queries, keys, start, count, scores, expected = case(top_k, dtype)
+    hits = jax.jit(search, static_argnums=(5, 6))(queries, keys, -keys, start, count, top_k, backend)
+    assert_same_but_for_ties(hits.slots, expected, scores)
+    for lane, (first, n) in enumerate(RANGES):
+        valid = {-1, *((first + np.arange(n)) % RING).tolist()}
+        assert set(np.unique(hits.slots[lane]).tolist()) <= valid
+    found = np.asarray(hits.slots) >= 0
+    assert hits.keys.dtype == hits.values.dtype == keys.dtype
+    rows = np.take_along_axis(np.asarray(keys)[:, :, None], np.maximum(hits.slots, 0)[..., None], 3)
+    assert (np.asarray(hits.keys)[found] == rows[found]).all()
+    assert (np.asarray(hits.values)[found] == -rows[found]).all()
+
+
+def test_equal_keys_are_found_in_some_order():
+    """Every key stands in the ring four times; all backends find the same keys, whichever copies."""
+    queries, keys, start, count, *_ = case(K, "float32")
+    keys = jnp.tile(keys[:, :, :8], (1, 1, 4, 1))
+    scores = reference_scores(queries, keys)
+    expected = reference_search(scores, start, count, K)
+    for backend in BACKENDS:
+        assert_same_but_for_ties(search(queries, keys, keys, start, count, K, backend).slots, expected, scores)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
