@@ -1,10 +1,12 @@
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from midigen_jax import memory as mem
+from midigen_jax.checkpoint import Checkpoints
 from midigen_jax.memory import KNNMemory, XLMemory
 
 BACKENDS = ["faiss", "xla"]
@@ -50,6 +52,47 @@ def test_a_song_s_slots_are_one_range_of_its_lane(small):
     assert start.tolist() == [24, 34]
     assert memory.knn.write.tolist() == [0, 0]
     assert (memory.knn.song[1, 34:] == 1).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_planted_key_is_found_at_every_age(small, backend, tmp_path):
+    """Every key that went into the ring is found, where it is and as old as it is, until it is written over.
+
+    Segments of 16 tokens go through 24 slots of XL memory into a ring of 64; all keys of the tape differ. The ring
+    fills, wraps around, is saved and restored half-way, and wraps around again.
+    """
+    segments, segment, xl, ring = 14, 16, 24, 64
+    random = np.random.default_rng(0)
+    tape = random.normal(size=(1, 2, segments * segment, 16)).astype(np.float32)
+    tape /= np.linalg.norm(tape, axis=-1, keepdims=True)
+    config = dataclasses.replace(small, memory=dataclasses.replace(small.memory, backend=backend))
+    find = jax.jit(lambda knn, queries, song: mem.retrieve(knn, queries, song, 4, backend))
+    roll = jax.jit(lambda window, knn: mem.roll(window, knn, segment, config.memory.knn_layer - 1))
+    memory = mem.init_memory(config, 1)
+    found_ages = set()
+    for end in range(segment, segments * segment + 1, segment):
+        new = jnp.asarray(tape[:, :, end - segment : end])
+        keys = tuple(jnp.concatenate([x, new], 2) for x in memory.xl.keys)
+        song = jnp.concatenate([memory.xl.song, jnp.zeros((1, segment), jnp.int32)], 1)
+        memory = roll(XLMemory(keys, tuple(-x for x in keys), song), memory.knn)
+        if end == 7 * segment:
+            checkpoints = Checkpoints(tmp_path)
+            checkpoints.save(1, {"none": jnp.zeros(1)}, {"memory": memory}, {})
+            shapes = jax.eval_shape(lambda: mem.init_memory(config, 1))
+            memory = checkpoints.restore(1, rest={"memory": shapes})["rest"]["memory"]
+            checkpoints.close()
+        in_ring = np.arange(end - xl - ring, end - xl)  # places on the tape, oldest first
+        planted = in_ring >= 0
+        hits = find(memory.knn, jnp.asarray(tape[:, :, in_ring * planted]), jnp.zeros((1, ring), jnp.int32))
+        best = np.asarray(hits.slots[0, :, planted, 0])
+        assert (best >= 0).all()
+        assert (best == (in_ring[planted] + xl)[:, None] % ring).all()  # the XL memory of the start went in first
+        assert (hits.keys[0, :, planted, 0] == tape[0][:, in_ring[planted]].swapaxes(0, 1)).all()
+        assert (hits.values[0, :, planted, 0] == -hits.keys[0, :, planted, 0]).all()
+        age = np.asarray(mem.ages(memory.knn, hits.slots, xl)[0, :, planted, 0])
+        assert (age == (end + np.arange(ring) - in_ring)[planted, None]).all()
+        found_ages |= set((end - 1 - in_ring[planted]).tolist())
+    assert found_ages == set(range(xl, xl + ring))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
