@@ -1,18 +1,15 @@
-import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from test_model import changed
 
 from midigen_jax import attention
-from midigen_jax import memory as mem
+from midigen_jax import config as cfg
 from midigen_jax.attention import Attention, Reading
 from midigen_jax.memory import NO_SONG, KNNMemory, XLMemory
-
-RING, SEGMENT, XL, K = 32, 8, 12, 5
 
 
 def plain_attention(q, k, v, bias, mask):
@@ -72,157 +69,167 @@ def test_rotated_products_depend_on_the_distance_alone():
     assert abs(products[3] - products[0]) > 1e-3
 
 
-@pytest.fixture(scope="module")
-def knn_layer(small):
-    """The layer that has the kNN memory, with random weights, in the middle of five songs.
+# The layer that has the kNN memory: its output against its formula.
+LANES, HEADS, WIDTH, HEAD_WIDTH = 5, 2, 16, 8
+RING, SEGMENT, XL, K = 32, 8, 12, 5
 
-    Its ring holds: of lane 0's song 20 slots around the end, of lane 1's all 32, of lane 2's three, fewer than k, of
+
+def knn_config(backend: str, top_k: int) -> cfg.Config:
+    return cfg.Config(
+        model=cfg.Model(layers=1, width=WIDTH, heads=HEADS),
+        memory=cfg.Memory(xl=XL, knn=RING, knn_layer=1, top_k=top_k, backend=backend),
+        data=cfg.Data(segment=SEGMENT),
+    )
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """Random weights, input and memories, in the middle of five songs, by name.
+
+    The ring holds: of lane 0's song 20 slots around the end, of lane 1's all 32, of lane 2's three, fewer than k, of
     lane 3's none, for it begins in this segment, and of lane 4's 16 slots, but the song ends inside the segment.
     """
-    config = changed(
-        small,
-        model__layers=1,
-        model__width=16,
-        memory__knn=RING,
-        memory__knn_layer=1,
-        memory__xl=XL,
-        memory__top_k=K,
-        data__segment=SEGMENT,
-    )
-    graphdef, state = nnx.split(Attention(config, 0, rngs=nnx.Rngs(0)), nnx.Param)
-    params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(1), x.shape), nnx.to_pure_dict(state))
     random = np.random.default_rng(0)
 
     def normal(*shape):
-        return jnp.asarray(random.normal(size=shape), jnp.float32)
+        return random.normal(size=shape).astype(np.float32)
 
-    lanes, heads, head_width = 5, 2, 8
-    write = np.array([10, 16, 0, 8, 24])
-    count = np.array([20, 32, 3, 0, 16])
+    def unit(*shape):
+        x = normal(*shape)
+        return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+    params = {
+        "qkv": normal(3, HEADS, WIDTH, HEAD_WIDTH),
+        "out": normal(HEADS, HEAD_WIDTH, WIDTH) / 4,
+        "out_bias": normal(WIDTH),
+        "scale": np.array([4.0, 9.0], np.float32),
+        "gate": np.array([0.8, -0.4], np.float32),
+    }
+    write, count = np.array([10, 16, 0, 8, 24], np.int32), np.array([20, 32, 3, 0, 16])
     age = (write[:, None] - 1 - np.arange(RING)) % RING
-    ring_song = np.where(age < count[:, None], 7, [[6], [6], [NO_SONG], [6], [6]])
-    song = np.full((lanes, SEGMENT), 7)
+    ring_song = np.where(age < count[:, None], 7, [[6], [6], [NO_SONG], [6], [6]]).astype(np.int32)
+    song = np.full((LANES, SEGMENT), 7, np.int32)
     song[4, 5:] = 8
-    window_song = np.concatenate([np.full((lanes, XL), 7), song], 1)
-    window_song[3, :XL] = 6
+    window_song = np.full((LANES, XL), 7, np.int32)
+    window_song[3] = 6
     window_song[2, :4] = NO_SONG
-    keys = attention.normalize(normal(lanes, heads, RING, head_width))
-    knn = KNNMemory(keys, normal(*keys.shape), jnp.asarray(ring_song), jnp.asarray(write))
-    xl_keys, xl_values = (normal(lanes, heads, XL, head_width) for _ in range(2))
-    window = XLMemory((attention.normalize(xl_keys),), (xl_values,), jnp.asarray(window_song[:, :XL]))
-    behind = np.arange(XL + SEGMENT) <= XL + np.arange(SEGMENT)[:, None]
-    mask = jnp.asarray(behind & (song[:, :, None] == window_song[:, None]))[:, None]
-    table = normal(attention.BUCKETS, heads)
-    return config, graphdef, params, normal(lanes, SEGMENT, 16), table, window, knn, jnp.asarray(song), mask
+    ring = KNNMemory(unit(LANES, HEADS, RING, HEAD_WIDTH), normal(LANES, HEADS, RING, HEAD_WIDTH), ring_song, write)
+    window = XLMemory((unit(LANES, HEADS, XL, HEAD_WIDTH),), (normal(LANES, HEADS, XL, HEAD_WIDTH),), window_song)
+    slot, query = np.arange(XL + SEGMENT), np.arange(SEGMENT)[:, None]
+    mask = (slot <= XL + query) & (song[:, :, None] == np.concatenate([window_song, song], 1)[:, None])
+    return {
+        "params": params,
+        "x": normal(LANES, SEGMENT, WIDTH),
+        "table": normal(attention.BUCKETS, HEADS),
+        "window": window,
+        "ring": ring,
+        "song": song,
+        "mask": mask[:, None],
+    }
 
 
-def layer_output(knn_layer, backend, top_k, params, x, table, knn):
-    """What `Attention` makes of it."""
-    config, graphdef, _, _, _, window, _, song, mask = knn_layer
-    layer = nnx.merge(graphdef, params)
-    layer.config = changed(config, memory__backend=backend, memory__top_k=top_k)
+@partial(jax.jit, static_argnames=("backend", "top_k"))
+def layer_output(params, x, table, window, ring, song, mask, *, backend, top_k):
+    """Output and statistics of `Attention`."""
+    layer = nnx.eval_shape(lambda: Attention(knn_config(backend, top_k), 0, rngs=nnx.Rngs(0)))
     bias = attention.position_bias(table, XL, SEGMENT, XL + SEGMENT)
-    y, _, statistics = layer(x, Reading(window, knn, song, None, XL, mask, (None, bias)))
+    reading = Reading(window, ring, song, None, XL, mask, (jnp.zeros_like(bias), bias))
+    y, _, statistics = nnx.merge(nnx.split(layer)[0], params)(x, reading)
     return y, statistics
 
 
-def reference_output(knn_layer, top_k, params, x, table, knn):
-    """The same from the formula, one query at a time, in plain NumPy or, to be differentiated, jax.numpy.
-
-    Returns:
-        The output, and of every query of every head the slots found.
-    """
-    _, _, _, _, _, window, _, song, mask = knn_layer
-    np_ = jnp if isinstance(x, jax.core.Tracer) else np
-    to_array = (lambda x: x) if np_ is jnp else np.asarray
-    params, x, table, knn, window = jax.tree.map(to_array, (params, x, table, knn, window))
-    song, mask, ring_song = np.asarray(song), np.asarray(mask), np.asarray(knn_layer[6].song)
-    q, k, v = np_.einsum("btd,shdk->sbhtk", x, params["qkv"])
-    q, k = (y / np_.sqrt((y**2).sum(-1, keepdims=True)) for y in (q, k))
-    k, v = (np_.concatenate(pair, 2) for pair in ((window.keys[0], k), (window.values[0], v)))
-    bucket = np.asarray(attention.t5_bucket(jnp.arange(XL + SEGMENT)))
-    gate = 1 / (1 + np_.exp(-params["gate"]))
-    lanes, heads = q.shape[:2]
-    output, slots = [], np.full((*q.shape[:3], top_k), -1)
-    for b, h, t in np.ndindex(lanes, heads, SEGMENT):
-        seen = np.flatnonzero(mask[b, 0, t])
-        scores = k[b, h, seen] @ q[b, h, t] * params["scale"][h] + table[bucket[XL + t - seen], h]
-        y = softmax(scores, np_) @ v[b, h, seen]
-        # Only a token of the song that was running at the segment's start has anything in the ring.
-        valid = np.flatnonzero(ring_song[b] == song[b, t]) if song[b, t] == song[b, 0] else []
-        if len(valid):
-            scores = knn.keys[b, h, valid] @ q[b, h, t]
-            best = (np_.argsort(-scores)[:top_k],)
-            found = knn.values[b, h, valid][best]
-            y = gate[h] * softmax(scores[best] * params["scale"][h], np_) @ found + (1 - gate[h]) * y
-            if np_ is np:
-                slots[b, h, t, : len(found)] = valid[best]
-        output.append(y)
-    output = np_.stack(output).reshape(q.shape)
-    return np_.einsum("bhtk,hkd->btd", output, params["out"]) + params["out_bias"], slots
-
-
-def softmax(x, np_):
-    y = np_.exp(x - x.max())
+def softmax(x):
+    y = np.exp(x - x.max())
     return y / y.sum()
 
 
-@pytest.fixture(scope="module")
-def expected(knn_layer):
-    """The reference's output and hits by top_k."""
-    _, _, params, x, table, _, knn, *_ = knn_layer
-    return {top_k: reference_output(knn_layer, top_k, params, x, table, knn) for top_k in (K, RING)}
+def formula(params, x, table, window, ring, song, mask, *, top_k):
+    """Plain NumPy, one query at a time.
+
+    Returns:
+        The output, and the ring's slots that each query of each head attends to, -1 where there are fewer than k.
+    """
+    q, k, v = np.einsum("btd,shdk->sbhtk", x, params["qkv"])
+    q, k = (y / np.linalg.norm(y, axis=-1, keepdims=True) for y in (q, k))
+    k, v = np.concatenate([window.keys[0], k], 2), np.concatenate([window.values[0], v], 2)
+    bucket = np.asarray(attention.t5_bucket(jnp.arange(XL + SEGMENT)))
+    y, slots = np.zeros_like(q), np.full((*q.shape[:3], top_k), -1)
+    for b, h, t in np.ndindex(LANES, HEADS, SEGMENT):
+        scale, gate = params["scale"][h], 1 / (1 + np.exp(-params["gate"][h]))
+        seen = np.flatnonzero(mask[b, 0, t])
+        scores = scale * (k[b, h, seen] @ q[b, h, t]) + table[bucket[XL + t - seen], h]
+        y[b, h, t] = softmax(scores) @ v[b, h, seen]
+        # Only a token of the song that was running at the segment's start has anything in the ring.
+        valid = np.flatnonzero(ring.song[b] == song[b, t]) if song[b, t] == song[b, 0] else np.array([], int)
+        if len(valid):
+            scores = ring.keys[b, h, valid] @ q[b, h, t]
+            best = np.argsort(-scores)[:top_k]
+            found = softmax(scale * scores[best]) @ ring.values[b, h, valid[best]]
+            y[b, h, t] = gate * found + (1 - gate) * y[b, h, t]
+            slots[b, h, t, : len(best)] = valid[best]
+    return np.einsum("bhtk,hkd->btd", y, params["out"]) + params["out_bias"], slots
 
 
 @pytest.mark.parametrize(("backend", "top_k"), [("faiss", K), ("xla", K), ("faiss", RING), ("xla", RING), ("dense", K)])
-def test_the_knn_layer_is_its_formula(knn_layer, expected, backend, top_k):
-    """Dense attention is that to all slots, whatever k is."""
-    _, _, params, x, table, _, knn, song, _ = knn_layer
-    y, statistics = jax.jit(lambda *given: layer_output(knn_layer, backend, top_k, *given))(params, x, table, knn)
-    reference, slots = expected[RING if backend == "dense" else top_k]
-    np.testing.assert_allclose(y, reference, rtol=1e-4, atol=2e-5)
+def test_the_knn_layer_is_its_formula(scene, backend, top_k):
+    """Dense attention is that to all slots of the song, whatever k is, as is a search for as many."""
+    y, statistics = layer_output(**scene, backend=backend, top_k=top_k)
+    expected, slots = formula(**scene, top_k=RING if backend == "dense" else top_k)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=2e-5)
 
-    found, gate = slots >= 0, jax.nn.sigmoid(params["gate"])
-    assert found[:2].all(-1).all() == (top_k == K or backend == "dense") or top_k == RING
-    assert statistics.hit_rate == pytest.approx(found.any(-1).mean())
-    assert statistics.hit_rate == pytest.approx((3 * 8 + 5) / (5 * 8))
+    found, gate = slots >= 0, 1 / (1 + np.exp(-scene["params"]["gate"]))
+    with_hits = (3 * SEGMENT + 5) / (5 * SEGMENT)
+    assert found.any(-1).mean() == with_hits
+    assert statistics.hit_rate == pytest.approx(with_hits)
+    assert statistics.mass == pytest.approx(with_hits * gate.mean())
     assert statistics.slots == pytest.approx((20 + 32 + 3 + 0 + 16) / 5)
     np.testing.assert_allclose(statistics.gate, gate, rtol=1e-6)
-    assert statistics.mass == pytest.approx(float(gate.mean()) * (3 * 8 + 5) / (5 * 8))
     if backend != "dense":
-        entry = np.array(knn.write)[:, None, None, None] - 1 - slots
-        age = entry % RING + XL + 1 + np.arange(SEGMENT)[:, None]
-        assert statistics.hits == found.sum()
-        assert statistics.ages == age[found].sum()
+        age = (scene["ring"].write[:, None, None, None] - 1 - slots) % RING + XL + 1 + np.arange(SEGMENT)[:, None]
+        assert (statistics.hits, statistics.ages) == (found.sum(), age[found].sum())
 
 
 @pytest.mark.parametrize("backend", ["faiss", "xla", "dense"])
-def test_gradients_reach_queries_and_weights_but_no_entry_of_the_ring(knn_layer, backend):
-    """All gradients are those of the formula; the ring's, which the formula has, are zero here."""
-    _, _, params, x, table, _, knn, *_ = knn_layer
+def test_gradients_reach_queries_and_weights_but_no_entry_of_the_ring(scene, backend):
+    """They are the slopes of the formula along random directions; the ring's are zero, where the formula's are not."""
     top_k = RING if backend == "dense" else K
-    weights = jnp.cos(jnp.arange(x.size)).reshape(x.shape)
+    random = np.random.default_rng(1)
+    weights = random.normal(size=scene["x"].shape)
+    ring = scene["ring"]
+    at = {name: scene[name] for name in ("params", "x", "table")} | {"keys": ring.keys, "values": ring.values}
 
-    def gradient(output):
-        def loss(params, x, table, keys, values):
-            return (output(params, x, table, knn._replace(keys=keys, values=values))[0] * weights).sum()
+    def scene_at(x):
+        return (
+            scene
+            | {name: x[name] for name in ("params", "x", "table")}
+            | {"ring": ring._replace(keys=x["keys"], values=x["values"])}
+        )
 
-        return jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3, 4)))(params, x, table, knn.keys, knn.values)
+    def slope(direction):
+        """Of the formula, in float64."""
+        ahead, behind = (
+            formula(**scene_at(jax.tree.map(lambda x, d, s=s: x + s * d, at, direction)), top_k=top_k)[0]
+            for s in (1e-6, -1e-6)
+        )
+        return ((ahead - behind) * weights).sum() / 2e-6
 
-    one = gradient(lambda *given: layer_output(knn_layer, backend, top_k, *given))
-    two = gradient(lambda *given: reference_output(knn_layer, top_k, *given))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), one[:3], two[:3])
-    assert not one[3].any()
-    assert not one[4].any()
-    assert two[3].any()
-    assert two[4].any()
+    gradient = jax.grad(lambda x: (layer_output(**scene_at(x), backend=backend, top_k=top_k)[0] * weights).sum())(at)
+    leaves, tree = jax.tree.flatten_with_path(at)
+    for i, (path, derivative) in enumerate(jax.tree.leaves_with_path(gradient)):
+        directions = [np.zeros(x.shape) for _, x in leaves]
+        directions[i] = random.normal(size=derivative.shape)
+        expected = slope(tree.unflatten(directions))
+        assert abs(expected) > 0.1
+        if path[0].key in ("keys", "values"):
+            assert not derivative.any()
+        else:
+            assert np.vdot(derivative, directions[i]) == pytest.approx(expected, rel=1e-3, abs=1e-3), path
 
 
-def test_where_the_ring_is_empty_the_output_is_the_local_one(knn_layer):
-    _, _, params, x, table, _, knn, *_ = knn_layer
-    empty = knn._replace(song=jnp.full_like(knn.song, NO_SONG))
-    for backend in ("faiss", "xla", "dense"):
-        y, statistics = layer_output(knn_layer, backend, K, params, x, table, empty)
-        alone, _ = layer_output(knn_layer, backend, K, params, x, table, None)
-        assert (y == alone).all()
-        assert [float(z) for z in (statistics.hit_rate, statistics.hits, statistics.mass)] == [0, 0, 0]
+@pytest.mark.parametrize("backend", ["faiss", "xla", "dense"])
+def test_where_the_ring_is_empty_the_output_is_the_local_one(scene, backend):
+    empty = scene["ring"]._replace(song=np.full_like(scene["ring"].song, NO_SONG))
+    y, statistics = layer_output(**scene | {"ring": empty}, backend=backend, top_k=K)
+    alone, _ = layer_output(**scene | {"ring": None}, backend="xla", top_k=K)
+    np.testing.assert_allclose(y, alone, rtol=1e-6, atol=1e-6)
+    assert [float(x) for x in (statistics.hit_rate, statistics.hits, statistics.mass)] == [0, 0, 0]
