@@ -175,7 +175,8 @@ def make_train_step(
         }
         return TrainState(params, optimizer_state, memory, state.step + 1, state.key), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    # The state comes out where it was put, or the next step would be another program.
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(state_sharding(mesh), None))
 
 
 def make_loss(graphdef: nnx.GraphDef, config: cfg.Config, mesh: Mesh) -> Callable[[dict, Corpus, np.ndarray], float]:

@@ -1,0 +1,217 @@
+"""The train step: many devices, activations that are computed again, one compilation."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from midigen_jax import config as cfg
+from midigen_jax import memory as mem
+from midigen_jax import model, search
+from midigen_jax.cli import InputError
+from midigen_jax.step import (
+    init_state,
+    make_loss,
+    make_mesh,
+    make_train_step,
+    put_batch,
+    run_segments,
+    state_sharding,
+)
+from midigen_jax.vocab import SOS, Vocabulary
+
+LANES, SEGMENT, SEGMENTS, STEPS = 4, 8, 2, 4
+
+
+def config(**train) -> cfg.Config:
+    return cfg.Config(
+        model=cfg.Model(layers=1, width=16, heads=2, ff_width=16, dropout=0.2),
+        memory=cfg.Memory(xl=12, knn=32, knn_layer=1, top_k=4, backend="faiss"),
+        data=cfg.Data(lanes=LANES, segment=SEGMENT, segments=SEGMENTS),
+        train=cfg.Train(steps=10, warmup=1, **train),
+    )
+
+
+def with_memory(config: cfg.Config, **memory) -> cfg.Config:
+    return cfg.from_flat(cfg.flatten(config) | {f"memory.{name}": value for name, value in memory.items()}, "test")
+
+
+def batches(n: int) -> list[dict[str, np.ndarray]]:
+    """Steps of lanes in which songs of 50, 40, 30 and 20 tokens follow each other."""
+    random = np.random.default_rng(0)
+    length = n * SEGMENTS * SEGMENT
+    song = np.stack([np.arange(length) // (50 - 10 * lane) for lane in range(LANES)])
+    begins = np.diff(song, axis=1, prepend=-1) != 0
+    tokens = np.where(begins, SOS, random.integers(4, 389, song.shape))
+    targets = np.where(np.roll(begins, -1, 1), -1, np.roll(tokens, -1, 1))
+    places = {name: random.integers(0, 96, song.shape) for name in ("bar", "step")}
+    tape = {"tokens": tokens, "targets": targets, **places, "song": song}
+    parts = ({name: np.split(x.astype(np.int32), n, 1)[i] for name, x in tape.items()} for i in range(n))
+    return list(parts)
+
+
+def steps_on(mesh: jax.sharding.Mesh, backend: str) -> dict[str, np.ndarray]:
+    """Metrics of all steps and the memories after them."""
+    here = with_memory(config(), backend=backend)
+    begin = jax.jit(init_state, static_argnums=(0, 1), out_shardings=state_sharding(mesh))
+    state = begin(here, Vocabulary())
+    step = make_train_step(model.abstract(here, Vocabulary()), here, mesh)
+    results = []
+    for batch in batches(STEPS):
+        state, metrics = step(state, put_batch(batch, mesh))
+        results.append(jax.device_get(metrics))
+    assert step._cache_size() == 1, "compiled more than once"
+    paths = jax.tree.leaves_with_path(jax.device_get(state.memory))
+    assert all(x.sharding.num_devices == mesh.size for x in jax.tree.leaves(state))
+    return {
+        **{name: np.stack([metrics[name] for metrics in results]) for name in results[0]},
+        **{f"memory{jax.tree_util.keystr(path)}": x for path, x in paths},
+    }
+
+
+def on_four_devices(folder: Path) -> None:
+    """What a process with four devices writes."""
+    for backend in ("faiss", "xla"):
+        np.savez(folder / f"{backend}.npz", **steps_on(make_mesh(config()), backend))
+    uneven = cfg.override(config(), ["data.lanes=6"])
+    try:
+        make_mesh(uneven)
+    except InputError as error:
+        (folder / "uneven").write_text(str(error))
+
+
+@pytest.fixture(scope="module")
+def child(tmp_path_factory):
+    """A process with four devices, and the folder into which it writes; it runs beside the tests until it is needed."""
+    folder = tmp_path_factory.mktemp("four")
+    here = Path(__file__).parent
+    code = f"import pathlib, test_step; test_step.on_four_devices(pathlib.Path({str(folder)!r}))"
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(here), str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
+    with subprocess.Popen([sys.executable, "-c", code], env=environment) as process:
+        yield process, folder
+        process.kill()
+
+
+@pytest.fixture
+def four_devices(child) -> Path:
+    process, folder = child
+    assert process.wait(timeout=300) == 0
+    return folder
+
+
+@pytest.mark.parametrize("backend", ["faiss", "xla"])
+def test_four_devices_compute_what_one_does(child, backend, request):
+    """Dropout included; songs and write indices are the same to the bit. Each compiles the step once."""
+    one = steps_on(jax.make_mesh((1,), ("lanes",), axis_types=(jax.sharding.AxisType.Auto,)), backend)
+    with np.load(request.getfixturevalue("four_devices") / f"{backend}.npz") as four:
+        assert set(four) == set(one)
+        four = dict(four)
+    assert one["hit_rate"][-1] > 0.3
+    # Sums over a step, of which a process with more devices gives the mean over them.
+    for results in (one, four):
+        results["age"] = results.pop("ages") / np.maximum(results.pop("hits"), 1e-9)
+    for name, x in one.items():
+        if np.issubdtype(x.dtype, np.integer):
+            assert (x == four[name]).all(), name
+        else:
+            np.testing.assert_allclose(four[name], x, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_lanes_that_devices_cannot_share_are_refused(four_devices):
+    assert (four_devices / "uneven").read_text() == (
+        "data.lanes=6 can't be shared out evenly among 4 devices; --set data.lanes=8"
+    )
+
+
+@pytest.fixture(scope="module")
+def before():
+    """Parameters, the memories after a few segments, and the step that follows."""
+    params = model.init_params(config(), Vocabulary(), seed=0)[1]
+    *earlier, batch = batches(3)
+    memory = mem.init_memory(config(), LANES)
+    for one in earlier:
+        memory = read(params, memory, one, config())[0][1][0]
+    return params, memory, batch
+
+
+@partial(jax.jit, static_argnames="config")
+def read(params, memory, batch, config, keys=None):
+    """Loss, memory, targets and statistics of a step; and the gradients."""
+
+    def loss(params):
+        return run_segments(nnx.merge(model.abstract(config, Vocabulary()), params), memory, batch, keys)
+
+    return jax.value_and_grad(loss, has_aux=True)(params)
+
+
+def assert_close(one, two):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), one, two)
+
+
+def test_activations_computed_again_change_nothing_and_search_once_a_segment(before, monkeypatch):
+    """Loss, gradients, memories and statistics, with dropout, over two segments."""
+    calls = []
+    faiss = search._faiss()
+    knn = faiss.knn
+    monkeypatch.setattr(faiss, "knn", lambda *args, **options: calls.append(None) or knn(*args, **options))
+    keys = jax.random.split(jax.random.key(1), LANES)
+    counts, results = [], []
+    for remat in (False, True):
+        calls.clear()
+        results.append(jax.block_until_ready(read(*before, config(remat=remat), keys)))
+        counts.append(len(calls))
+    assert results[0][0][1][2].hit_rate > 0.3
+    assert_close(*results)
+    assert counts[0] > 0
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_the_step_keeps_no_copy_of_the_ring(remat):
+    """Beside the state, eight segments need less memory than the ring, which is much larger than all else."""
+    large = cfg.override(config(remat=remat), ["memory.knn=65536", "data.lanes=1", "data.segments=8"])
+    state, graphdef = jax.eval_shape(lambda: init_state(large, Vocabulary())), model.abstract(large, Vocabulary())
+    ring = sum(x.size * x.dtype.itemsize for x in (state.memory.knn.keys, state.memory.knn.values))
+    batch = {name: jax.ShapeDtypeStruct((1, 8 * SEGMENT), jnp.int32) for name in batches(1)[0]}
+    step = make_train_step(graphdef, large, make_mesh(large)).lower(state, batch).compile()
+    print(step.memory_analysis().temp_size_in_bytes / ring)
+    assert step.memory_analysis().temp_size_in_bytes < ring
+
+
+def test_a_lanes_dropout_depends_on_no_other_lane(before):
+    params, memory, batch = before
+    keys = jax.random.split(jax.random.key(1), LANES)
+    others = keys.at[1:].set(jax.random.split(jax.random.key(2), LANES - 1))
+    (_, (one, *_)), _ = read(params, memory, batch, config(), keys)
+    (_, (two, *_)), _ = read(params, memory, batch, config(), others)
+    (_, (without, *_)), _ = read(params, memory, batch, config())
+    one, two, without = (x.xl.values[-1] for x in (one, two, without))
+    assert (one[0] == two[0]).all()
+    assert (one[1:] != two[1:]).any((1, 2, 3)).all()
+    assert (one != without).any((1, 2, 3)).all()  # dropout was on
+
+
+def test_evaluation_is_without_dropout(before, corpus):
+    params, songs, losses = before[0], corpus.songs_of("validation")[:2], []
+    for rate in (0.0, 0.5):
+        here = cfg.override(config(), [f"model.dropout={rate}"])
+        total_loss = make_loss(model.abstract(here, Vocabulary()), here, make_mesh(here))
+        losses.append(total_loss(params, corpus, songs))
+    assert losses[0] == losses[1]
+
+
+def test_resets_count_the_songs_that_begin():
+    """In `batches`: in the first step one song in each lane; the last lane's second song begins at its 20th token."""
+    starts = [int((batch["tokens"] == SOS).sum()) for batch in batches(2)]
+    assert starts == [LANES, 2]
