@@ -8,7 +8,7 @@ from flax import nnx
 
 from midigen_jax import config as cfg
 from midigen_jax import memory as mem
-from midigen_jax import model
+from midigen_jax import model, vocab
 from midigen_jax.memory import NO_SONG
 from midigen_jax.step import run_segments
 from midigen_jax.vocab import Vocabulary
@@ -43,45 +43,94 @@ def batch_of(config: cfg.Config, n_segments: int, songs: list[list[int]], *, see
     return {name: jnp.asarray(x, jnp.int32) for name, x in arrays.items()}
 
 
-def logits_in_segments(graphdef, params, config, batch, *, segment=None):
-    """Logits [B, n] of a tape read segment by segment, and the memory at its end."""
+def read_tape(graphdef, params, config, batch, *, segment=None):
+    """A tape read segment by segment: logits [B, n], the memory at its end, and [B, n / T] how many slots of the ring
+    the song had that was running at each segment's start."""
     segment = segment or config.data.segment
 
     @jax.jit
-    def read(memory, part):
+    def read(params, memory, part):
         output = nnx.merge(graphdef, params)(part["tokens"], part["bar"], part["step"], part["song"], memory)
-        return mem.roll(output.window, memory.knn, segment, config.memory.knn_layer - 1), output.logits
+        in_ring = mem.song_range(memory.knn, part["song"][:, 0])[1] if memory.knn else part["song"][:, 0]
+        return mem.roll(output.window, output.knn, segment, config.memory.knn_layer - 1), output.logits, in_ring
 
-    memory, parts = mem.init_memory(config, len(batch["tokens"])), []
+    memory, parts, in_ring = mem.init_memory(config, len(batch["tokens"])), [], []
     for begin in range(0, batch["tokens"].shape[1], segment):
-        memory, logits = read(memory, {name: x[:, begin : begin + segment] for name, x in batch.items()})
+        part = {name: x[:, begin : begin + segment] for name, x in batch.items()}
+        memory, logits, count = read(params, memory, part)
         parts.append(logits)
-    return jnp.concatenate(parts, 1), memory
+        in_ring.append(count)
+    return jnp.concatenate(parts, 1), memory, np.stack(in_ring, 1)
 
 
-def test_no_logit_depends_on_a_later_token(small):
-    graphdef, params = build(small)
-    batch = batch_of(small, 1, [[16]])
-    tokens = jnp.arange(50, 66)[None]  # all different: a row of the table is a place
-
-    def logit_sum(table, position):
-        decoder = nnx.merge(graphdef, params | {"token": table})
-        output = decoder(tokens, batch["bar"], batch["step"], batch["song"], mem.init_memory(small, 1))
-        return output.logits[0, position].sum()
-
-    gradient = jax.grad(logit_sum)(params["token"], 9)[50:66]
-    assert (gradient[10:] == 0).all()
-    assert (jnp.abs(gradient[:10]).max(-1) > 0).all()
+def logits_in_segments(graphdef, params, config, batch, *, segment=None):
+    return read_tape(graphdef, params, config, batch, segment=segment)[:2]
 
 
-def test_segments_with_xl_memory_equal_one_long_pass(small):
-    """One layer sees the same tokens either way (with more, XL memory reaches further back than one pass)."""
-    config = changed(small, model__layers=1, memory__knn_layer=1, memory__knn=0, memory__xl=48)
+OPTIONS = {
+    "t5": {},
+    "rotary": {"positions": "rotary"},
+    "all options": {
+        "positions": "rotary",
+        "norm": "rms",
+        "qk_norm": True,
+        "activation": "swiglu",
+        "tied": True,
+        "pitches": True,
+        "biases": False,
+    },
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_no_logit_depends_on_a_later_token(small, options):
+    """Each depends on all tokens of the segment up to its own and on none after it, with both memories filled.
+
+    By the gradient, and, since a search has none, to the bit when later tokens change.
+    """
+    config = changed(small, **{f"model__{name}": value for name, value in options.items()})
     graphdef, params = build(config)
-    batch = batch_of(config, 4, [[64], [20, 44], [7, 7, 50]])
+    batch = batch_of(config, 5, [[80]])
+    earlier, last = ({name: x[:, part] for name, x in batch.items()} for part in (np.s_[:64], np.s_[64:]))
+    memory = logits_in_segments(graphdef, params, config, earlier)[1]
+    bars = jnp.arange(50, 66)[None]  # all different: a row of the bars' table is a place
+
+    @jax.jit
+    def logits_of(bar_table, tokens):
+        output = nnx.merge(graphdef, params | {"bar": bar_table})(tokens, bars, last["step"], last["song"], memory)
+        return output.logits[0], output.statistics.hit_rate
+
+    logits, hit_rate = logits_of(params["bar"], last["tokens"])
+    assert hit_rate == 1
+    weights = jnp.cos(jnp.arange(logits.shape[1]))  # LayerNorm makes the plain sum of a tied output's logits constant
+    gradients = jax.jit(jax.jacrev(lambda table: logits_of(table, last["tokens"])[0] @ weights))(params["bar"])
+    depends = (gradients[:, 50:66] != 0).any(-1)
+    assert (depends == np.tri(16, dtype=bool)).all()
+    for place in (1, 9, 15):
+        other = logits_of(params["bar"], last["tokens"].at[:, place:].add(7) % 389)[0]
+        assert (other[:place] == logits[:place]).all()
+        assert (other[place:] != logits[place:]).any(-1).all()
+
+
+@pytest.mark.parametrize("positions", ["t5", "rotary"])
+def test_segments_with_xl_memory_equal_one_long_pass(small, positions):
+    """With XL memory as long as the tape, in any number of layers, and with songs that meet inside a segment."""
+    config = changed(
+        small,
+        model__layers=3,
+        model__positions=positions,
+        memory__knn=0,
+        memory__xl=192,
+        data__segment=64,
+    )
+    graphdef, params = build(config)
+    batch = batch_of(config, 3, [[192], [20, 172], [7, 90, 95]])
     in_segments, _ = logits_in_segments(graphdef, params, config, batch)
-    at_once, _ = logits_in_segments(graphdef, params, config, batch, segment=64)
-    np.testing.assert_allclose(in_segments, at_once, atol=1e-5)
+    at_once, _ = logits_in_segments(graphdef, params, changed(config, memory__xl=0), batch, segment=192)
+    np.testing.assert_allclose(in_segments, at_once, atol=1e-4)
+    # Without memory it is another function.
+    no_memory, _ = logits_in_segments(graphdef, params, changed(config, memory__xl=0), batch)
+    assert (jnp.abs(no_memory - at_once)[0, 64:].max(-1) > 1e-2).all()
 
 
 def test_knn_memory_of_everything_equals_a_longer_window(small):
@@ -119,18 +168,27 @@ def test_knn_memory_of_everything_equals_a_longer_window(small):
         np.testing.assert_allclose(logits[:, begin : begin + 16], expected, atol=2e-4)
 
 
-@pytest.mark.parametrize("backend", ["faiss", "xla"])
+@pytest.mark.parametrize("backend", ["faiss", "xla", "dense"])
 def test_a_lane_never_hears_another_song(small, backend):
-    """Changing song A leaves song B's logits as they are, to the bit, in its own lane and in others."""
+    """Changing song A leaves all logits of the songs before and after it, and of other lanes, as they are, to the bit.
+
+    Every song is long enough to reach the ring, which holds two songs of a lane at once.
+    """
     config = changed(small, memory__backend=backend)
     graphdef, params = build(config)
-    batch = batch_of(config, 6, [[40, 56], [96]])
-    other = batch | {"tokens": batch["tokens"].at[0, :40].add(7) % 389, "bar": batch["bar"].at[0, :40].add(1)}
-    one, _ = logits_in_segments(graphdef, params, config, batch)
-    two, _ = logits_in_segments(graphdef, params, config, other)
-    assert (one[0, 40:] == two[0, 40:]).all()
-    assert (one[1] == two[1]).all()
-    assert (one[0, :40] != two[0, :40]).any()
+    batch = batch_of(config, 13, [[70, 66, 72], [20, 188]])
+    song_a = np.s_[0, 70:136]
+    other = batch | {name: batch[name].at[song_a].add(7) % 389 for name in ("tokens", "bar", "step")}
+    (one, memory, in_ring), (two, other_memory, _) = (read_tape(graphdef, params, config, x) for x in (batch, other))
+    assert set(np.unique(memory.knn.song[0])) == {1, 2}
+    for song in (0, 1, 2):
+        starts = np.asarray(batch["song"][0, ::16]) == song
+        assert in_ring[0, starts].max() > config.memory.top_k, "searches of this song hit"
+    elsewhere = np.ones(one.shape[:2], bool)
+    elsewhere[song_a] = False
+    assert (one[elsewhere] == two[elsewhere]).all()
+    assert (one[song_a] != two[song_a]).any(-1).all()
+    assert (memory.knn.keys[0] != other_memory.knn.keys[0]).any()  # song A is still in the ring
 
 
 def test_the_knn_memory_changes_what_comes_after_it(small):
@@ -214,3 +272,41 @@ def test_padding_and_bfloat16_give_finite_gradients(small):
     nats, (_, counted, _) = run_segments(nnx.merge(graphdef, params), mem.init_memory(full, 3), batch)
     assert float(value) == pytest.approx(float(nats), rel=0.1)
     assert int(counted) == (batch["targets"] >= 0).sum()
+
+
+def test_a_token_s_pitch_is_part_of_its_embedding(small):
+    """Octaves share their pitch class, an octave's notes the octave; a merged token has the sum of what it spells."""
+    c, e = vocab.NOTE_0 + 36, vocab.NOTE_0 + 40
+    duration = vocab.DURATION_0 + 2
+    merges = ((c, duration), (vocab.SEP, duration), (c, duration, vocab.SEP, duration, e, duration, c + 12, duration))
+    words = Vocabulary(merges=merges)
+    note, rest, chord = range(389, 392)
+    features = np.asarray(model.pitch_features(words))
+    classes, octaves = features[:, :12], features[:, 12:]
+    assert classes[[c, c + 12, c + 60], 0].tolist() == [1, 1, 1]
+    assert [octaves[x].argmax() for x in (c, e, c + 11, c + 12, c + 60)] == [3, 3, 3, 4, 8]
+    pitched = features[vocab.NOTE_0 : vocab.DURATION_0]
+    assert (pitched.sum(1) == 2).all()
+    assert not features[[*range(vocab.NOTE_0), *range(vocab.DURATION_0, 389), rest]].any()
+    assert (features[note] == features[c]).all()
+    assert (features[chord] == features[c] + features[e] + features[c + 12]).all()
+
+    config = changed(small, model__pitches=True, model__tied=True, model__layers=1, memory__knn_layer=1)
+    decoder = model.Decoder(config, words, rngs=nnx.Rngs(0))
+    table = decoder.embeddings() - decoder.token[...]
+    pitch = decoder.pitch[...]
+    np.testing.assert_allclose(table[c + 12] - table[c], pitch[12 + 4] - pitch[12 + 3], atol=1e-6)
+    np.testing.assert_allclose(table[chord], 2 * pitch[0] + pitch[4] + 2 * pitch[12 + 3] + pitch[12 + 4], atol=1e-6)
+
+
+def test_a_tied_output_layer_is_the_embeddings(small):
+    """Pitches included: the same logits as of an output layer with these weights."""
+    tied = changed(small, model__pitches=True, model__tied=True, model__layers=1, memory__knn_layer=1)
+    graphdef, params = build(tied)
+    assert "output" not in params
+    batch = batch_of(tied, 1, [[16]])
+    one, _ = logits_in_segments(graphdef, params, tied, batch)
+    untied = changed(tied, model__tied=False)
+    table = nnx.merge(graphdef, params).embeddings()
+    two, _ = logits_in_segments(model.abstract(untied, Vocabulary()), params | {"output": table}, untied, batch)
+    np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-6)
