@@ -82,6 +82,15 @@ def test_the_seed_and_the_row_decide(sampler, prompt):
     assert not np.array_equal(one[0].notes, other[0].notes)
 
 
+def test_sampling_is_without_dropout(sampler, prompt):
+    """Which the model was trained with."""
+    assert sampler.config.model.dropout > 0
+    without = Sampler(changed(sampler.config, model__dropout=0.0), sampler.params, Vocabulary())
+    cut = sample.cut(prompt, 4)
+    one, two = (x.continue_song(*cut, bars=12, num=2, seed=7) for x in (sampler, without))
+    assert all(np.array_equal(a.notes, b.notes) for a, b in zip(one, two, strict=True))
+
+
 def test_an_invention_has_no_prompt(sampler):
     (song,) = sampler.continue_song(new_song(Scheme()), 0, bars=3, num=1)
     assert song.notes[0, 0] == 0  # it begins at once
