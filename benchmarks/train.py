@@ -1,53 +1,200 @@
-"""Training throughput, and what the kNN memory costs: the same model with and without it, step by step in turn.
+"""Training throughput side by side, and what the kNN memory costs.
 
 python benchmarks/train.py --data CORPUS_OR_MIDI_DIR
+
+First this project with and without kNN memory, the PyTorch baseline and two PyTorch libraries, where PyTorch is
+installed: the same sizes, the same music, step by step in turn in one process, then each alone in a process of its own
+for its peak memory and the time to its first step. Then the cost of a full ring, for each size and each backend.
 """
 
+import dataclasses
+import itertools
+import json
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from _ours import Ours, batches_of
 from _shared import environment, save
 
-from midigen_jax import cli, data, model, step, train
+from midigen_jax import cli, step
 from midigen_jax import config as cfg
+from midigen_jax import memory as mem
+from midigen_jax.attention import normalize
+from midigen_jax.corpus import Corpus
+from midigen_jax.train import get_corpus
+
+Batches = Iterator[dict[str, np.ndarray]]
+
+OURS = "this project"
+SIDES = (OURS, "without kNN memory", "MIDIGen (PyTorch)", "x-transformers", "memorizing-transformers-pytorch")
+BACKENDS = ("faiss", "xla", "dense")
 
 
-class Contestant:
-    """One config in training; `seconds` holds the time of every step after the first."""
+def start(side: str, config: cfg.Config, corpus: Corpus, steps: int) -> tuple[Any, Batches]:
+    """A contestant before its first step, and the batches that it reads.
 
-    def __init__(self, config: cfg.Config, corpus: train.Corpus, steps: int):
-        self.config = config
-        self.mesh = step.make_mesh(config)
-        begin = jax.jit(step.init_state, static_argnums=(0, 1), out_shardings=step.state_sharding(self.mesh))
-        self.state = begin(config, corpus.vocabulary)
-        graphdef = model.abstract(config, corpus.vocabulary)
-        self.train_step = step.make_train_step(graphdef, config, self.mesh)
-        self.tokens = config.data.lanes * config.data.segment * config.data.segments
-        self.batches = data.training_steps(
-            corpus,
-            corpus.songs_of("train"),
-            n_lanes=config.data.lanes,
-            tokens_per_step=self.tokens // config.data.lanes,
-            n_steps=steps + 1,
-            first=0,
-            seed=0,
+    Raises:
+        ImportError, InputError: what it needs is not installed.
+    """
+    batches = batches_of(config, corpus, steps)
+    if side in SIDES[:2]:
+        return Ours(config if side == OURS else cfg.override(config, ["memory.knn=0"]), corpus), batches
+    import _midigen
+    import _peers
+    import torch
+
+    model = config.model
+    sizes = _midigen.Sizes(
+        vocabulary=corpus.vocabulary.size,
+        layers=model.layers,
+        width=model.width,
+        heads=model.heads,
+        ff_width=model.ff_width,
+        block=config.data.segment,
+        lanes=config.data.lanes,
+        top_k=config.memory.top_k,
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if side == "MIDIGen (PyTorch)":
+        # As its author ran it: its own dropout, and its own batches, in which songs never meet.
+        return _midigen.Baseline(sizes, device=device), _midigen.training_batches(
+            corpus, corpus.songs_of("train"), sizes
         )
-        begin = time.perf_counter()
-        self.step()
-        self.first_step = time.perf_counter() - begin
-        self.seconds: list[float] = []
-        self.slots: list[float] = []
+    sizes = dataclasses.replace(sizes, dropout=model.dropout)
+    if side == "x-transformers":
+        return _peers.XTransformers(sizes, device=device), batches
+    return _peers.MemorizingTransformers(sizes, memories=config.memory.knn, device=device), batches
 
-    def step(self) -> float:
-        batch = step.put_batch(next(self.batches), self.mesh)
+
+def alone(side: str, config: cfg.Config, corpus: Corpus, steps: int) -> dict[str, float]:
+    """Time to the end of the first step, compilation included, and the peak memory of this process."""
+    begin = time.perf_counter()
+    contestant, batches = start(side, config, corpus, steps)
+    contestant.step(next(batches))
+    first = time.perf_counter() - begin
+    for batch in itertools.islice(batches, steps - 1):
+        contestant.step(batch)
+    peak = resident_megabytes()
+    if jax.default_backend() == "gpu":
+        if side in SIDES[:2]:
+            peak = jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 2**20
+        else:
+            import torch
+
+            peak = torch.cuda.max_memory_allocated() / 2**20
+    return {"first_step_seconds": first, "peak_megabytes": peak}
+
+
+def resident_megabytes() -> float:
+    """Peak of this process; what `getrusage` gives begins with that of the process which started it."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    raise cli.InputError("the peak memory of a process is read from /proc, which Linux has")
+
+
+def compare(config: cfg.Config, corpus: Corpus, steps: int) -> dict[str, dict[str, float]]:
+    """Median time of a step of every contestant, in turn, so that all see the same noise."""
+    contestants: dict[str, tuple[Any, Batches]] = {}
+    for side in SIDES:
+        try:
+            contestants[side] = start(side, config, corpus, steps)
+        except (ImportError, cli.InputError) as error:
+            print(f"{side} is left out: {error}")
+    seconds: dict[str, list[float]] = {side: [] for side in contestants}
+    tokens, slots = dict.fromkeys(contestants, 0), []
+    for i in range(steps):
+        for side, (contestant, batches) in contestants.items():
+            batch = next(batches)
+            begin = time.perf_counter()
+            contestant.step(batch)
+            if i > 1:
+                seconds[side].append(time.perf_counter() - begin)
+                tokens[side] += int((batch["song"] >= 0).sum())
+        slots.append(float(contestants[OURS][0].metrics["slots"]))
+    rows = {}
+    for side, times in seconds.items():
+        median = float(np.median(times))
+        rows[side] = {
+            "milliseconds_per_step": median * 1e3,
+            "tokens_per_second": tokens[side] / len(times) / median,
+        }
+    rows[OURS]["mean_filled_slots"] = float(np.mean(slots))
+    return rows
+
+
+def fill(state: step.TrainState, song: int) -> step.TrainState:
+    """The state with a ring that is full of random entries of one song."""
+    knn = state.memory.knn
+    assert knn is not None
+    keys = normalize(jax.random.normal(jax.random.key(0), knn.keys.shape)).astype(knn.keys.dtype)
+    full = mem.KNNMemory(keys, keys + 1, jnp.full_like(knn.song, song), knn.write)
+    return state._replace(memory=state.memory._replace(knn=jax.device_put(full, knn.keys.sharding)))
+
+
+def full_rings(config: cfg.Config, corpus: Corpus, sizes: list[int], steps: int) -> list[dict[str, Any]]:
+    """Steps with every slot of the ring valid, by size and backend, and steps without kNN memory between them."""
+    batch = next(batches_of(config, corpus, 1))
+    batch["song"] = np.zeros_like(batch["song"])
+    plain = Ours(cfg.override(config, ["memory.knn=0"]), corpus)
+    plain.step(batch)
+    rows = []
+    for size in sizes:
+        for backend in BACKENDS:
+            changed = [f"memory.knn={size}", f"memory.backend={backend}"]
+            try:
+                side = Ours(cfg.override(config, changed), corpus)
+                side.step(batch)
+            except (cli.InputError, jax.errors.JaxRuntimeError) as error:
+                print(f"{size:,} slots, {backend}: {str(error).splitlines()[0]}")
+                continue
+            times: dict[str, list[float]] = {"with": [], "without": []}
+            for _ in range(steps):
+                side.state = fill(side.state, song=0)
+                for name, contestant in (("with", side), ("without", plain)):
+                    begin = time.perf_counter()
+                    contestant.step(batch)
+                    times[name].append(time.perf_counter() - begin)
+            took, without = (float(np.median(x)) for x in times.values())
+            filled = float(side.metrics["slots"])
+            row = {"slots": size, "valid": filled, "backend": backend, "milliseconds_per_step": took * 1e3}
+            rows.append(row | {"cost": took / without - 1})
+            print(f"{size:>8,} {backend:>8} {took * 1e3:>10,.0f} ms a step {took / without - 1:>+10.0%}", flush=True)
+            del side
+    return rows
+
+
+def model_flops(config: cfg.Config, vocabulary: int) -> float:
+    """Floating point operations of a step: the products of the decoder, forward and twice as many backward.
+
+    Scores that the mask hides are counted, as they are computed; the search is not.
+    """
+    model, tokens = config.model, config.data.lanes * config.data.segment * config.data.segments
+    ff = (3 if model.activation == "swiglu" else 2) * model.ff_width
+    weights = model.layers * model.width * (4 * model.width + ff) + model.width * vocabulary
+    attention = model.layers * 2 * (config.memory.xl + config.data.segment) * model.width
+    return 3 * 2 * tokens * (weights + attention)
+
+
+def peak_flops(dtype: str) -> float:
+    """Operations a second of a large matrix product in this dtype, the best of ten."""
+    n = 8192 if jax.default_backend() == "gpu" else 2048
+    x = jnp.ones((n, n), jnp.dtype(dtype))
+    product = jax.jit(jnp.matmul)
+    product(x, x).block_until_ready()
+    times = []
+    for _ in range(10):
         begin = time.perf_counter()
-        self.state, metrics = self.train_step(self.state, batch)
-        jax.block_until_ready((self.state, metrics))
-        seconds = time.perf_counter() - begin
-        self.filled = float(metrics["slots"])
-        return seconds
+        product(x, x).block_until_ready()
+        times.append(time.perf_counter() - begin)
+    return 2 * n**3 / min(times)
 
 
 def main() -> None:
@@ -56,34 +203,50 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=Path("configs/pop909.py"))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a setting")
     parser.add_argument("--steps", type=int, default=30, help="steps a side")
+    parser.add_argument("--rings", type=int, nargs="*", default=[2048, 8192, 32768, 65536], help="slots of full rings")
+    parser.add_argument("--ring-steps", type=int, default=4, help="steps with each full ring")
     parser.add_argument("--workdir", type=Path, default=Path("runs/bench"), help="where a MIDI folder is encoded")
+    parser.add_argument("--alone", choices=SIDES, help="only this one, for its peak memory; prints JSON")
     args = parser.parse_args()
+    step.keep_freed_memory()
     config = cfg.override(cfg.load(args.config), args.set)
-    corpus = train.get_corpus(args.data, args.workdir)
-    sides = {
-        "with kNN memory": Contestant(config, corpus, args.steps),
-        "without": Contestant(cfg.override(config, ["memory.knn=0"]), corpus, args.steps),
+    corpus = get_corpus(args.data, args.workdir)
+    if args.alone:
+        print(json.dumps(alone(args.alone, config, corpus, args.steps)))
+        return
+    rows = compare(config, corpus, args.steps)
+    for side, row in rows.items():
+        command = [sys.executable, *sys.argv, "--alone", side, "--steps", "6"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        row |= json.loads(done.stdout.splitlines()[-1])
+    own = rows[OURS]["tokens_per_second"]
+    print(f"{'':32}{'ms a step':>10}{'tokens/s':>10}{'ours, times':>12}{'first step, s':>15}{'peak, MB':>10}")
+    for side, row in rows.items():
+        milliseconds, speed = row["milliseconds_per_step"], row["tokens_per_second"]
+        print(
+            f"{side:32}{milliseconds:>10,.0f}{speed:>10,.0f}{own / speed:>12.2f}"
+            f"{row['first_step_seconds']:>15.1f}{row['peak_megabytes']:>10,.0f}"
+        )
+    cost = rows[OURS]["milliseconds_per_step"] / rows[SIDES[1]]["milliseconds_per_step"] - 1
+    filled = rows[OURS]["mean_filled_slots"]
+    print(f"the kNN memory adds {cost:.0%} to a step, {filled:,.0f} of {config.memory.knn:,} slots valid on average")
+    flops, peak = model_flops(config, corpus.vocabulary.size), peak_flops(config.model.dtype)
+    utilisation = flops / (rows[OURS]["milliseconds_per_step"] / 1e3) / peak
+    print(f"{flops / 1e9:,.0f} GFLOP a step, {peak / 1e9:,.0f} GFLOP/s at best: utilisation {utilisation:.0%}")
+    print("full rings:")
+    result = {
+        "config": cfg.flatten(config),
+        "environment": {
+            "device": jax.devices()[0].device_kind,
+            **environment(("jax", "flax", "optax", "numpy", "faiss-cpu", "torch", "x-transformers")),
+        },
+        "sides": rows,
+        "knn_cost": cost,
+        "flops_per_step": flops,
+        "peak_flops": peak,
+        "utilisation": utilisation,
+        "full_rings": full_rings(config, corpus, args.rings, args.ring_steps),
     }
-    for _ in range(args.steps):
-        for side in sides.values():
-            side.seconds.append(side.step())
-            side.slots.append(side.filled)
-    rows = {}
-    print(f"{'':18}{'ms a step':>10}{'tokens/s':>10}{'first step, s':>15}{'filled slots':>14}")
-    for name, side in sides.items():
-        median = float(np.median(side.seconds))
-        rows[name] = {
-            "milliseconds_per_step": median * 1e3,
-            "tokens_per_second": side.tokens / median,
-            "first_step_seconds": side.first_step,
-            "mean_filled_slots": float(np.mean(side.slots)),
-        }
-        milliseconds, speed, first_step, filled = rows[name].values()
-        print(f"{name:18}{milliseconds:>10,.0f}{speed:>10,.0f}{first_step:>15,.1f}{filled:>14,.0f}")
-    ratio = rows["with kNN memory"]["milliseconds_per_step"] / rows["without"]["milliseconds_per_step"]
-    print(f"the kNN memory adds {ratio - 1:.0%} to a step")
-    circumstances = {"device": jax.devices()[0].device_kind, **environment(("jax", "flax", "optax", "numpy"))}
-    result = {"config": cfg.flatten(config), "environment": circumstances, "sides": rows, "knn_cost": ratio - 1}
     save(f"train-{args.config.stem}-{jax.default_backend()}", result)
 
 

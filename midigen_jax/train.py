@@ -30,6 +30,7 @@ from .shapes import Array
 from .step import (
     TrainState,
     init_state,
+    keep_freed_memory,
     make_loss,
     make_mesh,
     make_optimizer,
@@ -286,6 +287,7 @@ def main() -> None:
         help="overrides a setting of midigen_jax/config.py, such as train.steps=500; may be given several times",
     )
     args = parser.parse_args()
+    keep_freed_memory()
     config = cfg.override(cfg.load(args.config), args.set)
     if not train(config, args.data, args.workdir):
         sys.exit(130)
