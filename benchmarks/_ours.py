@@ -8,20 +8,21 @@ import numpy as np
 from midigen_jax import config as cfg
 from midigen_jax import data, model, step
 from midigen_jax.corpus import Corpus
+from midigen_jax.vocab import Vocabulary
 
 
 class Ours:
-    def __init__(self, config: cfg.Config, corpus: Corpus):
+    def __init__(self, config: cfg.Config, vocabulary: Vocabulary):
         self.config, self.mesh = config, step.make_mesh(config)
         begin = jax.jit(step.init_state, static_argnums=(0, 1), out_shardings=step.state_sharding(self.mesh))
-        self.state = begin(config, corpus.vocabulary)
-        self.graphdef = model.abstract(config, corpus.vocabulary)
+        self.state = begin(config, vocabulary)
+        self.graphdef = model.abstract(config, vocabulary)
         self.train_step = step.make_train_step(self.graphdef, config, self.mesh)
 
-    def restart(self, seed: int, corpus: Corpus) -> None:
+    def restart(self, seed: int, vocabulary: Vocabulary) -> None:
         """From other first weights; what is compiled stays."""
         weights = cfg.override(self.config, [f"train.seed={seed}"])
-        self.state = jax.device_put(step.init_state(weights, corpus.vocabulary), step.state_sharding(self.mesh))
+        self.state = jax.device_put(step.init_state(weights, vocabulary), step.state_sharding(self.mesh))
 
     def step(self, batch: dict[str, np.ndarray]) -> float:
         """One optimizer step on the segments of all lanes; its mean loss in nats."""

@@ -6,7 +6,6 @@ Each trains as it is meant to: its own batches, optimizer and schedule. Both are
 validation songs, each from its own empty memory.
 """
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,25 +26,23 @@ def curve(
 ) -> dict[str, Any]:
     """Trains on `total` tokens; validates on a few songs on the way and on all of them at the end."""
     songs = corpus.songs_of("validation")
-    seen, seconds, points = 0, 0.0, []
+    seen, points = 0, []
     while seen < total:
         batch = next(batches)
-        begin = time.perf_counter()
         contestant.step(batch)
-        seconds += time.perf_counter() - begin
         before, seen = seen, seen + int((batch["tokens"] != vocab.PAD).sum())
         if seen // every > before // every or seen >= total:
             here = songs if seen >= total else songs[:few]
             figures = evaluate.figures(loss(here), corpus, here)
-            points.append({"tokens": seen, "songs": len(here), "training_seconds": seconds, **figures._asdict()})
-            print(f"{seen:>10,} tokens, {seconds:>6,.0f} s: {figures} ({len(here)} songs)", flush=True)
-    return {"curve": points, "tokens_per_second": seen / seconds}
+            points.append({"tokens": seen, "songs": len(here), **figures._asdict()})
+            print(f"{seen:>10,} tokens: {figures} ({len(here)} songs)", flush=True)
+    return {"curve": points}
 
 
 def ours(config: cfg.Config, corpus: Corpus, total: int, every: int, few: int) -> dict[str, Any]:
     tokens = config.data.lanes * config.data.segment * config.data.segments
     config = cfg.override(config, [f"train.steps={-(-total // tokens)}"])
-    side = Ours(config, corpus)
+    side = Ours(config, corpus.vocabulary)
     loss = step.make_loss(side.graphdef, config, side.mesh)
     batches = batches_of(config, corpus, config.train.steps)
     return curve(side, batches, total, every, lambda songs: loss(side.state.params, corpus, songs), corpus, few)

@@ -45,7 +45,7 @@ def start(side: str, config: cfg.Config, corpus: Corpus, steps: int) -> tuple[An
     """
     batches = batches_of(config, corpus, steps)
     if side in SIDES[:2]:
-        return Ours(config if side == OURS else cfg.override(config, ["memory.knn=0"]), corpus), batches
+        return Ours(config if side == OURS else cfg.override(config, ["memory.knn=0"]), corpus.vocabulary), batches
     import _midigen
     import _peers
     import torch
@@ -143,14 +143,14 @@ def full_rings(config: cfg.Config, corpus: Corpus, sizes: list[int], steps: int)
     """Steps with every slot of the ring valid, by size and backend, and steps without kNN memory between them."""
     batch = next(batches_of(config, corpus, 1))
     batch["song"] = np.zeros_like(batch["song"])
-    plain = Ours(cfg.override(config, ["memory.knn=0"]), corpus)
+    plain = Ours(cfg.override(config, ["memory.knn=0"]), corpus.vocabulary)
     plain.step(batch)
     rows = []
     for size in sizes:
         for backend in BACKENDS:
             changed = [f"memory.knn={size}", f"memory.backend={backend}"]
             try:
-                side = Ours(cfg.override(config, changed), corpus)
+                side = Ours(cfg.override(config, changed), corpus.vocabulary)
                 side.step(batch)
             except (cli.InputError, jax.errors.JaxRuntimeError) as error:
                 print(f"{size:,} slots, {backend}: {str(error).splitlines()[0]}")

@@ -38,7 +38,7 @@ SEEDS = (0, 1, 2)
 
 
 def train_once(side: Ours, corpus: Corpus, seed: int, songs: np.ndarray) -> evaluate.Figures:
-    side.restart(seed, corpus)
+    side.restart(seed, corpus.vocabulary)
     for batch in batches_of(side.config, corpus, side.config.train.steps, seed=seed):
         side.step(batch)
     loss = step.make_loss(side.graphdef, side.config, side.mesh)
@@ -47,7 +47,7 @@ def train_once(side: Ours, corpus: Corpus, seed: int, songs: np.ndarray) -> eval
 
 def milliseconds(configs: dict[str, cfg.Config], corpus: Corpus, steps: int) -> dict[str, float]:
     """Median time of a step of every config, step by step in turn."""
-    sides = {name: Ours(config, corpus) for name, config in configs.items()}
+    sides = {name: Ours(config, corpus.vocabulary) for name, config in configs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for i, batch in enumerate(batches_of(next(iter(configs.values())), corpus, steps + 1)):
         for name, side in sides.items():
@@ -80,7 +80,7 @@ def main() -> None:
         row = result["variants"].setdefault(variant, {"set": CHANGES[variant], "nats": [], "bits_per_note": []})
         side = None
         for seed in SEEDS[len(row["nats"]) :]:
-            side = side or Ours(config, corpus)
+            side = side or Ours(config, corpus.vocabulary)
             figures = train_once(side, corpus, seed, songs)
             row["nats"].append(figures.nats_per_token)
             row["bits_per_note"].append(figures.bits_per_note)

@@ -10,8 +10,20 @@ from midigen_jax.config import Config, Data, Memory, Model, Train
 
 def config() -> Config:
     return Config(
-        model=Model(layers=8, width=512, heads=8, ff_width=2048, activation="gelu", dropout=0.2, dtype="bfloat16"),
-        memory=Memory(xl=256, knn=16_384, knn_layer=5, top_k=16),
+        model=Model(
+            layers=8,
+            width=512,
+            heads=8,
+            ff_width=2048,
+            activation="gelu",
+            norm="layer",
+            positions="t5",
+            biases=True,
+            tied=False,
+            dropout=0.2,
+            dtype="bfloat16",
+        ),
+        memory=Memory(xl=256, knn=8192, knn_layer=5, top_k=16, dtype="bfloat16"),
         data=Data(lanes=32, segment=256),
         train=Train(
             steps=100_000,

@@ -158,8 +158,8 @@ class Statistics(NamedTuple):
     """What the kNN memory did; zeros where there is none."""
 
     hit_rate: Array  # share of queries that found something
-    hits: Array  # how many entries were found
-    ages: Array  # the sum of their ages: tokens between an entry and its query
+    hits: Array  # how many entries were found in a segment
+    ages: Array  # the sum of their ages: tokens between an entry and its query; 0 without a search
     gate: Float[Array, " H"]  # share of the memory in a head's output where something was found
     mass: Array  # share of the memory in the output of all queries
     slots: Array  # filled slots of the running song, a lane
@@ -229,15 +229,16 @@ class Attention(nnx.Module):
         if resolve_backend(memory.backend) == "dense":
             remembered = attend_ring(scaled_q, knn, song[:, 0])
             found = ((song == song[:, :1]) & (count > 0)[:, None])[:, None]
-            n_hits, ages = jnp.sum(found * count[:, None, None]), jnp.zeros(())
+            n_hits = jnp.sum(found * count[:, None, None], dtype=jnp.float32) * q.shape[1]
+            ages = jnp.zeros(())
         else:
             hits = mem.retrieve(knn, q, song, memory.top_k, memory.backend)
             remembered = attend_hits(scaled_q, hits)
             found = (hits.slots >= 0).any(-1)
-            n_hits = jnp.sum(hits.slots >= 0)
+            n_hits = jnp.sum(hits.slots >= 0, dtype=jnp.float32)
             ages = jnp.sum(jnp.where(hits.slots >= 0, mem.ages(knn, hits.slots, memory.xl), 0), dtype=jnp.float32)
         gate = nnx.sigmoid(self.gate[...])
         share = jnp.where(found, gate[:, None], 0)
-        statistics = Statistics(found.mean(), n_hits.astype(jnp.float32), ages, gate, share.mean(), count.mean())
+        statistics = Statistics(found.mean(), n_hits, ages, gate, share.mean(), count.mean())
         share = share[..., None].astype(local.dtype)
         return remembered * share + local * (1 - share), jax.lax.stop_gradient(statistics)
