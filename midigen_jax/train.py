@@ -288,7 +288,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     keep_freed_memory()
-    if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:
+    if jax.default_backend() != "cpu" and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         # On the CPU compiling takes seconds, and a program that calls Faiss can't be kept.
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "midigen_jax" / "xla"))
     config = cfg.override(cfg.load(args.config), args.set)
