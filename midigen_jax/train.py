@@ -3,6 +3,8 @@
     python train.py configs/demo.py --data CORPUS_OR_MIDI_DIR --workdir RUN
 
 Ctrl-C finishes the step, saves and leaves; the same command goes on from there.
+
+On several hosts every one runs this command with --distributed, and all see the same folders.
 """
 
 import contextlib
@@ -18,6 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
@@ -42,10 +45,13 @@ from .vocab import Vocabulary
 
 
 class Log:
-    """metrics.jsonl and TensorBoard event files of a run."""
+    """metrics.jsonl and TensorBoard event files of a run, written by the first host."""
 
     def __init__(self, run: Path, step: int):
         """A resumed run forgets the lines of steps that came after the checkpoint, since they are done again."""
+        self.silent = jax.process_index() > 0
+        if self.silent:
+            return
         path = run / "metrics.jsonl"
         kept = []
         if path.exists():
@@ -60,14 +66,44 @@ class Log:
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        if self.silent:
+            return
         self.file.write(json.dumps({"step": step, **values}) + "\n")
         self.file.flush()
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self.file.close()
-        self.board.close()
+        if not self.silent:
+            self.file.close()
+            self.board.close()
+
+
+def join_hosts(address: str) -> None:
+    """Makes this process one of many that train together; must come before anything is computed.
+
+    Args:
+        address: "HOST:PORT,PROCESSES,INDEX" of the first process, of all and of this one; empty where JAX can ask the
+            cluster (TPU pods, Slurm, Kubernetes, Open MPI).
+
+    Raises:
+        InputError: this is no such address, or JAX knows no such cluster.
+    """
+    try:
+        if address:
+            first, processes, index = address.split(",")
+            jax.distributed.initialize(first, int(processes), int(index))
+        else:
+            jax.distributed.initialize()
+    except ValueError as error:
+        raise InputError(f"--distributed {address}: give HOST:PORT,PROCESSES,INDEX ({error})") from None
+    if jax.process_index() > 0:
+        # The first host speaks for all.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (open as long as the process)
+
+
+def on_any_host(here: bool) -> bool:
+    return bool(multihost_utils.process_allgather(np.array(here)).any())
 
 
 @contextlib.contextmanager
@@ -147,7 +183,11 @@ def train(config: cfg.Config, source: Path, run: Path) -> bool:
         InputError: data or config can't be used, or don't fit the checkpoint in the run folder.
     """
     settings = config.train
+    if jax.process_index() > 0:
+        multihost_utils.sync_global_devices("the first host has encoded")
     corpus = get_corpus(source, run)
+    if jax.process_index() == 0:
+        multihost_utils.sync_global_devices("the first host has encoded")
     training, validation = corpus.songs_of("train"), corpus.songs_of("validation")
     if len(training) == 0:
         raise InputError(
@@ -220,7 +260,14 @@ def train(config: cfg.Config, source: Path, run: Path) -> bool:
         contextlib.closing(log),
         contextlib.closing(batches),
         stop_signals() as stopping,
-        tqdm(initial=first, total=settings.steps, unit="step", desc="training", dynamic_ncols=True) as bar,
+        tqdm(
+            initial=first,
+            total=settings.steps,
+            unit="step",
+            desc="training",
+            dynamic_ncols=True,
+            disable=jax.process_index() > 0,
+        ) as bar,
     ):
         for batch in batches:
             state, metrics = train_step(state, put_batch(batch, mesh))
@@ -229,7 +276,11 @@ def train(config: cfg.Config, source: Path, run: Path) -> bool:
             recent.append(metrics)
             step += 1
             bar.update()
-            saving = step % settings.save_every == 0 or step == settings.steps or bool(stopping)
+            stop = bool(stopping)
+            if jax.process_count() > 1:
+                # All hosts must leave after the same step.
+                stop = step % settings.log_every == 0 and on_any_host(stop)
+            saving = step % settings.save_every == 0 or step == settings.steps or stop
             if saving or step % settings.log_every == 0:
                 values = mean_metrics(recent)
                 seconds = time.perf_counter() - last_time
@@ -253,7 +304,7 @@ def train(config: cfg.Config, source: Path, run: Path) -> bool:
                 save(step)
             if not recent:
                 last_time = time.perf_counter()
-            if saving and stopping:
+            if stop:
                 break
     if step < settings.steps:
         print(f"{run}: stopped and saved at step {step:,}; the same command goes on from there")
@@ -286,7 +337,16 @@ def main() -> None:
         metavar="KEY=VALUE",
         help="overrides a setting of midigen_jax/config.py, such as train.steps=500; may be given several times",
     )
+    parser.add_argument(
+        "--distributed",
+        nargs="?",
+        const="",
+        metavar="HOST:PORT,PROCESSES,INDEX",
+        help="this process is one of many, a host each; nothing need follow where JAX can ask the cluster",
+    )
     args = parser.parse_args()
+    if args.distributed is not None:
+        join_hosts(args.distributed)
     keep_freed_memory()
     if jax.default_backend() != "cpu" and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         # On the CPU compiling takes seconds, and a program that calls Faiss can't be kept.

@@ -28,6 +28,7 @@ def folder(tmp_path, monkeypatch):
         (train.main, f"{POP909} --data empty --workdir run", "empty: holds no MIDI files"),
         (train.main, f"{POP909} --data corrupt --workdir run", "corrupt: none of its 1 MIDI files can be used"),
         (train.main, f"{POP909} --data music --workdir run --set model.depth=3", "unknown config key model.depth"),
+        (train.main, f"{POP909} --data music --workdir run --distributed me:1,2", "give HOST:PORT,PROCESSES,INDEX"),
         (train.main, "nothing.py --data music --workdir run", "nothing.py: no such config file"),
         (encode.main, "missing --out corpus", "missing: no such folder"),
         (encode.main, "corrupt --out corpus", "a.mid: not a MIDI file"),

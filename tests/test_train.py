@@ -2,6 +2,10 @@ import json
 import os
 import shutil
 import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,6 +14,7 @@ from conftest import write_midi
 from test_model import changed
 
 from midigen_jax import checkpoint, data, evaluate, model, train
+from midigen_jax import config as cfg
 from midigen_jax.cli import InputError
 from midigen_jax.encode import encode_folder
 from midigen_jax.step import init_state, make_loss, make_mesh, make_train_step
@@ -99,6 +104,43 @@ def test_stopping_and_resuming_gives_the_same_bits(small, corpus, straight, tmp_
     assert train.train(small, corpus.path, run)
     assert equal(state_of(run, small), state_of(straight, small))
     assert [line["step"] for line in lines_of(run)] == [4, 5, 6, 6, 8, 12, 12]
+
+
+def test_two_hosts_train_as_one(small, midi_folder, tmp_path):
+    """Processes with two devices each. The first encodes and logs; both save, and one process can go on."""
+    config = changed(small, data__lanes=4, train__steps=6, train__validate_every=6)
+    (tmp_path / "four_lanes.py").write_text(
+        f"from midigen_jax import config as cfg\ndef config(): return cfg.from_flat({cfg.flatten(config)}, 'test')\n"
+    )
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "midigen_jax.train", "four_lanes.py", "--data", midi_folder, "--workdir", "two"]
+    # The proxies of a network are no way to this machine.
+    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    environment |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    hosts = [
+        subprocess.Popen(
+            [*command, "--distributed", f"{address},2,{i}"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE
+        )
+        for i in range(2)
+    ]
+    try:
+        assert train.train(config, midi_folder, tmp_path / "one")
+        said = [host.communicate(timeout=300)[0] for host in hosts]
+        assert [host.returncode for host in hosts] == [0, 0]
+    finally:
+        for host in hosts:
+            host.kill()
+    assert [b"trained 6 steps" in words for words in said] == [True, False]
+    one, two = lines_of(tmp_path / "one"), lines_of(tmp_path / "two")
+    assert [line["step"] for line in two] == [line["step"] for line in one] == [4, 6, 6]
+    for here, there in zip(one, two, strict=True):
+        assert here.keys() == there.keys()
+        for name in here.keys() - {"tokens_per_second"}:
+            assert there[name] == pytest.approx(here[name], rel=1e-4), name
+    assert train.train(changed(config, train__steps=8), midi_folder, tmp_path / "two")
 
 
 def test_instruments_velocities_and_merges_train_and_validate(small, midi_folder, band_folder, tmp_path):
