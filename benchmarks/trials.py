@@ -21,9 +21,13 @@ from midigen_jax import config as cfg
 from midigen_jax.corpus import Corpus
 from midigen_jax.train import get_corpus
 
-BASE = ("model.norm=layer", "model.biases=true", "model.activation=relu2", "model.positions=t5")
+BASE = ("model.previous_tokens=4", "model.norm=layer", "model.biases=true", "model.activation=relu2")
 CHANGES = {
     "base": (),
+    "previous tokens: none": ("model.previous_tokens=0",),
+    "previous tokens: 1": ("model.previous_tokens=1",),
+    "previous tokens: 2": ("model.previous_tokens=2",),
+    "previous tokens: 8": ("model.previous_tokens=8",),
     "RMSNorm": ("model.norm=rms",),
     "no biases": ("model.biases=false",),
     "GELU": ("model.activation=gelu",),
@@ -32,7 +36,6 @@ CHANGES = {
     "tied embeddings": ("model.tied=true",),
     "rotary positions": ("model.positions=rotary",),
     "pitch-class and octave embeddings": ("model.pitches=true",),
-    "no kNN memory": ("memory.knn=0",),
 }
 SEEDS = (0, 1, 2)
 
@@ -62,35 +65,50 @@ def main() -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="CORPUS_OR_MIDI_DIR")
     parser.add_argument("--config", type=Path, default=Path("configs/pop909.py"))
-    parser.add_argument("--steps", type=int, default=250, help="optimizer steps of each run")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a setting of all")
+    parser.add_argument("--only", nargs="+", choices=CHANGES, help="train these alone, and leave the table for later")
+    parser.add_argument("--steps", type=int, default=400, help="optimizer steps of each run")
     parser.add_argument("--songs", type=int, default=20, help="validation songs")
     parser.add_argument("--timed-steps", type=int, default=12, help="steps a variant that are timed")
     parser.add_argument("--workdir", type=Path, default=Path("runs/bench"), help="where a MIDI folder is encoded")
     args = parser.parse_args()
+    step.keep_freed_memory()
     corpus = get_corpus(args.data, args.workdir)
     songs = corpus.songs_of("validation")[: args.songs]
-    always = (*BASE, f"train.steps={args.steps}", "train.warmup=30")
+    always = (*BASE, f"train.steps={args.steps}", f"train.warmup={args.steps // 8}", *args.set)
     configs = {name: cfg.override(cfg.load(args.config), [*always, *sets]) for name, sets in CHANGES.items()}
     name = f"trials-{args.config.stem}-{jax.default_backend()}"
     path = RESULTS / f"{name}.json"
-    result: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"variants": {}}
+
+    def load() -> dict[str, Any]:
+        """Read anew each time: another process may be at other variants."""
+        result: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"variants": {}}
+        for variant, sets in CHANGES.items():
+            result["variants"].setdefault(variant, {"set": sets, "nats": [], "bits_per_note": []})
+        return result
+
+    result = load()
+    result["config"] = cfg.flatten(configs["base"])
     result["tokens"] = args.steps * configs["base"].data.lanes * configs["base"].data.segment
     result["environment"] = environment(("jax", "flax", "optax", "numpy", "faiss-cpu"))
-    for variant, config in configs.items():
-        row = result["variants"].setdefault(variant, {"set": CHANGES[variant], "nats": [], "bits_per_note": []})
+    save(name, result)
+    for variant in args.only or CHANGES:
         side = None
-        for seed in SEEDS[len(row["nats"]) :]:
-            side = side or Ours(config, corpus.vocabulary)
+        for seed in SEEDS[len(result["variants"][variant]["nats"]) :]:
+            side = side or Ours(configs[variant], corpus.vocabulary)
             figures = train_once(side, corpus, seed, songs)
-            row["nats"].append(figures.nats_per_token)
-            row["bits_per_note"].append(figures.bits_per_note)
+            result = load()
+            result["variants"][variant]["nats"].append(figures.nats_per_token)
+            result["variants"][variant]["bits_per_note"].append(figures.bits_per_note)
             save(name, result)
             print(f"{variant}, seed {seed}: {figures}", flush=True)
+    if args.only:
+        return
     for variant, value in milliseconds(configs, corpus, args.timed_steps).items():
         result["variants"][variant]["milliseconds_per_step"] = value
     save(name, result)
-    print(f"| {'change':34} | bits a note | difference, seed by seed | ms a step |\n|---|---|---|---|")
     base = np.array(result["variants"]["base"]["bits_per_note"])
+    print(f"| {'change':34} | bits a note | difference, seed by seed | ms a step |\n|---|---|---|---|")
     for variant, row in result["variants"].items():
         bits = np.array(row["bits_per_note"])
         differences = ", ".join(f"{x:+.2f}" for x in bits - base)

@@ -23,6 +23,7 @@ class Model:
     biases: bool = True  # of the linear layers and of LayerNorm
     tied: bool = False  # the output layer's weights are the token embeddings
     pitches: bool = False  # a token's embedding is that of its pitch class and octave as well
+    previous_tokens: int = 0  # a token's embedding is that of so many tokens before it as well
     dropout: float = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
 
@@ -79,7 +80,14 @@ class Config:
             "memory.top_k",
         ):
             self._need(get(self, key) >= 1, key, "has to be at least 1")
-        for key in ("memory.xl", "memory.knn", "data.transpose", "train.warmup", "train.validation_songs"):
+        for key in (
+            "model.previous_tokens",
+            "memory.xl",
+            "memory.knn",
+            "data.transpose",
+            "train.warmup",
+            "train.validation_songs",
+        ):
             self._need(get(self, key) >= 0, key, "can't be negative")
         self._need(self.model.width % self.model.heads == 0, "model.heads", "has to divide model.width")
         self._need(0 <= self.model.dropout < 1, "model.dropout", "has to be from 0 up to, not including, 1")

@@ -22,11 +22,12 @@ HITS = "hits"  # the name of what a search found, for `jax.checkpoint`
 
 
 class XLMemory(NamedTuple):
-    """A window of the tape's last tokens, oldest first."""
+    """A window of the tape's last tokens, oldest first; keys and values are one array a layer."""
 
-    keys: tuple[Float[Array, "B H W Dh"], ...]  # one a layer
+    keys: tuple[Float[Array, "B H W Dh"], ...]
     values: tuple[Float[Array, "B H W Dh"], ...]
     song: Int[Array, "B W"]
+    token: Int[Array, "B W"]  # of no use where the song is NO_SONG
 
 
 class KNNMemory(NamedTuple):
@@ -59,7 +60,7 @@ def init_memory(config: cfg.Config, lanes: int) -> Memory:
     if ring:
         keys, values = (empty(ring, config.memory.dtype) for _ in range(2))
         knn = KNNMemory(keys, values, no_songs(ring), jnp.zeros(lanes, jnp.int32))
-    return Memory(XLMemory(xl_keys, xl_values, no_songs(xl)), knn)
+    return Memory(XLMemory(xl_keys, xl_values, no_songs(xl), jnp.zeros((lanes, xl), jnp.int32)), knn)
 
 
 def extend(xl: XLMemory, layer: int, keys: Array, values: Array, at: Array | None) -> tuple[Array, Array]:
@@ -70,11 +71,12 @@ def extend(xl: XLMemory, layer: int, keys: Array, values: Array, at: Array | Non
     return put(xl.keys[layer], keys, at), put(xl.values[layer], values, at)
 
 
-def extend_songs(xl: XLMemory, song: Int[Array, "B Q"], at: Array | None) -> Int[Array, "B W"]:
+def extend_slots(slots: Int[Array, "B XL"], new: Int[Array, "B Q"], at: Array | None) -> Int[Array, "B W"]:
+    """The window's songs or tokens, with the new ones likewise."""
     if at is None:
-        return jnp.concatenate([xl.song, song], 1)
+        return jnp.concatenate([slots, new], 1)
     put = jax.vmap(lambda window, new, slot: jax.lax.dynamic_update_slice_in_dim(window, new, slot, 0))
-    return put(xl.song, song, at)
+    return put(slots, new, at)
 
 
 def roll(window: XLMemory, knn: KNNMemory | None, segment: int, knn_layer: int) -> Memory:
@@ -89,6 +91,7 @@ def roll(window: XLMemory, knn: KNNMemory | None, segment: int, knn_layer: int) 
         tuple(keys[:, :, segment:] for keys in window.keys),
         tuple(values[:, :, segment:] for values in window.values),
         window.song[:, segment:],
+        window.token[:, segment:],
     )
     if knn is None:
         return Memory(stay, None)

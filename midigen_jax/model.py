@@ -133,6 +133,8 @@ class Decoder(nnx.Module):
         if model.pitches:
             self.pitch = embedding(PITCH_CLASSES + OCTAVES)
             self.vocabulary = vocabulary
+        if model.previous_tokens:
+            self.previous = nnx.Param(_small(rngs.params(), (model.previous_tokens, vocabulary.size, model.width)))
         if model.positions == "t5":
             # One table for the plain layers, one for the kNN layer.
             self.bias = nnx.Param(jnp.stack([initial_bias(model.heads)] * 2))
@@ -168,12 +170,15 @@ class Decoder(nnx.Module):
             at: slots of the window to which one token a lane goes; what lies behind them is not attended.
             keys: of the dropout, one a lane; none without.
         """
-        reading = self._begin(song, memory, at)
+        window_song = mem.extend_slots(memory.xl.song, song, at)
+        window_token = mem.extend_slots(memory.xl.token, tokens, at)
+        reading = self._begin(song, window_song, memory, at)
         with jax.named_scope("embed"):
             table = self.embeddings()
-            x = table[tokens] + (self.bar[...][bar % BARS] + self.step[...][step % len(self.step[...])]).astype(
-                table.dtype
-            )
+            place = self.bar[...][bar % BARS] + self.step[...][step % len(self.step[...])]
+            x = table[tokens] + place.astype(table.dtype)
+            for distance in range(1, self.config.model.previous_tokens + 1):
+                x = x + self._previous(distance, reading, window_song, window_token).astype(x.dtype)
         extended, statistics = [], no_statistics(self.config.model.heads)
         for i, block in enumerate(self.blocks):
             with jax.named_scope(f"block{i}"):
@@ -188,11 +193,22 @@ class Decoder(nnx.Module):
                 logits = logits + self.output_bias[...]
         xl_keys, xl_values = zip(*extended, strict=True)
         ring = memory.knn and mem.after_reading(memory.knn, logits)
-        window = XLMemory(xl_keys, xl_values, mem.extend_songs(memory.xl, song, at))
+        window = XLMemory(xl_keys, xl_values, window_song, window_token)
         return Output(logits, window, ring, statistics)
 
-    def _begin(self, song: Int[Array, "B Q"], memory: mem.Memory, at: Int[Array, " B"] | None) -> Reading:
-        window_song = mem.extend_songs(memory.xl, song, at)
+    def _previous(
+        self, distance: int, reading: Reading, window_song: Int[Array, "B W"], window_token: Int[Array, "B W"]
+    ) -> Float[Array, "B Q D"]:
+        """The embedding of the token so far before each token; zeros where that is not in the window or the song."""
+        slot = jnp.reshape(jnp.asarray(reading.first), (-1, 1)) + jnp.arange(reading.song.shape[1]) - distance
+        slot = jnp.broadcast_to(slot, reading.song.shape)
+        song, token = (jnp.take_along_axis(x, jnp.maximum(slot, 0), 1) for x in (window_song, window_token))
+        here = (slot >= 0) & (song == reading.song)
+        return jnp.where(here[..., None], self.previous[...][distance - 1][token], 0)
+
+    def _begin(
+        self, song: Int[Array, "B Q"], window_song: Int[Array, "B W"], memory: mem.Memory, at: Int[Array, " B"] | None
+    ) -> Reading:
         queries, slots = song.shape[1], window_song.shape[1]
         first = slots - queries if at is None else at
         distance = jnp.reshape(jnp.asarray(first), (-1, 1, 1)) + jnp.arange(queries)[:, None] - jnp.arange(slots)

@@ -146,7 +146,8 @@ class Sampler:
             return jnp.pad(x, ((0, 0), (0, 0), (0, segment), (0, 0)))
 
         song = jnp.pad(memory.xl.song, ((0, 0), (0, segment)), constant_values=mem.NO_SONG)
-        xl = mem.XLMemory(tuple(map(room, memory.xl.keys)), tuple(map(room, memory.xl.values)), song)
+        token = jnp.pad(memory.xl.token, ((0, 0), (0, segment)))
+        xl = mem.XLMemory(tuple(map(room, memory.xl.keys)), tuple(map(room, memory.xl.values)), song, token)
         return mem.Memory(xl, memory.knn)
 
     def read(self, tokens: np.ndarray, bar: np.ndarray, step: np.ndarray, now: int, rows: int) -> State:

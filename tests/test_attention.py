@@ -114,7 +114,8 @@ def scene():
     window_song[3] = 6
     window_song[2, :4] = NO_SONG
     ring = KNNMemory(unit(LANES, HEADS, RING, HEAD_WIDTH), normal(LANES, HEADS, RING, HEAD_WIDTH), ring_song, write)
-    window = XLMemory((unit(LANES, HEADS, XL, HEAD_WIDTH),), (normal(LANES, HEADS, XL, HEAD_WIDTH),), window_song)
+    xl_keys, xl_values = unit(LANES, HEADS, XL, HEAD_WIDTH), normal(LANES, HEADS, XL, HEAD_WIDTH)
+    window = XLMemory((xl_keys,), (xl_values,), window_song, np.zeros_like(window_song))
     slot, query = np.arange(XL + SEGMENT), np.arange(SEGMENT)[:, None]
     mask = (slot <= XL + query) & (song[:, :, None] == np.concatenate([window_song, song], 1)[:, None])
     return {

@@ -48,7 +48,8 @@ def as_ours(xl, song):
         return jnp.asarray(x.unflatten(-1, (heads, -1)).transpose(1, 2).numpy())
 
     keys, values = (tuple(split(pair[i]) for pair in xl) for i in (0, 1))
-    return XLMemory(keys, values, jnp.full(xl[0][0].shape[:2], song, jnp.int32))
+    slots = xl[0][0].shape[:2]
+    return XLMemory(keys, values, jnp.full(slots, song, jnp.int32), jnp.zeros(slots, jnp.int32))
 
 
 def test_our_decoder_computes_the_same_with_the_baselines_weights():

@@ -20,6 +20,7 @@ def push(memory, small, song, value):
         tuple(jnp.concatenate([keys, jnp.full(shape, value)], 2) for keys in memory.xl.keys),
         tuple(jnp.concatenate([values, jnp.full(shape, -value)], 2) for values in memory.xl.values),
         jnp.concatenate([memory.xl.song, song], 1),
+        jnp.concatenate([memory.xl.token, song], 1),
     )
     return mem.roll(window, memory.knn, segment, small.memory.knn_layer - 1)
 
@@ -74,7 +75,7 @@ def test_a_planted_key_is_found_at_every_age(small, backend, tmp_path):
         new = jnp.asarray(tape[:, :, end - segment : end])
         keys = tuple(jnp.concatenate([x, new], 2) for x in memory.xl.keys)
         song = jnp.concatenate([memory.xl.song, jnp.zeros((1, segment), jnp.int32)], 1)
-        memory = roll(XLMemory(keys, tuple(-x for x in keys), song), memory.knn)
+        memory = roll(XLMemory(keys, tuple(-x for x in keys), song, song), memory.knn)
         if end == 7 * segment:
             checkpoints = Checkpoints(tmp_path)
             checkpoints.save(1, {"none": jnp.zeros(1)}, {"memory": memory}, {})

@@ -163,6 +163,10 @@ def test_knn_memory_of_everything_equals_a_longer_window(small):
     decoder = nnx.merge(graphdef, params)
     tables = (("token", batch["tokens"]), ("bar", batch["bar"] % 1024), ("step", batch["step"] % 96))
     embedded = sum(params[name][ids] for name, ids in tables)
+    in_segment = jnp.arange(64)[:, None] % 16
+    for distance in (1, 2):  # the window is the segment
+        before = params["previous"][distance - 1][jnp.roll(batch["tokens"], distance, 1)]
+        embedded += jnp.where(in_segment >= distance, before, 0)
     normed = decoder.blocks[0].norm1(embedded)
     q, k, v = jnp.einsum("btd,shdk->sbhtk", normed, attention["qkv"])
     q, k = (y / jnp.linalg.norm(y, axis=-1, keepdims=True) for y in (q, k))
