@@ -25,7 +25,6 @@ BASE = ("model.previous_tokens=4", "model.norm=layer", "model.biases=true", "mod
 CHANGES = {
     "base": (),
     "previous tokens: none": ("model.previous_tokens=0",),
-    "previous tokens: 1": ("model.previous_tokens=1",),
     "previous tokens: 2": ("model.previous_tokens=2",),
     "previous tokens: 8": ("model.previous_tokens=8",),
     "RMSNorm": ("model.norm=rms",),
@@ -67,7 +66,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=Path("configs/pop909.py"))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a setting of all")
     parser.add_argument("--only", nargs="+", choices=CHANGES, help="train these alone, and leave the table for later")
-    parser.add_argument("--steps", type=int, default=400, help="optimizer steps of each run")
+    parser.add_argument("--steps", type=int, default=320, help="optimizer steps of each run")
     parser.add_argument("--songs", type=int, default=20, help="validation songs")
     parser.add_argument("--timed-steps", type=int, default=12, help="steps a variant that are timed")
     parser.add_argument("--workdir", type=Path, default=Path("runs/bench"), help="where a MIDI folder is encoded")
