@@ -133,15 +133,19 @@ attend.defvjp(_attend_forward, _attend_backward)
 
 def attend_hits(q: Float[Array, "B H Q Dh"], hits: Hits) -> Float[Array, "B H Q Dh"]:
     """Attention to what a search found; q is scaled already. Of no use where nothing was found."""
-    scores = jnp.einsum("bhtd,bhtkd->bhtk", q, hits.keys, preferred_element_type=jnp.float32)
+    keys, values = hits.keys.astype(q.dtype), hits.values.astype(q.dtype)
+    scores = jnp.einsum("bhtd,bhtkd->bhtk", q, keys, preferred_element_type=jnp.float32)
     found = hits.slots >= 0
     # Where nothing was found the softmax of equal scores stands in, so that no gradient is NaN.
     weights = jax.nn.softmax(jnp.where(found, scores, jnp.where(found.any(-1, keepdims=True), -jnp.inf, 0.0)))
-    return jnp.einsum("bhtk,bhtkd->bhtd", weights.astype(q.dtype), hits.values)
+    return jnp.einsum("bhtk,bhtkd->bhtd", weights.astype(q.dtype), values)
 
 
 def attend_ring(q: Float[Array, "B H Q Dh"], knn: KNNMemory, song: Int[Array, " B"]) -> Float[Array, "B H Q Dh"]:
-    """Attention to every slot of the running song, without a search. Of no use where there is none."""
+    """Attention to every slot of the running song, without a search. Of no use where there is none.
+
+    To measure searches against; a step of several segments keeps a copy of the ring for each.
+    """
 
     @jax.checkpoint
     def one_lane(lane: tuple[Array, KNNMemory, Array]) -> Array:

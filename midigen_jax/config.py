@@ -34,7 +34,7 @@ class Memory:
     knn: int = 8192  # slots of the kNN memory's ring, a multiple of the segment; 0: none
     knn_layer: int = 3  # the layer that has it, counted from 1
     top_k: int = 16
-    backend: Literal["auto", "faiss", "xla", "dense"] = "auto"  # dense: no search, attention to all slots
+    backend: Literal["auto", "faiss", "xla", "dense"] = "auto"  # dense: attention to all slots, to measure with
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the ring
 
 
@@ -90,6 +90,8 @@ class Config:
         ):
             self._need(get(self, key) >= 0, key, "can't be negative")
         self._need(self.model.width % self.model.heads == 0, "model.heads", "has to divide model.width")
+        rotary_fits = self.model.positions == "t5" or self.model.width // self.model.heads % 2 == 0
+        self._need(rotary_fits, "model.heads", "has to leave each head an even width for rotary positions")
         self._need(0 <= self.model.dropout < 1, "model.dropout", "has to be from 0 up to, not including, 1")
         multiple = self.memory.knn % self.data.segment == 0
         self._need(multiple, "memory.knn", "has to be a multiple of data.segment, or 0")

@@ -117,10 +117,10 @@ def after_reading(knn: KNNMemory, result: Array) -> KNNMemory:
     """The same ring, for writing: the write index is made to depend on a float result of what was read.
 
     XLA writes an array in place only if it knows that all reads are over, else it copies it first, here the whole
-    ring; on the CPU nothing but a dependency of data tells it. No finite result is as large, so nothing is added.
+    ring; on the CPU nothing but a dependency of data tells it. Nothing is added: no number is NaN and above 0.
     """
-    nothing = (jax.lax.stop_gradient(result.ravel()[0]) > 3e38).astype(knn.write.dtype)
-    return knn._replace(write=knn.write + nothing)
+    first = jax.lax.stop_gradient(result.ravel()[0])
+    return knn._replace(write=knn.write + (jnp.isnan(first) & (first > 0)).astype(knn.write.dtype))
 
 
 def song_range(knn: KNNMemory, song: Int[Array, " B"]) -> tuple[Int[Array, " B"], Int[Array, " B"]]:

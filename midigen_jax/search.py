@@ -1,7 +1,8 @@
-"""The search of the kNN memory: a pure function of queries, keys and ranges of slots, with two exact backends.
+"""The search of the kNN memory: a pure function of queries, keys and ranges of slots, with two backends.
 
-`faiss` is a brute-force search that the compiled program calls: on the host where the arrays are there, on the GPU in
-the buffers and on the stream of the program. `xla` is part of the program. Letters of shapes are those of `shapes`.
+`faiss` is a brute-force search that the compiled program calls: on the host where the arrays are there; on the GPU on
+the program's stream, in a float32 copy of the keys. `xla` is part of the program. Both are exact, but for `xla` on a
+TPU, which finds 95 % of the neighbours at a fraction of the time. Letters of shapes are those of `shapes`.
 """
 
 import os
@@ -19,6 +20,7 @@ from .cli import InputError
 from .shapes import Array, Bool, Float, Int
 
 EXCLUDED = 1e6  # what a slot that is not searched loses in score
+SCORES = 2**25  # so many float32 scores are held at once, or those of one head if they are more
 
 
 class Hits(NamedTuple):
@@ -194,15 +196,18 @@ def _padded(slots: Array, top_k: int) -> Array:
 
 
 def _search_xla(queries: Array, keys: Array, start: Array, count: Array, top_k: int) -> Array:
+    lanes, heads, n_queries, _ = queries.shape
     ring = keys.shape[2]
     best_of = jax.lax.approx_max_k if jax.default_backend() == "tpu" else jax.lax.top_k
 
-    def one_lane(lane: tuple[Array, Array, Array]) -> Array:
-        queries, keys, valid = lane
+    def one_head(head: tuple[Array, Array, Array]) -> Array:
+        queries, keys, valid = head
         # Of two dtypes in the larger one, as Faiss has it: rounded queries would find other keys.
-        scores = jnp.einsum("htd,hmd->htm", queries, keys, precision="highest", preferred_element_type=jnp.float32)
+        scores = jnp.einsum("td,md->tm", queries, keys, precision="highest", preferred_element_type=jnp.float32)
         best, slots = best_of(jnp.where(valid, scores, -jnp.inf), min(top_k, ring))
         return _padded(jnp.where(jnp.isneginf(best), -1, slots), top_k)
 
-    # One lane after the other: the scores of all at once would be B H Q M floats.
-    return jax.lax.map(one_lane, (queries, keys, _in_range(ring, start, count)))
+    valid = jnp.repeat(_in_range(ring, start, count), heads, 0)
+    queries, keys = (x.reshape(lanes * heads, *x.shape[2:]) for x in (queries, keys))
+    slots = jax.lax.map(one_head, (queries, keys, valid), batch_size=max(SCORES // (n_queries * ring), 1))
+    return slots.reshape(lanes, heads, n_queries, top_k)

@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -249,8 +250,10 @@ def test_jit_equals_eager_and_statistics_count_hits(small):
         memory = mem.init_memory(small, 3)
         return run_segments(nnx.merge(graphdef, params), memory, batch)
 
-    eager, jitted = read(params), jax.jit(read)(params)
-    np.testing.assert_allclose(eager[0], jitted[0], rtol=1e-5)
+    jitted = jax.jit(read)(params)
+    with jax.disable_jit():
+        eager = read(params)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), eager, jitted)
     statistics = jitted[1][2]
     # XL memory holds 24 tokens: lanes' songs are in the ring from the third segment (slots 32 on) on, all queries hit,
     # but for the 14 of the song that begins in lane 1.
