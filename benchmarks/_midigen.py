@@ -13,23 +13,29 @@ Two memories      A segment enters XL memory and the index at once, so the next 
 Where songs meet  At a block's end: the rest of a song's last block is padding, which counts in the loss. Our songs
                   meet anywhere in a segment, without padding, and song ids mask the one from the other.
 Blocks            Of T tokens T - 1 are inputs: a block's first token is never a target, its last never an input, and
-                  songs of more than 32 blocks are left out. Ours reads and predicts every token of every song.
+                  songs of more than 32 blocks are left out. Ours reads and predicts every token of every song: music
+                  left out is music not learned.
 kNN layer         The one numbered layers - 3, counted from 1: with 4 layers the first, whose keys know one token each.
                   Ours is near the output.
 Normalisation     Queries and keys of that layer have length 1 over the full width, and their products are multiplied
                   by head_dim^-0.5: all scores lie near zero, so attention is close to uniform, local and memory alike.
                   Ours have length 1 per head, and a learned scale per head that starts at 16.
 Search            One for all heads, over full-width keys, and none until the index holds top-k entries. Ours searches
-                  per head and attends to what there is. (For keys of length 1, L2 finds what the inner product finds.)
+                  per head, since heads attend to different things, and attends to what there is. (For keys of length
+                  1, L2 finds what the inner product finds.)
 Gate              A free number per head, normally distributed at the start: below 0 or above 1 it takes one output
-                  away from the other. Ours is a sigmoid that starts at one half.
-Gradient          A step is one segment, so none flows through XL memory. Ours flows through the segments of a step.
+                  away from the other. Ours is a sigmoid that starts at one half: a share, from 0 to 1.
+Gradient          A step is one segment, so none flows through XL memory. Ours flows through the segments of a step,
+                  as many as memory allows: keys then learn what later segments look for.
 Steps of the bar  32, a bar of 4/4. Ours are those of 12 beats, so that longer meters have steps of their own.
 Activation        Exact GELU with dropout of 0.2. Ours are settings; squared ReLU costs a CPU less.
 First weights     As PyTorch has them: embeddings and position bias are normally distributed with deviation 1. Ours
-                  are small, and the bias begins as slopes that fall with distance.
+                  are small, and the bias begins as slopes that fall with distance: loss falls sooner.
 Optimizer         Adam at a constant 3e-4, the weight decay in the gradient and on all parameters. Ours is AdamW, the
-                  decay on matrices alone, clipped, warmed up and decayed.
+                  decay on matrices alone, clipped, warmed up and decayed: loss falls sooner and further.
+Window            XL memory as long as a segment. Ours has a length of its own.
+Input             A token's embedding knows the token alone. Ours may know the tokens before it (`previous_tokens`),
+                  which saves the first layers that work; `configs/midigen.py` does without.
 
 What the facts leave open: with fewer than top-k entries the output is the local one alone; padding stands at step 0 of
 bar 0; an epoch follows the one before without a gap. Two things are in the baseline's favour: MIDIGen also draws a
@@ -49,10 +55,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from midigen_jax import config as cfg
 from midigen_jax.cli import InputError
 from midigen_jax.corpus import Corpus
 from midigen_jax.data import NO_SONG, NO_TARGET, STEP_ARRAYS
-from midigen_jax.vocab import PAD
+from midigen_jax.vocab import PAD, Vocabulary
 
 STEPS, BARS = 32, 1024  # steps in the bar and bar numbers are taken modulo these
 BUCKETS, MAX_DISTANCE = 32, 128  # of the T5 relative position bias
@@ -264,6 +271,20 @@ class MIDIGen(nn.Module):
         return torch.from_numpy(x).to(self.logits.weight.device, torch.long)
 
 
+def sizes_of(config: cfg.Config, vocabulary: Vocabulary) -> Sizes:
+    """Those of a model of ours."""
+    return Sizes(
+        vocabulary=vocabulary.size,
+        layers=config.model.layers,
+        width=config.model.width,
+        heads=config.model.heads,
+        ff_width=config.model.ff_width,
+        block=config.data.segment,
+        lanes=config.data.lanes,
+        top_k=config.memory.top_k,
+    )
+
+
 class Baseline:
     """MIDIGen in training."""
 
@@ -316,11 +337,6 @@ def training_batches(corpus: Corpus, songs: np.ndarray, sizes: Sizes, *, seed: i
     random = np.random.default_rng(seed)
     epochs = (random.permutation(short) for _ in itertools.count())
     return _stream(corpus, itertools.chain.from_iterable(epochs), sizes, stride=sizes.block)
-
-
-def real_targets(batch: Batch) -> int:
-    """How many targets of a batch are no padding."""
-    return int(((batch["targets"] != PAD) & (batch["targets"] != NO_TARGET)).sum())
 
 
 def _stream(corpus: Corpus, songs: Iterable[int], sizes: Sizes, *, stride: int) -> Iterator[Batch]:

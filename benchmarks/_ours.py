@@ -1,9 +1,11 @@
 """This project in training, with the interface of the contestants in `_midigen` and `_peers`."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
+from _shared import environment
 
 from midigen_jax import config as cfg
 from midigen_jax import data, model, step
@@ -43,3 +45,14 @@ def batches_of(config: cfg.Config, corpus: Corpus, steps: int, *, seed: int = 0)
         seed=seed,
         transpose=config.data.transpose,
     )
+
+
+def circumstances(config: cfg.Config, corpus: Corpus | None, *packages: str) -> dict[str, Any]:
+    """What a figure of a model depends on: its config, its music, and the environment with the device."""
+    music = corpus and {"name": corpus.path.name, "fingerprint": corpus.fingerprint, "tokens": int(corpus.offsets[-1])}
+    packages = ("jax", "flax", "optax", "numpy", "faiss-cpu", "faiss-gpu", *packages)
+    return {
+        "config": cfg.flatten(config),
+        "corpus": music,
+        "environment": {"device": jax.devices()[0].device_kind, **environment(packages)},
+    }

@@ -43,5 +43,9 @@ def environment(packages: Iterable[str]) -> dict[str, Any]:
 
 
 def save(name: str, result: dict[str, Any]) -> None:
+    """Whole or not at all."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    path = RESULTS / f"{name}.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(temporary, path)

@@ -3,19 +3,23 @@
 python benchmarks/learning.py --data CORPUS_OR_MIDI_DIR
 
 Each trains as it is meant to: its own batches, optimizer and schedule. Both are measured by the same function, on whole
-validation songs, each from its own empty memory.
+songs, each from its own empty memory: on validation songs on the way and at the end, and at the end on the test songs
+too, by which nothing was chosen. Ours then reads the test songs without its kNN memory, and with attention to all of it
+in place of a search.
 """
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from _ours import Ours, batches_of
-from _shared import environment, save
+from _ours import Ours, batches_of, circumstances
+from _shared import save
 
-from midigen_jax import cli, evaluate, step, vocab
+from midigen_jax import cli, evaluate, model, step, vocab
 from midigen_jax import config as cfg
 from midigen_jax.corpus import Corpus
 from midigen_jax.train import get_corpus
@@ -24,7 +28,7 @@ from midigen_jax.train import get_corpus
 def curve(
     contestant: Any, batches: Any, total: int, every: int, loss: Callable[[np.ndarray], float], corpus: Corpus, few: int
 ) -> dict[str, Any]:
-    """Trains on `total` tokens; validates on a few songs on the way and on all of them at the end."""
+    """Trains on `total` tokens; validates on a few songs on the way and on all of them at the end, then tests."""
     songs = corpus.songs_of("validation")
     seen, points = 0, []
     while seen < total:
@@ -36,32 +40,44 @@ def curve(
             figures = evaluate.figures(loss(here), corpus, here)
             points.append({"tokens": seen, "songs": len(here), **figures._asdict()})
             print(f"{seen:>10,} tokens: {figures} ({len(here)} songs)", flush=True)
-    return {"curve": points}
+    return {"curve": points, "test": tested(loss, corpus)}
+
+
+def tested(loss: Callable[[np.ndarray], float], corpus: Corpus) -> dict[str, float]:
+    songs = corpus.songs_of("test")
+    figures = evaluate.figures(loss(songs), corpus, songs)
+    print(f"{'test':>18}: {figures} ({len(songs)} songs)", flush=True)
+    return figures._asdict()
 
 
 def ours(config: cfg.Config, corpus: Corpus, total: int, every: int, few: int) -> dict[str, Any]:
     tokens = config.data.lanes * config.data.segment * config.data.segments
     config = cfg.override(config, [f"train.steps={-(-total // tokens)}"])
     side = Ours(config, corpus.vocabulary)
+
     loss = step.make_loss(side.graphdef, config, side.mesh)
     batches = batches_of(config, corpus, config.train.steps)
-    return curve(side, batches, total, every, lambda songs: loss(side.state.params, corpus, songs), corpus, few)
+    result = curve(side, batches, total, every, lambda songs: loss(side.state.params, corpus, songs), corpus, few)
+    if not config.memory.knn:
+        return result
+
+    def closed(path: Any, x: jax.Array) -> jax.Array:
+        return jnp.full_like(x, -100) if path[-1].key == "gate" else x
+
+    print("with the gate of the kNN memory closed, and with attention to all of it:")
+    without = jax.tree_util.tree_map_with_path(closed, side.state.params)
+    result["test, gate closed"] = tested(lambda songs: loss(without, corpus, songs), corpus)
+    dense = cfg.override(config, ["memory.backend=dense"])
+    dense_loss = step.make_loss(model.abstract(dense, corpus.vocabulary), dense, side.mesh)
+    result["test, dense"] = tested(lambda songs: dense_loss(side.state.params, corpus, songs), corpus)
+    return result
 
 
 def baseline(config: cfg.Config, corpus: Corpus, total: int, every: int, few: int) -> dict[str, Any]:
     import _midigen
     import torch
 
-    model = config.model
-    sizes = _midigen.Sizes(
-        vocabulary=corpus.vocabulary.size,
-        layers=model.layers,
-        width=model.width,
-        heads=model.heads,
-        ff_width=model.ff_width,
-        block=config.data.segment,
-        lanes=config.data.lanes,
-    )
+    sizes = _midigen.sizes_of(config, corpus.vocabulary)
     side = _midigen.Baseline(sizes, device="cuda" if torch.cuda.is_available() else "cpu")
     batches = _midigen.training_batches(corpus, corpus.songs_of("train"), sizes)
     return curve(side, batches, total, every, lambda songs: _midigen.evaluate(side.model, corpus, songs), corpus, few)
@@ -83,20 +99,19 @@ def main() -> None:
     training, validation = corpus.songs_of("train"), corpus.songs_of("validation")
     bigram, floor = evaluate.bigram_floor(corpus, training, validation)
     print(f"bigram (weight {bigram.weight:.2f}): {floor} ({len(validation)} songs)")
-    result = {
-        "config": cfg.flatten(config),
-        "environment": {
-            "device": jax.devices()[0].device_kind,
-            **environment(("jax", "flax", "optax", "numpy", "faiss-cpu", "torch")),
-        },
-        "bigram": floor._asdict(),
-    }
-    for name, train in (("this project", ours), ("MIDIGen (PyTorch)", baseline)):
+    result = {**circumstances(config, corpus, "torch"), "bigram": floor._asdict()}
+    sides = {"this project": ours, "MIDIGen (PyTorch)": baseline}
+    if importlib.util.find_spec("torch") is None:
+        print("MIDIGen is left out: PyTorch is not installed")
+        del sides["MIDIGen (PyTorch)"]
+    for name, train in sides.items():
         print(name)
         result[name] = train(config, corpus, args.tokens, args.every, args.songs)
         save(f"learning-{args.config.stem}-{jax.default_backend()}", result)
-    ends = [result[name]["curve"][-1]["bits_per_note"] for name in ("this project", "MIDIGen (PyTorch)")]
-    print(f"bits a note at the end: {ends[0]:.2f} and {ends[1]:.2f}, {1 - ends[0] / ends[1]:.1%} below")
+    for split, figure in (("validation", lambda side: side["curve"][-1]), ("test", lambda side: side["test"])):
+        ends = [figure(result[name])["bits_per_note"] for name in sides]
+        below = f", {1 - ends[0] / ends[1]:.1%} below" if len(ends) > 1 else ""
+        print(f"bits a note at the end, {split} songs: {' and '.join(f'{x:.2f}' for x in ends)}{below}")
 
 
 if __name__ == "__main__":

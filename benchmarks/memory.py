@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import jax
-from _shared import environment, save
+from _ours import circumstances
+from _shared import save
 
 from midigen_jax import cli, model, step
 from midigen_jax import config as cfg
@@ -56,11 +57,7 @@ def main() -> None:
     print(f"together {sum(parts.values()):.2f} GB (compiled in {time.perf_counter() - begin:.0f} s)")
     save(
         f"memory-{args.config.stem}-{jax.default_backend()}",
-        {
-            "config": cfg.flatten(config),
-            "environment": {"device": jax.devices()[0].device_kind, **environment(("jax", "flax", "optax"))},
-            "gigabytes": parts,
-        },
+        {**circumstances(config, None), "gigabytes": parts},
     )
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _ours import Ours
-from _shared import environment, save
+from _ours import Ours, circumstances
+from _shared import save
 from flax import nnx
 
 from midigen_jax import cli, model, step, vocab
@@ -148,11 +148,10 @@ def main() -> None:
     )
     for name, row in rows.items():
         print(f"{name:44}{row['nats']:>8.3f}{row['accuracy']:>8.1%}")
-    environment_ = {
-        "device": jax.devices()[0].device_kind,
-        **environment(("jax", "flax", "optax", "numpy", "faiss-cpu")),
-    }
-    save(f"recall-{jax.default_backend()}", {"environment": environment_, "steps": args.steps, "arms": rows})
+    save(
+        f"recall-{jax.default_backend()}",
+        {**circumstances(make_config(knn=True, steps=args.steps), None), "arms": rows},
+    )
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from _ours import Ours, batches_of
-from _shared import RESULTS, environment, save
+from _ours import Ours, batches_of, circumstances
+from _shared import RESULTS, save
 
 from midigen_jax import cli, evaluate, step
 from midigen_jax import config as cfg
@@ -35,6 +35,7 @@ CHANGES = {
     "tied embeddings": ("model.tied=true",),
     "rotary positions": ("model.positions=rotary",),
     "pitch-class and octave embeddings": ("model.pitches=true",),
+    "no kNN memory": ("memory.knn=0",),
 }
 SEEDS = (0, 1, 2)
 
@@ -45,6 +46,10 @@ def train_once(side: Ours, corpus: Corpus, seed: int, songs: np.ndarray) -> eval
         side.step(batch)
     loss = step.make_loss(side.graphdef, side.config, side.mesh)
     return evaluate.figures(loss(side.state.params, corpus, songs), corpus, songs)
+
+
+def batch_tokens(config: cfg.Config) -> int:
+    return config.data.lanes * config.data.segment * config.data.segments
 
 
 def milliseconds(configs: dict[str, cfg.Config], corpus: Corpus, steps: int) -> dict[str, float]:
@@ -86,11 +91,13 @@ def main() -> None:
             result["variants"].setdefault(variant, {"set": sets, "nats": [], "bits_per_note": []})
         return result
 
+    now = circumstances(configs["base"], corpus) | {"songs": len(songs)}
+    now["tokens"] = args.steps * batch_tokens(configs["base"])
     result = load()
-    result["config"] = cfg.flatten(configs["base"])
-    result["tokens"] = args.steps * configs["base"].data.lanes * configs["base"].data.segment
-    result["environment"] = environment(("jax", "flax", "optax", "numpy", "faiss-cpu"))
-    save(name, result)
+    for key in ("config", "corpus", "songs"):
+        if result.get(key, now[key]) != now[key]:
+            raise cli.InputError(f"{path}: its trials had another {key}; remove the file to begin anew")
+    save(name, result | now)
     for variant in args.only or CHANGES:
         side = None
         for seed in SEEDS[len(result["variants"][variant]["nats"]) :]:

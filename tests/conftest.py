@@ -1,5 +1,10 @@
 """What all tests share: shape checks at run time, and small songs made on the spot."""
 
+import os
+
+# The figures compared are a CPU's; the tests marked gpu say how to run them.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
 import jaxtyping
 
 # Checks every annotated shape of these modules while the tests run.

@@ -190,6 +190,37 @@ def test_the_knn_layer_is_its_formula(scene, backend, top_k):
         assert (statistics.hits, statistics.ages) == (found.sum(), age[found].sum())
 
 
+def close_in_bfloat16(x, expected):
+    """The error's root mean square is a few times the rounding of one number, 0.2 %, of the whole's."""
+    error, x, expected = np.float32(x) - np.float32(expected), np.float32(x), np.float32(expected)
+    return np.square(error).mean() < (0.02**2) * np.square(expected).mean()
+
+
+@pytest.mark.parametrize("ring_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("backend", ["faiss", "xla", "dense"])
+def test_the_knn_layer_in_bfloat16_is_the_same_but_for_rounding(scene, backend, ring_dtype):
+    """Its output goes on in bfloat16, whatever the ring holds. All is found: else rounding may choose another slot."""
+
+    def rounded(tree, dtype):
+        return jax.tree.map(lambda x: x.astype(dtype) if x.dtype == np.float32 else x, tree)
+
+    small = scene | rounded({name: scene[name] for name in ("x", "window")}, jnp.bfloat16)
+    small["ring"] = rounded(scene["ring"], ring_dtype)
+    y, statistics = layer_output(**small, backend=backend, top_k=RING)
+    assert y.dtype == jnp.bfloat16
+    assert statistics.hit_rate > 0.5
+    assert close_in_bfloat16(y, formula(**scene, top_k=RING)[0])
+
+    def gradient(scene):
+        weights = jnp.cos(jnp.arange(scene["x"].size, dtype=jnp.float32)).reshape(scene["x"].shape)
+        y = partial(layer_output, backend=backend, top_k=RING)
+        return jax.grad(lambda x: jnp.sum(weights * y(**scene | {"x": x})[0]))(jnp.asarray(scene["x"]))
+
+    got = gradient(small)
+    assert got.dtype == jnp.bfloat16
+    assert close_in_bfloat16(got, gradient(scene))
+
+
 @pytest.mark.parametrize("backend", ["faiss", "xla", "dense"])
 def test_gradients_reach_queries_and_weights_but_no_entry_of_the_ring(scene, backend):
     """They are the slopes of the formula along random directions; the ring's are zero, where the formula's are not."""
