@@ -1,4 +1,4 @@
-# make demo: from nothing to a continued song.  make test: lint, types, tests.  make bench: the benchmarks of minutes.
+# make demo: from nothing to a continued song.  make test: lint, types, tests.  make bench: every benchmark (hours).
 PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/demo
@@ -27,7 +27,7 @@ test: $(VENV)/installed-dev $(VENV)/installed-demo
 
 bench: $(VENV)/installed-demo
 	$(BIN)/python -m midigen_jax.music21_corpus --out $(RUN)/midi
-	for name in encode damaged recall memory train; do $(BIN)/python benchmarks/$$name.py --data $(RUN)/midi || exit; done
+	for file in benchmarks/[a-z]*.py; do $(BIN)/python $$file --data $(RUN)/midi || exit; done
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -107,7 +107,7 @@ def main() -> None:
     for name, train in sides.items():
         print(name)
         result[name] = train(config, corpus, args.tokens, args.every, args.songs)
-        save(f"learning-{args.config.stem}-{jax.default_backend()}", result)
+        save(f"learning-{args.config.stem}-{args.data.name}-{jax.default_backend()}", result)
     for split, figure in (("validation", lambda side: side["curve"][-1]), ("test", lambda side: side["test"])):
         ends = [figure(result[name])["bits_per_note"] for name in sides]
         below = f", {1 - ends[0] / ends[1]:.1%} below" if len(ends) > 1 else ""

@@ -248,7 +248,7 @@ def main() -> None:
         "peak_flops": peak,
         "utilisation": utilisation,
     }
-    name = f"train-{args.config.stem}-{jax.default_backend()}"
+    name = f"train-{args.config.stem}-{args.data.name}-{jax.default_backend()}"
     save(name, result)
     print("full rings:")
     save(name, result | {"full_rings": full_rings(config, corpus, args.rings, args.ring_steps)})

@@ -81,7 +81,7 @@ def main() -> None:
     songs = corpus.songs_of("validation")[: args.songs]
     always = (*BASE, f"train.steps={args.steps}", f"train.warmup={args.steps // 8}", *args.set)
     configs = {name: cfg.override(cfg.load(args.config), [*always, *sets]) for name, sets in CHANGES.items()}
-    name = f"trials-{args.config.stem}-{jax.default_backend()}"
+    name = f"trials-{args.config.stem}-{args.data.name}-{jax.default_backend()}"
     path = RESULTS / f"{name}.json"
 
     def load() -> dict[str, Any]:
