@@ -21,7 +21,17 @@ from midigen_jax import config as cfg
 from midigen_jax.corpus import Corpus
 from midigen_jax.train import get_corpus
 
-BASE = ("model.previous_tokens=4", "model.norm=layer", "model.biases=true", "model.activation=relu2")
+BASE = (
+    "model.previous_tokens=4",
+    "model.norm=layer",
+    "model.biases=true",
+    "model.activation=relu2",
+    "model.positions=t5",
+    "model.qk_norm=false",
+    "model.tied=false",
+    "model.pitches=false",
+    "data.segment=128",
+)
 CHANGES = {
     "base": (),
     "previous tokens: none": ("model.previous_tokens=0",),
