@@ -39,6 +39,7 @@ def test_overrides_take_the_type_of_their_key():
         ("data.segment=0", "has to be at least 1"),
         ("train.validate_every=0", "has to be at least 1"),
         ("train.validation_songs=-1", "can't be negative"),
+        ("model.previous_tokens=-1", "can't be negative"),
     ],
 )
 def test_bad_overrides_name_the_key_and_the_mend(assignment, message):
