@@ -135,7 +135,7 @@ class Decoder(nnx.Module):
             self.vocabulary = vocabulary
         if model.previous_tokens:
             # To go on as after an earlier turn of the melody, a head looks for keys that know which tokens came before
-            # them (Olsson et al. 2022, "In-context learning and induction heads"). Given that, no layer has to learn it.
+            # them (Olsson et al. 2022, "In-context learning and induction heads"). Given that, none has to learn it.
             self.previous = nnx.Param(_small(rngs.params(), (model.previous_tokens, vocabulary.size, model.width)))
         if model.positions == "t5":
             # One table for the plain layers, one for the kNN layer.
