@@ -36,7 +36,7 @@ Batch = dict[str, np.ndarray]
 
 def make_config(*, knn: bool, steps: int) -> cfg.Config:
     return cfg.Config(
-        model=cfg.Model(layers=1, width=64, heads=2, ff_width=128, qk_norm=True),
+        model=cfg.Model(layers=1, width=64, heads=2, ff_width=128, previous_tokens=0),
         memory=cfg.Memory(xl=64, knn=4096 * knn, knn_layer=1, top_k=8),
         data=cfg.Data(lanes=8, segment=64, segments=4),
         train=cfg.Train(steps=steps, learning_rate=0.01, warmup=50),

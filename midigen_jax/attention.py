@@ -135,7 +135,7 @@ def attend_hits(q: Float[Array, "B H Q Dh"], hits: Hits) -> Float[Array, "B H Q 
     """Attention to what a search found; q is scaled already. Of no use where nothing was found."""
     keys, values = hits.keys.astype(q.dtype), hits.values.astype(q.dtype)
     scores = jnp.einsum("bhtd,bhtkd->bhtk", q, keys, preferred_element_type=jnp.float32)
-    found = hits.slots >= 0
+    found = hits.found
     # Where nothing was found the softmax of equal scores stands in, so that no gradient is NaN.
     weights = jax.nn.softmax(jnp.where(found, scores, jnp.where(found.any(-1, keepdims=True), -jnp.inf, 0.0)))
     return jnp.einsum("bhtk,bhtkd->bhtd", weights.astype(q.dtype), values)
@@ -183,7 +183,8 @@ class Reading(NamedTuple):
     at: Int[Array, " B"] | None  # slots of the window to which one token a lane goes; None: behind the others
     first: Array | int  # the slot of the first new token: `at`, or the same for all lanes
     mask: Bool[Array, "B 1 Q W"]
-    bias: tuple[Array, Array] | None  # of the plain layers and of the kNN layer
+    bias: Float[Array, "#B H Q W"] | None  # of the plain layers
+    knn_bias: Float[Array, "#B H Q W"] | None
 
 
 class Attention(nnx.Module):
@@ -193,14 +194,14 @@ class Attention(nnx.Module):
         model = config.model
         heads, head_width = model.heads, model.width // model.heads
         self.config, self.layer = config, layer
-        self.knn = bool(config.memory.knn) and layer == config.memory.knn_layer - 1
+        self.has_knn = bool(config.memory.knn) and layer == config.memory.knn_layer - 1
         self.qkv = nnx.Param(_qkv(rngs.params(), (3, heads, model.width, head_width)))
         self.out = nnx.Param(_out(rngs.params(), (heads, head_width, model.width)) / (2 * model.layers) ** 0.5)
         self.out_bias = nnx.Param(jnp.zeros(model.width)) if model.biases else None
-        self.normalized = self.knn or model.qk_norm
+        self.normalized = self.has_knn or model.qk_norm
         if self.normalized:
             self.scale = nnx.Param(jnp.full(heads, NORMALIZED_SCALE, jnp.float32))
-        if self.knn:
+        if self.has_knn:
             self.gate = nnx.Param(jnp.zeros(heads))
 
     def __call__(self, x: Float[Array, "B Q D"], reading: Reading) -> tuple[Array, tuple[Array, Array], Statistics]:
@@ -213,15 +214,16 @@ class Attention(nnx.Module):
         keys, values = mem.extend(reading.window, self.layer, k, v, reading.at)
         y = self._attend_window(q * scale, keys, values, reading)
         statistics = no_statistics(self.config.model.heads)
-        if self.knn and reading.knn is not None:
+        if self.has_knn and reading.knn is not None:
             with jax.named_scope("knn"):
                 y, statistics = self._recall(q, q * scale, y, reading.knn, reading.song)
         y = jnp.einsum("bhtk,hkd->btd", y, self.out[...].astype(x.dtype))
         return y if self.out_bias is None else y + self.out_bias[...].astype(x.dtype), (keys, values), statistics
 
     def _attend_window(self, q: Array, keys: Array, values: Array, reading: Reading) -> Array:
-        if reading.bias is not None:
-            return attend(q, keys, values, reading.bias[self.knn], reading.mask)
+        bias = reading.knn_bias if self.has_knn else reading.bias
+        if bias is not None:
+            return attend(q, keys, values, bias, reading.mask)
         q_position = jnp.reshape(reading.first, (-1, 1)) + jnp.arange(q.shape[2])
         k_position = jnp.arange(keys.shape[2])[None]
         return attend(rotate(q, q_position), rotate(keys, k_position), values, None, reading.mask)
@@ -238,9 +240,9 @@ class Attention(nnx.Module):
         else:
             hits = mem.retrieve(knn, q, song, memory.top_k, memory.backend)
             remembered = attend_hits(scaled_q, hits)
-            found = (hits.slots >= 0).any(-1)
-            n_hits = jnp.sum(hits.slots >= 0, dtype=jnp.float32)
-            ages = jnp.sum(jnp.where(hits.slots >= 0, mem.ages(knn, hits.slots, memory.xl), 0), dtype=jnp.float32)
+            found = hits.found.any(-1)
+            n_hits = jnp.sum(hits.found, dtype=jnp.float32)
+            ages = jnp.sum(jnp.where(hits.found, mem.ages(knn, hits.slots, memory.xl), 0), dtype=jnp.float32)
         gate = nnx.sigmoid(self.gate[...])
         share = jnp.where(found, gate[:, None], 0)
         statistics = Statistics(found.mean(), n_hits, ages, gate, share.mean(), count.mean())

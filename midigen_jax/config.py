@@ -19,11 +19,11 @@ class Model:
     activation: Literal["gelu", "relu", "relu2", "swiglu"] = "relu2"
     norm: Literal["layer", "rms"] = "layer"
     positions: Literal["t5", "rotary"] = "t5"
-    qk_norm: bool = False  # queries and keys have length 1 in all layers, not only in the one with the kNN memory
+    qk_norm: bool = True  # queries and keys have length 1 in all layers, not only in the one with the kNN memory
     biases: bool = True  # of the linear layers and of LayerNorm
     tied: bool = False  # the output layer's weights are the token embeddings
     pitches: bool = False  # a token's embedding is that of its pitch class and octave as well
-    previous_tokens: int = 0  # a token's embedding is that of so many tokens before it as well
+    previous_tokens: int = 4  # a token's embedding is that of so many tokens before it as well
     dropout: float = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
 

@@ -186,7 +186,7 @@ class Decoder(nnx.Module):
             with jax.named_scope(f"block{i}"):
                 x, keys_and_values, block_statistics = block(x, reading, _fold_in(keys, i))
             extended.append(keys_and_values)
-            if block.attention.knn:
+            if block.attention.has_knn:
                 statistics = block_statistics
         with jax.named_scope("logits"):
             output = table if self.config.model.tied else self.output[...].astype(x.dtype)
@@ -215,11 +215,10 @@ class Decoder(nnx.Module):
         first = slots - queries if at is None else at
         distance = jnp.reshape(jnp.asarray(first), (-1, 1, 1)) + jnp.arange(queries)[:, None] - jnp.arange(slots)
         mask = ((distance >= 0) & (song[:, :, None] == window_song[:, None, :]))[:, None]
-        bias = None
+        bias = knn_bias = None
         if self.config.model.positions == "t5":
-            plain, knn = (position_bias(table, first, queries, slots) for table in self.bias[...])
-            bias = (plain, knn)
-        return Reading(memory.xl, memory.knn, song, at, first, mask, bias)
+            bias, knn_bias = (position_bias(table, first, queries, slots) for table in self.bias[...])
+        return Reading(memory.xl, memory.knn, song, at, first, mask, bias, knn_bias)
 
 
 def init_params(config: cfg.Config, vocabulary: Vocabulary, *, seed: int) -> tuple[nnx.GraphDef, dict]:

@@ -30,6 +30,10 @@ class Hits(NamedTuple):
     values: Float[Array, "B H Q k Dh"]
     slots: Int[Array, "B H Q k"]
 
+    @property
+    def found(self) -> Bool[Array, "B H Q k"]:
+        return self.slots >= 0
+
 
 def search(
     queries: Float[Array, "B H Q Dh"],

@@ -134,7 +134,7 @@ def layer_output(params, x, table, window, ring, song, mask, *, backend, top_k):
     """Output and statistics of `Attention`."""
     layer = nnx.eval_shape(lambda: Attention(knn_config(backend, top_k), 0, rngs=nnx.Rngs(0)))
     bias = attention.position_bias(table, XL, SEGMENT, XL + SEGMENT)
-    reading = Reading(window, ring, song, None, XL, mask, (jnp.zeros_like(bias), bias))
+    reading = Reading(window, ring, song, None, XL, mask, jnp.zeros_like(bias), bias)
     y, _, statistics = nnx.merge(nnx.split(layer)[0], params)(x, reading)
     return y, statistics
 
