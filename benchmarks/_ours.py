@@ -1,16 +1,28 @@
 """This project in training, with the interface of the contestants in `_midigen` and `_peers`."""
 
+import argparse
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from _shared import environment
 
+from midigen_jax import cli, data, model, step
 from midigen_jax import config as cfg
-from midigen_jax import data, model, step
 from midigen_jax.corpus import Corpus
 from midigen_jax.vocab import Vocabulary
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """What every benchmark of training is told."""
+    parser = cli.parser(description)
+    parser.add_argument("--data", type=Path, required=True, metavar="CORPUS_OR_MIDI_DIR")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/bench"), help="where a MIDI folder is encoded")
+    parser.add_argument("--config", type=Path, default=Path("configs/pop909.py"))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a setting of ours")
+    return parser
 
 
 class Ours:

@@ -10,9 +10,9 @@ in place of a search.
 
 import importlib.util
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import _ours
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,14 +84,10 @@ def baseline(config: cfg.Config, corpus: Corpus, total: int, every: int, few: in
 
 
 def main() -> None:
-    parser = cli.parser(__doc__)
-    parser.add_argument("--data", type=Path, required=True, metavar="CORPUS_OR_MIDI_DIR")
-    parser.add_argument("--config", type=Path, default=Path("configs/pop909.py"))
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a setting of ours")
+    parser = _ours.parser(__doc__)
     parser.add_argument("--tokens", type=int, default=2_500_000, help="to learn from")
     parser.add_argument("--every", type=int, default=500_000, help="tokens between validations")
     parser.add_argument("--songs", type=int, default=20, help="validation songs on the way")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/bench"), help="where a MIDI folder is encoded")
     args = parser.parse_args()
     step.keep_freed_memory()
     config = cfg.override(cfg.load(args.config), args.set)

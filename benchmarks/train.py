@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import _ours
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -206,14 +207,10 @@ def peak_flops(dtype: str) -> float:
 
 
 def main() -> None:
-    parser = cli.parser(__doc__)
-    parser.add_argument("--data", type=Path, required=True, metavar="CORPUS_OR_MIDI_DIR")
-    parser.add_argument("--config", type=Path, default=Path("configs/pop909.py"))
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a setting")
+    parser = _ours.parser(__doc__)
     parser.add_argument("--steps", type=int, default=30, help="steps a side")
     parser.add_argument("--rings", type=int, nargs="*", default=[2048, 8192, 32768, 65536], help="slots of full rings")
     parser.add_argument("--ring-steps", type=int, default=4, help="steps with each full ring")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/bench"), help="where a MIDI folder is encoded")
     parser.add_argument("--alone", choices=SIDES, help="only this one, for its peak memory; prints JSON")
     args = parser.parse_args()
     config = cfg.override(cfg.load(args.config), args.set)

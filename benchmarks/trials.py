@@ -8,9 +8,9 @@ stopped goes on with what is missing.
 
 import json
 import time
-from pathlib import Path
 from typing import Any
 
+import _ours
 import jax
 import numpy as np
 from _ours import Ours, batches_of, circumstances
@@ -76,15 +76,11 @@ def milliseconds(configs: dict[str, cfg.Config], corpus: Corpus, steps: int) -> 
 
 
 def main() -> None:
-    parser = cli.parser(__doc__)
-    parser.add_argument("--data", type=Path, required=True, metavar="CORPUS_OR_MIDI_DIR")
-    parser.add_argument("--config", type=Path, default=Path("configs/pop909.py"))
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides a setting of all")
+    parser = _ours.parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=CHANGES, help="train these alone, and leave the table for later")
     parser.add_argument("--steps", type=int, default=320, help="optimizer steps of each run")
     parser.add_argument("--songs", type=int, default=20, help="validation songs")
     parser.add_argument("--timed-steps", type=int, default=12, help="steps a variant that are timed")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/bench"), help="where a MIDI folder is encoded")
     args = parser.parse_args()
     step.keep_freed_memory()
     corpus = get_corpus(args.data, args.workdir)
