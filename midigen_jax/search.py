@@ -200,18 +200,19 @@ def _padded(slots: Array, top_k: int) -> Array:
 
 
 def _search_xla(queries: Array, keys: Array, start: Array, count: Array, top_k: int) -> Array:
-    lanes, heads, n_queries, _ = queries.shape
-    ring = keys.shape[2]
+    n_queries, ring = queries.shape[2], keys.shape[2]
     best_of = jax.lax.approx_max_k if jax.default_backend() == "tpu" else jax.lax.top_k
 
-    def one_head(head: tuple[Array, Array, Array]) -> Array:
-        queries, keys, valid = head
-        # Of two dtypes in the larger one, as Faiss has it: rounded queries would find other keys.
-        scores = jnp.einsum("td,md->tm", queries, keys, precision="highest", preferred_element_type=jnp.float32)
-        best, slots = best_of(jnp.where(valid, scores, -jnp.inf), min(top_k, ring))
-        return _padded(jnp.where(jnp.isneginf(best), -1, slots), top_k)
+    def one_lane(lane: tuple[Array, Array, Array]) -> Array:
+        queries, keys, valid = lane
 
-    valid = jnp.repeat(_in_range(ring, start, count), heads, 0)
-    queries, keys = (x.reshape(lanes * heads, *x.shape[2:]) for x in (queries, keys))
-    slots = jax.lax.map(one_head, (queries, keys, valid), batch_size=max(SCORES // (n_queries * ring), 1))
-    return slots.reshape(lanes, heads, n_queries, top_k)
+        def one_head(head: tuple[Array, Array]) -> Array:
+            # Of two dtypes in the larger one, as Faiss has it: rounded queries would find other keys.
+            scores = jnp.einsum("td,md->tm", *head, precision="highest", preferred_element_type=jnp.float32)
+            best, slots = best_of(jnp.where(valid, scores, -jnp.inf), min(top_k, ring))
+            return _padded(jnp.where(jnp.isneginf(best), -1, slots), top_k)
+
+        return jax.lax.map(one_head, (queries, keys), batch_size=max(SCORES // (n_queries * ring), 1))
+
+    # One lane after the other, and of a large ring few heads at a time: all scores at once would be B H Q M floats.
+    return jax.lax.map(one_lane, (queries, keys, _in_range(ring, start, count)))
