@@ -8,6 +8,7 @@ too, by which nothing was chosen. Ours then reads the test songs without its kNN
 in place of a search.
 """
 
+import dataclasses
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -77,7 +78,8 @@ def baseline(config: cfg.Config, corpus: Corpus, total: int, every: int, few: in
     import _midigen
     import torch
 
-    sizes = _midigen.sizes_of(config, corpus.vocabulary)
+    # Blocks as long as our XL memory, which is its own: shorter ones would leave out more songs.
+    sizes = dataclasses.replace(_midigen.sizes_of(config, corpus.vocabulary), block=config.memory.xl)
     side = _midigen.Baseline(sizes, device="cuda" if torch.cuda.is_available() else "cpu")
     batches = _midigen.training_batches(corpus, corpus.songs_of("train"), sizes)
     return curve(side, batches, total, every, lambda songs: _midigen.evaluate(side.model, corpus, songs), corpus, few)
