@@ -328,12 +328,24 @@ def evaluate(model: MIDIGen, corpus: Corpus, songs: np.ndarray) -> float:
     return nats
 
 
+def short_songs(corpus: Corpus, songs: np.ndarray, sizes: Sizes) -> np.ndarray:
+    """The songs that are not too long for its memories.
+
+    Raises:
+        InputError: all are.
+    """
+    short = songs[np.diff(corpus.offsets)[songs] <= MAX_BLOCKS * sizes.block]
+    if len(short) == 0:
+        raise InputError(
+            f"{corpus.path}: all songs have more than {MAX_BLOCKS} blocks of {sizes.block} tokens, so that MIDIGen "
+            "leaves them out; give longer segments"
+        )
+    return short
+
+
 def training_batches(corpus: Corpus, songs: np.ndarray, sizes: Sizes, *, seed: int = 0) -> Iterator[Batch]:
     """Endless batches: the lanes stream songs of at most MAX_BLOCKS blocks, shuffled anew each epoch."""
-    lengths = np.diff(corpus.offsets)[songs]
-    short = songs[lengths <= MAX_BLOCKS * sizes.block]
-    if len(short) == 0:
-        raise InputError(f"{corpus.path}: all songs have more than {MAX_BLOCKS} blocks of {sizes.block} tokens")
+    short = short_songs(corpus, songs, sizes)
     random = np.random.default_rng(seed)
     epochs = (random.permutation(short) for _ in itertools.count())
     return _stream(corpus, itertools.chain.from_iterable(epochs), sizes, stride=sizes.block)

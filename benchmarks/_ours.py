@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from _shared import environment
 
 from midigen_jax import cli, data, model, step
 from midigen_jax import config as cfg
 from midigen_jax.corpus import Corpus
+from midigen_jax.environment import environment
 from midigen_jax.vocab import Vocabulary
 
 
@@ -47,16 +47,7 @@ class Ours:
 
 def batches_of(config: cfg.Config, corpus: Corpus, steps: int, *, seed: int = 0) -> Iterator[dict[str, np.ndarray]]:
     """The training batches of a run of so many steps."""
-    return data.training_steps(
-        corpus,
-        corpus.songs_of("train"),
-        n_lanes=config.data.lanes,
-        tokens_per_step=config.data.segment * config.data.segments,
-        n_steps=steps,
-        first=0,
-        seed=seed,
-        transpose=config.data.transpose,
-    )
+    return data.training_steps(cfg.override(config, [f"train.steps={steps}", f"data.seed={seed}"]), corpus)
 
 
 def circumstances(config: cfg.Config, corpus: Corpus | None, *packages: str) -> dict[str, Any]:

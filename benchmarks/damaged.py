@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _shared import environment, save
+from _shared import save
 from tqdm import tqdm
 
 from midigen_jax import cli
 from midigen_jax.encode import midi_files
+from midigen_jax.environment import environment
 from midigen_jax.kernels import encode, smf
 from midigen_jax.vocab import Scheme
 

@@ -28,9 +28,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from _shared import environment, save
+from _shared import save
 
 from midigen_jax import cli
+from midigen_jax.environment import environment
 
 WORKERS = max(2, os.cpu_count() or 1)
 VOCABULARY = 2048

@@ -74,12 +74,26 @@ def ours(config: cfg.Config, corpus: Corpus, total: int, every: int, few: int) -
     return result
 
 
+def baseline_sizes(config: cfg.Config, corpus: Corpus) -> Any:
+    """Its blocks are as long as our XL memory, which is its own: shorter ones would leave out more songs.
+
+    Raises:
+        InputError: all songs would be left out.
+    """
+    import _midigen
+
+    sizes = dataclasses.replace(_midigen.sizes_of(config, corpus.vocabulary), block=config.memory.xl)
+    songs = corpus.songs_of("train")
+    kept = _midigen.short_songs(corpus, songs, sizes)
+    print(f"of {len(songs)} training songs MIDIGen leaves out {len(songs) - len(kept)}, which are too long for it")
+    return sizes
+
+
 def baseline(config: cfg.Config, corpus: Corpus, total: int, every: int, few: int) -> dict[str, Any]:
     import _midigen
     import torch
 
-    # Blocks as long as our XL memory, which is its own: shorter ones would leave out more songs.
-    sizes = dataclasses.replace(_midigen.sizes_of(config, corpus.vocabulary), block=config.memory.xl)
+    sizes = baseline_sizes(config, corpus)
     side = _midigen.Baseline(sizes, device="cuda" if torch.cuda.is_available() else "cpu")
     batches = _midigen.training_batches(corpus, corpus.songs_of("train"), sizes)
     return curve(side, batches, total, every, lambda songs: _midigen.evaluate(side.model, corpus, songs), corpus, few)
@@ -99,13 +113,16 @@ def main() -> None:
     print(f"bigram (weight {bigram.weight:.2f}): {floor} ({len(validation)} songs)")
     result = {**circumstances(config, corpus, "torch"), "bigram": floor._asdict()}
     sides = {"this project": ours, "MIDIGen (PyTorch)": baseline}
+    usual = all(getattr(args, name) == parser.get_default(name) for name in ("set", "tokens", "every", "songs"))
     if importlib.util.find_spec("torch") is None:
         print("MIDIGen is left out: PyTorch is not installed")
         del sides["MIDIGen (PyTorch)"]
+    else:
+        baseline_sizes(config, corpus)
     for name, train in sides.items():
         print(name)
         result[name] = train(config, corpus, args.tokens, args.every, args.songs)
-        save(f"learning-{args.config.stem}-{args.data.name}-{jax.default_backend()}", result)
+        save(f"learning-{args.config.stem}-{args.data.name}-{jax.default_backend()}", result, otherwise=not usual)
     for split, figure in (("validation", lambda side: side["curve"][-1]), ("test", lambda side: side["test"])):
         ends = [figure(result[name])["bits_per_note"] for name in sides]
         below = f", {1 - ends[0] / ends[1]:.1%} below" if len(ends) > 1 else ""

@@ -58,6 +58,7 @@ def main() -> None:
     save(
         f"memory-{args.config.stem}-{jax.default_backend()}",
         {**circumstances(config, None), "gigabytes": parts},
+        otherwise=bool(args.set),
     )
 
 

@@ -113,6 +113,8 @@ def score(
             all_nats.append(np.asarray(nats)[recalled])
             all_right.append(np.asarray(right)[recalled])
     nats, right = np.concatenate(all_nats), np.concatenate(all_right)
+    if len(nats) == 0:
+        raise cli.InputError(f"--batches {n_batches}: no motif is recalled in so few; give at least 10")
     return {"nats": float(nats.mean()), "accuracy": float(right.mean()), "notes": len(nats)}
 
 
@@ -151,6 +153,7 @@ def main() -> None:
     save(
         f"recall-{jax.default_backend()}",
         {**circumstances(make_config(knn=True, steps=args.steps), None), "arms": rows},
+        otherwise=any(getattr(args, name) != parser.get_default(name) for name in ("steps", "batches")),
     )
 
 

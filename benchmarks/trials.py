@@ -75,6 +75,19 @@ def milliseconds(configs: dict[str, cfg.Config], corpus: Corpus, steps: int) -> 
     return {name: 1e3 * float(np.median(times)) for name, times in seconds.items()}
 
 
+def relevant(value: Any) -> Any:
+    """Of a config, the settings that trials depend on; they neither save nor validate on the way."""
+    if not isinstance(value, dict):
+        return value
+    aside = (
+        "data.location",
+        "data.workers",
+        *(f"train.{x}" for x in ("log", "save", "keep", "on_", "sample", "valid")),
+    )
+    defaults = {key: x for key, x in cfg.flatten(cfg.Config()).items() if key.split(".")[0] in ("model", "data")}
+    return {key: x for key, x in (defaults | value).items() if not key.startswith(aside)}
+
+
 def main() -> None:
     parser = _ours.parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=CHANGES, help="train these alone, and leave the table for later")
@@ -101,7 +114,7 @@ def main() -> None:
     now["tokens"] = args.steps * batch_tokens(configs["base"])
     result = load()
     for key in ("config", "corpus", "songs"):
-        if result.get(key, now[key]) != now[key]:
+        if relevant(result.get(key, now[key])) != relevant(now[key]):
             raise cli.InputError(f"{path}: its trials had another {key}; remove the file to begin anew")
     save(name, result | now)
     for variant in args.only or CHANGES:

@@ -2,7 +2,7 @@
 
     python train.py configs/pop909.py --data MIDI_DIR --workdir runs/pop909
 
-2.5 M tokens, about ten minutes on two CPU cores.
+2.5 M tokens, a quarter of an hour on two CPU cores.
 """
 
 from midigen_jax.config import Config, Data, Memory, Model, Train

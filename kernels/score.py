@@ -313,16 +313,30 @@ def notes_from_tokens(tokens, scheme):
 
 
 @kernel
-def transpose(tokens, semitones, scheme):
-    """A song's base tokens, this many semitones higher; drums stay. Empty if a note would leave the 128 pitches."""
-    shifted = tokens.copy()
+def pitched(tokens, scheme):
+    """Which base tokens, of a song or of several, are notes with a pitch, as drums' are not: bool [n]."""
+    which = np.zeros(len(tokens), np.bool_)
     drums = False
     for i in range(len(tokens)):
         token = np.int64(tokens[i])
-        if NOTE_0 <= token < DURATION_0 and not drums:
-            if not NOTE_0 <= token + semitones < DURATION_0:
-                return shifted[:0]
-            shifted[i] = token + semitones
+        if NOTE_0 <= token < DURATION_0:
+            which[i] = not drums
+        elif token == SOS:
+            drums = False
         elif scheme.multi and vocab.INSTRUMENT_0 <= token < velocity_0(scheme):
             drums = token == vocab.INSTRUMENT_0 + vocab.DRUMS
+    return which
+
+
+@kernel
+def transpose(tokens, semitones, scheme):
+    """A song's base tokens, this many semitones higher; drums stay. Empty if a note would leave the 128 pitches."""
+    shifted = tokens.copy()
+    which = pitched(tokens, scheme)
+    for i in range(len(tokens)):
+        if which[i]:
+            token = np.int64(tokens[i]) + semitones
+            if not NOTE_0 <= token < DURATION_0:
+                return shifted[:0]
+            shifted[i] = token
     return shifted

@@ -1,20 +1,36 @@
 """Orbax: what a run needs to go on, or to be sampled from.
 
-A checkpoint has three items: `params`; `rest`, the optimizer, both memories, step and random key; and `meta`, JSON with
-the config, vocabulary and corpus. The loader's position is the step. Nothing in a checkpoint is code.
+A checkpoint has five items: `params`, `optimizer`, `memory` (both memories), `rest` (step and random key), and `meta`,
+JSON with the config, the vocabulary, the corpus's fingerprint and a checksum of every array. The loader's position is
+the step. Nothing in a checkpoint is code.
 """
 
+import contextlib
+import itertools
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from orbax.checkpoint.utils import TMP_DIR_SUFFIX
 
 from . import config as cfg
 from .cli import InputError
 from .corpus import Corpus
+from .shapes import Array
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+ITEMS = ("params", "optimizer", "memory", "rest", "meta")
+
+# Orbax reports in the log, traceback and all, what it raises as well.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def meta_of(config: cfg.Config, corpus: Corpus) -> dict[str, Any]:
@@ -26,64 +42,211 @@ def meta_of(config: cfg.Config, corpus: Corpus) -> dict[str, Any]:
     }
 
 
+@jax.jit
+def _checksums(tree: Any) -> Any:
+    """A number for every array, the same however the array is cut up among devices.
+
+    The sum of all values' bits, each times an odd number of its own, modulo 2^32: whichever one value changes, the sum
+    does.
+    """
+
+    def checksum(x: Array) -> Array:
+        bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
+        return jnp.sum(bits.ravel() * (2 * jnp.arange(x.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
+
+    return jax.tree.map(checksum, tree)
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """The arrays of a tree that hold anything, by their paths."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves if x.size}
+
+
+def checksums(tree: Any) -> dict[str, int]:
+    """A checksum of every array, by its path."""
+    return jax.tree.map(int, jax.device_get(_checksums(by_path(tree))))
+
+
+def _filled(tree: Any, arrays: dict[str, Array]) -> Any:
+    """The abstract tree with its arrays; those that hold nothing were not saved."""
+    paths = iter(by_path(tree))
+    return jax.tree.map(
+        lambda x: arrays[next(paths)] if x.size else jnp.zeros(x.shape, x.dtype, device=x.sharding), tree
+    )
+
+
+class Damaged(Exception):
+    """A checkpoint that can't be read; the message says why."""
+
+
+class SaveFailed(Exception):
+    """A checkpoint that could not be written; those before it are there. The message says why."""
+
+
+class Checkpoint(NamedTuple):
+    """One that was read."""
+
+    step: int
+    meta: dict[str, Any]
+    items: dict[str, Any]  # those that were asked for
+
+
+def _loss(metrics: dict[str, float]) -> float:
+    return metrics["loss"]
+
+
 class Checkpoints:
     """The checkpoints of a run, in RUN/checkpoints."""
 
-    def __init__(self, run: Path, *, keep: int | None = None, create: bool = True):
-        self.run = run
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False, create=create)
-        self.manager = ocp.CheckpointManager(
-            (run / "checkpoints").resolve(), options=options, item_names=("params", "rest", "meta")
+    def __init__(self, run: Path, *, keep: int | None = None):
+        """
+        Args:
+            keep: so many of the newest are kept, and the best of those saved with a loss. None: to read only; nothing
+                in the folder is changed.
+        """
+        self.run, self.path = run, (run / "checkpoints").resolve()
+        options: dict[str, Any] = {"read_only": True}
+        if keep is not None:
+            best = BestN(get_metric_fn=_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False)
+            policy = AnyPreservationPolicy([LatestN(keep), best])
+            options = {"preservation_policy": policy, "cleanup_tmp_directories": True}
+        self._options = ocp.CheckpointManagerOptions(
+            **options, best_fn=_loss, best_mode="min", create=keep is not None, enable_async_checkpointing=True
         )
+        self._manager = ocp.CheckpointManager(self.path, options=self._options, item_names=ITEMS)
 
-    def latest(self) -> int | None:
-        return self.manager.latest_step()
+    def steps(self) -> list[int]:
+        """Of all checkpoints, the newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
 
-    def save(self, step: int, params: Any, rest: Any, meta: dict[str, Any]) -> None:
-        items = ocp.args.Composite(
-            params=ocp.args.StandardSave(params),
-            rest=ocp.args.StandardSave(rest),
-            meta=ocp.args.JsonSave(meta),
-        )
-        self.manager.save(step, args=items, force=True)
+    def save(self, step: int, items: dict[str, Any], meta: dict[str, Any], loss: float | None = None) -> None:
+        """Begins to write the arrays as they are now. The save before has been waited for.
 
-    def meta(self, step: int) -> dict[str, Any]:
-        """Raises InputError for a checkpoint of another format."""
-        meta = self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        Raises:
+            SaveFailed: there is no room for them.
+        """
+        needed, free = sum(x.nbytes for x in jax.tree.leaves(items)), shutil.disk_usage(self.path).free
+        if free < needed:
+            raise SaveFailed(f"it may take {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free")
+        meta = meta | {"checksums": {name: checksums(tree) for name, tree in items.items()}}
+        arguments = {name: ocp.args.StandardSave(by_path(tree)) for name, tree in items.items()}
+        composite = ocp.args.Composite(**arguments, meta=ocp.args.JsonSave(meta))
+        with self._failing():
+            self._manager.save(step, args=composite, metrics=None if loss is None else {"loss": loss}, force=True)
+
+    def wait(self) -> None:
+        """Waits until the last save is written.
+
+        Raises:
+            SaveFailed: it could not be.
+        """
+        with self._failing():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Removes what a failed save has written."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            for leftover in self.path.glob(f"*{TMP_DIR_SUFFIX}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            reason = re.search(r"([^:]*) \[os_error_code", str(error))
+            raise SaveFailed((reason[1] if reason else str(error)).strip()) from error
+
+    def read(self, step: int, shapes: Callable[[dict[str, Any]], dict[str, Any]]) -> Checkpoint:
+        """One checkpoint.
+
+        Args:
+            shapes: gives for its `meta` the items to read, as abstract trees of arrays that say where each is put.
+
+        Raises:
+            Damaged: it can't be read, or is not what was saved.
+            InputError: it is of another format, or `shapes` says so.
+        """
+        meta = self._restore(step, meta=ocp.args.JsonRestore())["meta"]
         if meta.get("format_version") != FORMAT_VERSION:
             raise InputError(
                 f"{self.run}: checkpoint of format version {meta.get('format_version')}, this program reads "
                 f"{FORMAT_VERSION}; use the program that wrote it or train again"
             )
-        return meta
-
-    def restore(self, step: int, **abstract: Any) -> dict[str, Any]:
-        """The named items (`params`, `rest`), shaped and placed like the given abstract trees."""
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
-        def on_device(x: Any) -> jax.ShapeDtypeStruct:
+        def placed(x: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or device)
 
-        items = {name: ocp.args.StandardRestore(jax.tree.map(on_device, tree)) for name, tree in abstract.items()}
-        restored = self.manager.restore(step, args=ocp.args.Composite(**items))
-        return {name: restored[name] for name in abstract}
+        trees = {name: jax.tree.map(placed, tree) for name, tree in shapes(meta).items()}
+        items = self._restore(step, **{name: ocp.args.StandardRestore(by_path(tree)) for name, tree in trees.items()})
+        for name, arrays in items.items():
+            for path, checksum in checksums(arrays).items():
+                if checksum != meta["checksums"][name].get(path):
+                    raise Damaged(f"{name}/{path} is not what was saved")
+        return Checkpoint(step, meta, {name: _filled(tree, items[name]) for name, tree in trees.items()})
+
+    def _restore(self, step: int, **arguments: Any) -> dict[str, Any]:
+        if not arguments:
+            return {}
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
+            return {name: restored[name] for name in arguments}
+        except Exception as error:  # whatever Orbax, TensorStore or JSON make of damaged files
+            raise Damaged(" ".join(str(error).split())[:200]) from error
+
+    def newest(self, shapes: Callable[[dict[str, Any]], dict[str, Any]], *, best: bool = False) -> Checkpoint:
+        """The newest checkpoint that can be read, with a line for each that can't.
+
+        Where the folder may be changed those are moved to RUN/damaged, for their steps will be saved again.
+
+        Args:
+            shapes: as `read` takes it.
+            best: the one with the lowest loss is tried first.
+
+        Raises:
+            InputError: there is none, none can be read, or what `read` raises.
+        """
+        steps = self.steps()
+        if best and (first := self._manager.best_step()) is not None:
+            steps = [first, *(step for step in steps if step != first)]
+        damaged = []
+        for step in steps:
+            try:
+                found = self.read(step, shapes)
+            except Damaged as error:
+                print(f"{self.path / str(step)}: damaged checkpoint ({error}); the one before it is used")
+                damaged.append(step)
+            else:
+                if damaged and not self._options.read_only:
+                    self._set_aside(damaged)
+                return found
+        raise InputError(f"{self.run}: none of its checkpoints can be read; train again in another folder")
+
+    def _set_aside(self, steps: list[int]) -> None:
+        if jax.process_index() == 0:
+            aside = self.run / "damaged"
+            aside.mkdir(exist_ok=True)
+            for step in steps:
+                places = (aside / (str(step) if not i else f"{step}-{i}") for i in itertools.count())
+                os.rename(self.path / str(step), next(place for place in places if not place.exists()))
+        self._manager.reload()
 
     def close(self) -> None:
-        self.manager.close()
+        """Waits for the last save, whose failure `wait` tells."""
+        with contextlib.suppress(SaveFailed), self._failing():
+            self._manager.close()
 
 
-def open_run(run: Path) -> tuple[Checkpoints, int]:
-    """The checkpoints of a finished or interrupted run, and the newest one's step.
+def open_run(run: Path) -> Checkpoints:
+    """The checkpoints of a finished or interrupted run, to read.
 
     Raises:
         InputError: there is no such folder, or no checkpoint in it.
     """
+    train = f"train.py CONFIG --data ... --workdir {run}"
     if not run.is_dir():
-        raise InputError(f"{run}: no such run folder; train one with train.py CONFIG --data ... --workdir {run}")
-    if not (run / "checkpoints").is_dir():
-        raise InputError(f"{run}: holds no checkpoint; train first: train.py CONFIG --data ... --workdir {run}")
-    checkpoints = Checkpoints(run, create=False)
-    step = checkpoints.latest()
-    if step is None:
-        raise InputError(f"{run}: holds no checkpoint; train first: train.py CONFIG --data ... --workdir {run}")
-    return checkpoints, step
+        raise InputError(f"{run}: no such run folder; train one with {train}")
+    if (run / "checkpoints").is_dir():
+        checkpoints = Checkpoints(run)
+        if checkpoints.steps():
+            return checkpoints
+    raise InputError(f"{run}: holds no checkpoint; train first: {train}")

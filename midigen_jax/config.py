@@ -44,7 +44,10 @@ class Data:
     segment: int = 256  # tokens
     segments: int = 1  # a step
     transpose: int = 0  # training songs are shifted by up to this many semitones, anew each epoch
+    louder: int = 0  # and made softer or louder by up to this many of the 32 velocities, where tokens have them
     seed: int = 0
+    location: Literal["disk", "host", "device"] = "disk"  # where the corpus is: memory-mapped, or wholly in memory
+    workers: int = 0  # processes that read ahead; 0: threads
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,13 @@ class Train:
     clip: float = 1.0  # global norm of the gradients
     remat: bool = False  # activations are computed again for the gradient: less memory, a third more work
     log_every: int = 10  # steps, as are these
-    validate_every: int = 500
+    validate_every: int = 500  # and saves
     save_every: int = 500
-    keep: int = 3  # checkpoints
+    save_minutes: float = 10.0  # saves when the last save is so long ago; 0: never
+    keep: int = 3  # so many of the newest checkpoints, and the one with the lowest validation loss
+    on_failed_save: Literal["go on", "stop"] = "go on"  # as when the disk is full
     validation_songs: int = 0  # at most so many; 0: all
+    sample_minutes: float = 30.0  # continues a validation song now and then; 0: never
     seed: int = 0
 
 
@@ -73,6 +79,11 @@ class Config:
     train: Train = field(default_factory=Train)
 
     def __post_init__(self) -> None:
+        for section, cls in get_type_hints(Config).items():
+            if not isinstance(getattr(self, section), cls):
+                raise InputError(f"{section}: give a config.{cls.__name__}")
+            for name, kind in get_type_hints(cls).items():
+                _checked(getattr(getattr(self, section), name), kind, f"{section}.{name}")
         for key in (
             *(f"model.{name}" for name in ("layers", "width", "heads", "ff_width")),
             *(f"data.{name}" for name in ("lanes", "segment", "segments")),
@@ -82,21 +93,26 @@ class Config:
             self._need(get(self, key) >= 1, key, "has to be at least 1")
         for key in (
             "model.previous_tokens",
-            "memory.xl",
-            "memory.knn",
-            "data.transpose",
-            "train.warmup",
-            "train.validation_songs",
+            *(f"memory.{name}" for name in ("xl", "knn")),
+            *(f"data.{name}" for name in ("transpose", "louder", "workers", "seed")),
+            *(
+                f"train.{name}"
+                for name in ("warmup", "validation_songs", "seed", "weight_decay", "final_learning_rate")
+            ),
+            *(f"train.{name}" for name in ("save_minutes", "sample_minutes")),
         ):
             self._need(get(self, key) >= 0, key, "can't be negative")
-        self._need(self.model.width % self.model.heads == 0, "model.heads", "has to divide model.width")
+        for key in ("train.learning_rate", "train.clip"):
+            self._need(get(self, key) > 0, key, "has to be above 0")
+        for key in ("model.dropout", "train.beta2"):
+            self._need(0 <= get(self, key) < 1, key, "has to be from 0 up to, not including, 1")
+        self._need(self.model.width % self.model.heads == 0, "model.heads", f"has to divide width={self.model.width}")
         rotary_fits = self.model.positions == "t5" or self.model.width // self.model.heads % 2 == 0
         self._need(rotary_fits, "model.heads", "has to leave each head an even width for rotary positions")
-        self._need(0 <= self.model.dropout < 1, "model.dropout", "has to be from 0 up to, not including, 1")
         multiple = self.memory.knn % self.data.segment == 0
-        self._need(multiple, "memory.knn", "has to be a multiple of data.segment, or 0")
-        one_of_them = 1 <= self.memory.knn_layer <= self.model.layers
-        self._need(one_of_them, "memory.knn_layer", "has to be one of the layers, from 1")
+        self._need(multiple, "memory.knn", f"has to be a multiple of data.segment={self.data.segment}, or 0")
+        one_of_them = 1 <= self.memory.knn_layer <= self.model.layers or not self.memory.knn
+        self._need(one_of_them, "memory.knn_layer", f"has to be one of the {self.model.layers} layers, from 1")
 
     def _need(self, holds: bool, key: str, what: str) -> None:
         if not holds:
@@ -137,6 +153,9 @@ def from_flat(values: dict[str, Any], where: str) -> Config:
     return Config(**{section: cls(**changes[section]) for section, cls in sections.items()})
 
 
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
+
+
 def _checked(value: Any, kind: Any, where: str) -> Any:
     if get_origin(kind) is Literal:
         if value in get_args(kind):
@@ -145,7 +164,7 @@ def _checked(value: Any, kind: Any, where: str) -> Any:
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
-        raise InputError(f"{where}={value}: give a value of type {kind.__name__}")
+        raise InputError(f"{where}={value}: give {_KINDS[kind]}")
     return value
 
 
@@ -172,14 +191,14 @@ def load(path: Path) -> Config:
     if not path.is_file():
         raise InputError(f"{path}: no such config file; see configs/ for those that exist")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path}: no Python file; see configs/ for configs")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
         config = module.config()
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     except Exception as error:
         raise InputError(f"{path}: {type(error).__name__}: {error}; mend the config file") from error
     if not isinstance(config, Config):

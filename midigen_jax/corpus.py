@@ -71,6 +71,10 @@ class Corpus(NamedTuple):
     seconds: np.ndarray  # float [songs]
     fingerprint: str  # of the vocabulary, all songs and their splits
 
+    def __reduce__(self) -> tuple:
+        """Another process opens it again."""
+        return open_corpus, (self.path,)
+
     def songs_of(self, split: str) -> np.ndarray:
         """Indices of a split's songs."""
         return np.flatnonzero(self.splits == SPLITS.index(split))

@@ -211,7 +211,7 @@ def encode_folder(
     out: Path,
     *,
     scheme: Scheme = Scheme(),  # noqa: B008  (a tuple)
-    vocabulary: int = 0,
+    vocabulary: int | Vocabulary = 0,
     transpose: int = 0,
     workers: int | None = None,
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
@@ -221,13 +221,16 @@ def encode_folder(
     The result does not depend on the number of workers (threads: the kernels release the GIL), nor on interruptions.
 
     Args:
-        vocabulary: its size; what exceeds the base tokens is filled with merges. 0: no merges.
+        vocabulary: its size; what exceeds the base tokens is filled with merges. 0: no merges. Or a vocabulary whose
+            scheme and merges are used as they are.
         transpose: training songs are also written transposed by 1 to so many semitones, up and down.
 
     Raises:
         InputError: there is nothing to encode, or `out` exists and is no corpus.
     """
     names = midi_files(folder)
+    given, wanted = (vocabulary, vocabulary.size) if isinstance(vocabulary, Vocabulary) else (None, vocabulary)
+    scheme = given.scheme if given else scheme
     if out.is_symlink() or not out.name:  # the corpus goes where a link leads
         out = out.resolve()
     if out.exists() and not is_corpus(out) and not (out.is_dir() and not any(out.iterdir())):
@@ -251,7 +254,7 @@ def encode_folder(
                     f"{folder}: none of its {len(names)} MIDI files can be used (the first, {names[0]}: "
                     f"{table.reasons[0]}); give a folder with readable files"
                 )
-            words = _learn_merges(batches, table, vocabulary) if vocabulary else Vocabulary(scheme)
+            words = given or (_learn_merges(batches, table, wanted) if wanted else Vocabulary(scheme))
             skipped = ((name, why) for name, why in zip(names, table.reasons, strict=True) if why)
             write_corpus(fresh, _encoded_songs(batches, table, words, transpose), skipped, words)
         instead = is_corpus(out)
@@ -262,7 +265,7 @@ def encode_folder(
             shutil.rmtree(replaced, ignore_errors=True)
             os.replace(before, replaced)
         batches.remove()
-    _summarise(open_corpus(out), table, leaks, wanted=vocabulary, instead=instead)
+    _summarise(open_corpus(out), table, leaks, wanted=wanted, instead=instead)
 
 
 def _summarise(corpus: Corpus, table: _Table, leaks: str, wanted: int, instead: bool) -> None:

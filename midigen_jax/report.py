@@ -9,22 +9,12 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
-
 from . import cli
 from .cli import InputError
-from .corpus import Corpus
 from .midi import read_song
 from .sample import Sampler, cut, write_sample
 from .train import get_corpus
-
-
-def choose_prompt(corpus: Corpus) -> str:
-    """The name of the validation song whose length is the median: neither a fragment nor an outlier."""
-    songs = corpus.songs_of("validation")
-    if len(songs) == 0:
-        raise InputError(f"{corpus.path}: has no validation songs; give sample.py a --prompt of your own")
-    return corpus.names[songs[np.argsort(corpus.beats[songs], kind="stable")[len(songs) // 2]]]
+from .watch import typical_song
 
 
 def last_metrics(run: Path) -> dict[str, float]:
@@ -64,11 +54,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="same seed, same music")
     args = parser.parse_args()
     sampler, metrics = Sampler.from_run(args.run), last_metrics(args.run)
-    name = choose_prompt(get_corpus(args.data, args.run))
+    corpus = get_corpus(args.data, args.run)
+    songs = corpus.songs_of("validation")
+    if len(songs) == 0:
+        raise InputError(f"{corpus.path}: has no validation songs; give sample.py a --prompt of your own")
+    name = corpus.names[typical_song(corpus, songs)]
     prompt, prompt_end = cut(read_song(args.data / name, sampler.vocabulary.scheme), args.prompt_bars)
     (song,) = sampler.continue_song(prompt, prompt_end, bars=args.bars, num=1, seed=args.seed, progress=True)
     write_sample(song, args.run / "sample", prompt_end=prompt_end, title=f"{name}, continued")
-    new = int(np.sum(song.notes[:, 0] >= prompt_end))
+    new = int((song.notes[:, 0] >= prompt_end).sum())
     report = f"""# {args.run.name}
 
 The first {args.prompt_bars} bars of `{name}`, which the model was not trained on, and {args.bars} bars of its own

@@ -5,9 +5,10 @@
 Writes each continuation as a MIDI file, a picture and a WAV file.
 """
 
+import contextlib
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -115,20 +116,23 @@ class Sampler:
         self._sample = jax.jit(self._sample_chunk, static_argnames="controls", donate_argnames="state")
 
     @classmethod
-    def from_run(cls, run: Path) -> "Sampler":
-        """The newest checkpoint of a run.
+    def from_run(cls, run: Path, *, best: bool = False) -> "Sampler":
+        """The newest checkpoint of a run, or the one with the lowest validation loss.
 
         Raises:
             InputError: there is none, or it can't be used.
         """
-        checkpoints, step = checkpoint.open_run(run)
-        meta = checkpoints.meta(step)
-        config = cfg.from_flat(meta["config"], str(run))
-        vocabulary = Vocabulary.from_json(meta["vocabulary"])
-        shapes = jax.eval_shape(lambda: init_state(config, vocabulary)).params
-        params = checkpoints.restore(step, params=shapes)["params"]
-        checkpoints.close()
-        return cls(config, params, vocabulary)
+
+        def parts(meta: dict[str, Any]) -> tuple[cfg.Config, Vocabulary]:
+            return cfg.from_flat(meta["config"], str(run)), Vocabulary.from_json(meta["vocabulary"])
+
+        def shapes(meta: dict[str, Any]) -> dict[str, Any]:
+            return {"params": jax.eval_shape(lambda: init_state(*parts(meta))).params}
+
+        with contextlib.closing(checkpoint.open_run(run)) as checkpoints:
+            found = checkpoints.newest(shapes, best=best)
+        config, vocabulary = parts(found.meta)
+        return cls(config, found.items["params"], vocabulary)
 
     def _read_segment(
         self, params: dict, memory: mem.Memory, tokens: Array, bar: Array, step: Array, song: Array
@@ -296,6 +300,9 @@ def write_sample(song: Song, stem: Path, *, prompt_end: int | None, title: str) 
 def main() -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("run", type=Path, help="a run folder with a checkpoint")
+    parser.add_argument(
+        "--best", action="store_true", help="the checkpoint with the lowest validation loss; else the newest"
+    )
     parser.add_argument("--prompt", type=Path, metavar="FILE.mid", help="the song to go on with; none: invent one")
     parser.add_argument("--prompt-bars", type=int, default=8, help="bars of the prompt to begin with")
     parser.add_argument("--bars", type=int, default=16, help="bars to add")
@@ -318,7 +325,7 @@ def main() -> None:
             raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: give at least 1")
     if args.temperature <= 0 or not 0 < args.top_p <= 1 or not 0 <= args.min_p <= 1:
         raise InputError("--temperature has to be above 0, --top-p above 0 and up to 1, --min-p from 0 to 1")
-    sampler = Sampler.from_run(args.run)
+    sampler = Sampler.from_run(args.run, best=args.best)
     if not 0 <= args.top_k <= sampler.vocabulary.size:
         raise InputError(f"--top-k {args.top_k}: give 0 to {sampler.vocabulary.size}, the size of the vocabulary")
     name = args.prompt.stem if args.prompt else "invention"

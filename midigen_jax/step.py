@@ -24,6 +24,7 @@ from . import memory as mem
 from .attention import Statistics
 from .cli import InputError
 from .corpus import Corpus
+from .kernels.score import pitched
 from .shapes import Array
 from .vocab import Vocabulary
 
@@ -31,6 +32,7 @@ Batch = dict[str, Array]
 
 LANES = P("lanes")  # one share of the lanes a device
 EVERYWHERE = P()
+_DRUM = 1 << 15  # added to a drum's note in device memory, which is not transposed; such corpora have no merged tokens
 
 
 class TrainState(NamedTuple):
@@ -79,10 +81,59 @@ def state_sharding(mesh: Mesh) -> TrainState:
     return TrainState(everywhere, everywhere, lanes, everywhere, everywhere)
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> Batch:
-    """Every host holds the whole batch and gives each of its devices that device's lanes."""
+def host_rows(config: cfg.Config) -> range:
+    """The lanes that this host reads: those of its devices."""
+    n_rows = config.data.lanes // jax.process_count()
+    return range(n_rows * jax.process_index(), n_rows * (jax.process_index() + 1))
+
+
+def put_batch(rows: dict[str, np.ndarray], mesh: Mesh) -> Batch:
+    """Every host gives its rows, and each device gets its own."""
     sharding = NamedSharding(mesh, LANES)
-    return {name: jax.make_array_from_callback(x.shape, sharding, x.__getitem__) for name, x in batch.items()}
+    return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in rows.items()}
+
+
+def make_put(config: cfg.Config, corpus: Corpus, mesh: Mesh) -> Callable[[dict[str, np.ndarray]], Batch]:
+    """A function that makes what the training loader gives a batch on the devices.
+
+    With `data.location=device` the loader gives places, and the corpus is in the memory of every device.
+
+    Raises:
+        InputError: the corpus is too long for that.
+    """
+    if config.data.location != "device":
+        return partial(put_batch, mesh=mesh)
+    if len(corpus.tokens) >= 2**31:
+        raise InputError(
+            f"{corpus.path}: {len(corpus.tokens):,} tokens are too many for data.location=device; --set "
+            "data.location=host"
+        )
+    scheme = corpus.vocabulary.scheme
+    tokens = np.array(corpus.tokens)
+    if config.data.transpose:
+        notes = (tokens >= vocab.NOTE_0) & (tokens < vocab.DURATION_0)
+        tokens[notes & ~pitched(tokens, scheme)] |= _DRUM
+    everywhere = NamedSharding(mesh, EVERYWHERE)
+    arrays = {"tokens": tokens, "bar": np.array(corpus.bar), "step": np.array(corpus.step)}
+    tables = {name: jax.device_put(x, everywhere) for name, x in arrays.items()}
+
+    @jax.jit
+    def fetch(tables: dict[str, Array], places: dict[str, Array]) -> Batch:
+        here = places["index"] != data.NO_TOKEN
+        tokens, bar, step = (
+            jnp.where(here, tables[name][places["index"]].astype(jnp.int32), fill)
+            for name, fill in (("tokens", vocab.PAD), ("bar", 0), ("step", 0))
+        )
+        if config.data.transpose:
+            is_pitched = (tokens >= vocab.NOTE_0) & (tokens < vocab.DURATION_0)
+            tokens = jnp.where(is_pitched, tokens + places["semitones"], tokens & ~_DRUM)
+        if config.data.louder and scheme.velocities:
+            first, end = vocab.velocity_0(scheme), scheme.size
+            is_velocity = (tokens >= first) & (tokens < end)
+            tokens = jnp.where(is_velocity, jnp.clip(tokens + places["louder"], first, end - 1), tokens)
+        return data.with_targets({"tokens": tokens, "bar": bar, "step": step, "song": places["song"]})
+
+    return lambda places: fetch(tables, put_batch(places, mesh))
 
 
 def make_optimizer(config: cfg.Config) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -215,7 +266,8 @@ def make_loss(graphdef: nnx.GraphDef, config: cfg.Config, mesh: Mesh) -> Callabl
     def total_loss(params: dict, corpus: Corpus, songs: np.ndarray) -> float:
         memory = empty(config, config.data.lanes)
         all_nats, tokens = [], config.data.segment * config.data.segments
-        for batch in data.whole_songs(corpus, songs, n_lanes=config.data.lanes, tokens_per_step=tokens):
+        rows = host_rows(config)
+        for batch in data.whole_songs(corpus, songs, n_lanes=config.data.lanes, tokens_per_step=tokens, rows=rows):
             memory, nats = one_step(params, memory, put_batch(batch, mesh))
             all_nats.append(nats)
         return float(np.sum(jax.device_get(all_nats), dtype=np.float64))

@@ -8,124 +8,71 @@ On several hosts every one runs this command with --distributed, and all see the
 """
 
 import contextlib
-import json
-import math
 import os
 import signal
+import socket
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from . import checkpoint, cli, data, evaluate, model, search
+from . import checkpoint, cli, data, hosts, model, search, start
 from . import config as cfg
+from .checkpoint import Checkpoints, SaveFailed
 from .cli import InputError
 from .corpus import Corpus, is_corpus, open_corpus, skipped_files
 from .encode import encode_folder, midi_files
-from .shapes import Array
-from .step import (
-    TrainState,
-    init_state,
-    keep_freed_memory,
-    make_loss,
-    make_mesh,
-    make_optimizer,
-    make_train_step,
-    put_batch,
-    state_sharding,
-)
+from .log import Log, Recent
+from .step import TrainState, host_rows, keep_freed_memory, make_loss, make_mesh, make_put, make_train_step
 from .vocab import Vocabulary
-
-
-class Log:
-    """metrics.jsonl and TensorBoard event files of a run, written by the first host."""
-
-    def __init__(self, run: Path, step: int):
-        """A resumed run forgets the lines of steps that came after the checkpoint, since they are done again."""
-        self.silent = jax.process_index() > 0
-        if self.silent:
-            return
-        path = run / "metrics.jsonl"
-        kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                with contextlib.suppress(json.JSONDecodeError):  # a line half-written when the machine went away
-                    if json.loads(line)["step"] <= step:
-                        kept.append(line + "\n")
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(kept))
-            os.replace(temporary, path)
-        self.file = open(path, "a")  # noqa: SIM115  (open as long as the run)
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        if self.silent:
-            return
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
-        self.file.flush()
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        if not self.silent:
-            self.file.close()
-            self.board.close()
-
-
-def join_hosts(address: str) -> None:
-    """Makes this process one of many that train together; must come before anything is computed.
-
-    Args:
-        address: "HOST:PORT,PROCESSES,INDEX" of the first process, of all and of this one; empty where JAX can ask the
-            cluster (TPU pods, Slurm, Kubernetes, Open MPI).
-
-    Raises:
-        InputError: this is no such address, or JAX knows no such cluster.
-    """
-    try:
-        if address:
-            first, processes, index = address.split(",")
-            jax.distributed.initialize(first, int(processes), int(index))
-        else:
-            jax.distributed.initialize()
-    except ValueError as error:
-        raise InputError(f"--distributed {address}: give HOST:PORT,PROCESSES,INDEX ({error})") from None
-    if jax.process_index() > 0:
-        # The first host speaks for all.
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (open as long as the process)
-
-
-def on_any_host(here: bool) -> bool:
-    return bool(multihost_utils.process_allgather(np.array(here)).any())
+from .watch import Samples, Validation
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM, so that the step is finished; the second one acts at once."""
+    """Collects SIGINT and SIGTERM, so that the step is finished and saved; the second one ends the process at once.
+
+    Python calls a signal's handler when the main thread is back from what it calls, and compiling may take it a minute.
+    So a thread, which waits for the bytes that signals leave in a socket, answers.
+    """
     received: list[int] = []
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
 
-    def note(number: int, _: Any) -> None:
-        received.append(number)
-        if len(received) > 1:
-            sys.exit(128 + number)
+    def answer() -> None:
+        with reader:
+            if reader.recv(1):
+                os.write(2, b"\nfinishing the step and saving; the next Ctrl-C leaves at once\n")
+            if number := reader.recv(1):
+                os._exit(128 + number[0])  # waits for no thread; what is half-written is removed at the next start
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    before = {
+        number: signal.signal(number, lambda number, _: received.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    before_fd = signal.set_wakeup_fd(writer.fileno())
     try:
         yield received
     finally:
+        signal.set_wakeup_fd(before_fd)
         for number, handler in before.items():
             signal.signal(number, handler)
+        writer.close()
+        thread.join()
 
 
-def get_corpus(source: Path, run: Path) -> Corpus:
+def get_corpus(source: Path, run: Path, vocabulary: Vocabulary | int = 0) -> Corpus:
     """The corpus at `source`, or that of the MIDI folder `source`, encoded into RUN/corpus the first time.
+
+    Args:
+        vocabulary: as `encode_folder` takes it.
 
     Raises:
         InputError: there is nothing to encode, or RUN/corpus is of another folder, or of other files than now.
@@ -134,7 +81,7 @@ def get_corpus(source: Path, run: Path) -> Corpus:
         return open_corpus(source)
     names, path = midi_files(source), run / "corpus"
     if not is_corpus(path):
-        encode_folder(source, path)
+        encode_folder(source, path, vocabulary=vocabulary)
     corpus = open_corpus(path)
     if sorted({*corpus.names, *skipped_files(path)}) != names:
         raise InputError(
@@ -144,185 +91,151 @@ def get_corpus(source: Path, run: Path) -> Corpus:
     return corpus
 
 
-def check_fits(meta: dict[str, Any], config: cfg.Config, corpus: Corpus, run: Path) -> None:
-    """Raises InputError if the config or the corpus is not that of the checkpoint in what can't change."""
-    now, then = cfg.flatten(config), meta["config"]
-    for key, value in now.items():
-        if not key.startswith("train.") and key != "memory.backend" and then.get(key) != value:
-            raise InputError(
-                f"{run}: its checkpoint has {key}={then.get(key)}, the config {value}; give another --workdir, or "
-                f"--set {key}={then.get(key)}"
-            )
-    if meta["corpus"] != corpus.fingerprint:
-        raise InputError(f"{run}: its checkpoint was trained on another corpus than {corpus.path}; give that one")
+def check_usable(config: cfg.Config, corpus: Corpus) -> None:
+    """Raises InputError if this corpus can't be trained on with this config."""
+    if len(corpus.songs_of("train")) == 0:
+        raise InputError(
+            f"{corpus.path}: no song fell to the training split; encode with python -m midigen_jax.encode MIDI_DIR "
+            "--out CORPUS --split 1 0 0 and train on that corpus"
+        )
+    if corpus.vocabulary.merges and (config.data.transpose or config.data.louder):
+        raise InputError(
+            f"{corpus.path}: its merged tokens can't be transposed or made louder; --set data.transpose=0 --set "
+            "data.louder=0, and encode with --transpose"
+        )
 
 
-def rest_of(state: TrainState) -> dict[str, Any]:
-    """What a checkpoint holds beside the parameters."""
-    return {name: value for name, value in state._asdict().items() if name != "params"}
+def train(config: cfg.Config, source: Path, run: Path, init_from: Path | None = None) -> bool:
+    """Trains up to `config.train.steps`, validating, logging, saving and sampling on the way.
 
-
-def restore_state(
-    checkpoints: checkpoint.Checkpoints, step: int, config: cfg.Config, vocabulary: Vocabulary, mesh: jax.sharding.Mesh
-) -> TrainState:
-    def placed(sharding: jax.sharding.Sharding, tree: Any) -> Any:
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
-
-    shapes = jax.tree.map(placed, state_sharding(mesh), jax.eval_shape(lambda: init_state(config, vocabulary)))
-    items = checkpoints.restore(step, params=shapes.params, rest=rest_of(shapes))
-    return TrainState(items["params"], **items["rest"])
-
-
-def train(config: cfg.Config, source: Path, run: Path) -> bool:
-    """Trains up to `config.train.steps`, validating, logging and saving on the way.
+    Args:
+        source: a corpus or a folder of MIDI files.
+        init_from: the run that a new run begins from.
 
     Returns:
         False if a signal ended it before.
 
     Raises:
-        InputError: data or config can't be used, or don't fit the checkpoint in the run folder.
+        InputError: data or config can't be used, or don't fit the checkpoint in the run folder; the loss is not finite;
+            or a checkpoint could not be written and `train.on_failed_save` says to stop.
     """
     settings = config.train
-    if jax.process_index() > 0:
-        multihost_utils.sync_global_devices("the first host has encoded")
-    corpus = get_corpus(source, run)
-    if jax.process_index() == 0:
-        multihost_utils.sync_global_devices("the first host has encoded")
-    training, validation = corpus.songs_of("train"), corpus.songs_of("validation")
-    if len(training) == 0:
-        raise InputError(
-            f"{corpus.path}: no song fell to the training split; encode with python -m midigen_jax.encode MIDI_DIR "
-            "--out CORPUS --split 1 0 0 and train on that corpus"
-        )
-    if config.data.transpose and corpus.vocabulary.merges:
-        raise InputError(
-            f"data.transpose={config.data.transpose}: the merged tokens of {corpus.path} can't be transposed; encode "
-            "with --transpose, and --set data.transpose=0"
-        )
-    validation = validation[: settings.validation_songs or None]
+    vocabulary = 0 if init_from is None else start.vocabulary_of(init_from)
+    corpus = hosts.first_then_all(lambda: get_corpus(source, run, vocabulary))
+    hosts.check_alike(f"{cfg.flatten(config)} {corpus.fingerprint}")
+    check_usable(config, corpus)
     run.mkdir(parents=True, exist_ok=True)
-    checkpoints, meta = checkpoint.Checkpoints(run, keep=settings.keep), checkpoint.meta_of(config, corpus)
-    mesh, first = make_mesh(config), checkpoints.latest() or 0
-    if first:
-        check_fits(checkpoints.meta(first), config, corpus, run)
-        state = restore_state(checkpoints, first, config, corpus.vocabulary, mesh)
-        print(f"{run}: resumed at step {first:,} of {settings.steps:,}")
-    else:
-        begin = jax.jit(init_state, static_argnums=(0, 1), out_shardings=state_sharding(mesh))
-        state = begin(config, corpus.vocabulary)
-    graphdef = model.abstract(config, corpus.vocabulary)
-    train_step, total_loss = make_train_step(graphdef, config, mesh), make_loss(graphdef, config, mesh)
-    _, learning_rate = make_optimizer(config)
-    n_params = sum(x.size for x in jax.tree.leaves(state.params))
-    tokens_per_step = config.data.lanes * config.data.segment * config.data.segments
-    print(
-        f"{n_params / 1e6:.1f} M parameters; {len(training):,} training and {len(validation):,} validation songs; "
-        f"{tokens_per_step:,} tokens a step; XL memory {config.memory.xl:,} and kNN memory {config.memory.knn:,} slots "
-        f"a lane ({search.resolve_backend(config.memory.backend)} search); {jax.devices()[0].device_kind}"
-    )
-    if len(validation) == 0:
-        print(
-            "no song fell to the validation split, so no validation loss will be shown; give more songs, or encode "
-            "with python -m midigen_jax.encode MIDI_DIR --out CORPUS --split 0.5 0.5 0 and train on that corpus"
-        )
-    else:
-        bigram, floor = evaluate.bigram_floor(corpus, training, validation)
-        print(f"floor to beat, a bigram model (weight {bigram.weight:.2f}) on the validation songs: {floor}")
-    log = Log(run, first)
-
-    def save(step: int) -> None:
-        if checkpoints.latest() != step:
-            checkpoints.save(step, state.params, rest_of(state), meta)
-
-    def validate(step: int) -> None:
-        result = evaluate.figures(total_loss(state.params, corpus, validation), corpus, validation)
-        below = 1 - result.nats_per_token / floor.nats_per_token
-        tqdm.write(
-            f"step {step:,}: validation {result}; {abs(below):.1%} {'below' if below > 0 else 'above'} the floor"
-        )
-        values = {f"validation/{name}": value for name, value in result._asdict().items()}
-        log.write(step, {**values, "validation/floor_nats_per_token": floor.nats_per_token})
-
-    batches = data.training_steps(
-        corpus,
-        training,
-        n_lanes=config.data.lanes,
-        tokens_per_step=tokens_per_step // config.data.lanes,
-        n_steps=settings.steps,
-        first=first,
-        seed=config.data.seed,
-        transpose=config.data.transpose,
-    )
-    step, recent = first, list[dict[str, Array]]()
-    last_time = time.perf_counter()
-    with (
-        contextlib.closing(checkpoints),
-        contextlib.closing(log),
-        contextlib.closing(batches),
-        stop_signals() as stopping,
-        tqdm(
-            initial=first,
-            total=settings.steps,
-            unit="step",
-            desc="training",
-            dynamic_ncols=True,
-            disable=jax.process_index() > 0,
-        ) as bar,
-    ):
+    mesh, meta = make_mesh(config), checkpoint.meta_of(config, corpus)
+    with contextlib.ExitStack() as stack:
+        stopping = stack.enter_context(stop_signals())
+        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(run, keep=settings.keep)))
+        state = start.state_of(checkpoints, config, corpus, mesh, init_from)
+        step = int(state.step)
+        describe(config, corpus, state)
+        graphdef = model.abstract(config, corpus.vocabulary)
+        train_step, put = make_train_step(graphdef, config, mesh), make_put(config, corpus, mesh)
+        validation = Validation(config, corpus, make_loss(graphdef, config, mesh))
+        samples = Samples(config, corpus, run / "samples")
+        log = stack.enter_context(contextlib.closing(Log(run, step, config)))
+        rows = host_rows(config)
+        batches = stack.enter_context(contextlib.closing(data.training_steps(config, corpus, first=step, rows=rows)))
+        bar = stack.enter_context(progress_bar(step, settings.steps))
+        recent = Recent(config, corpus)
+        saved_at = sampled_at = time.monotonic()
         for batch in batches:
-            state, metrics = train_step(state, put_batch(batch, mesh))
-            # The step before is waited for while this one runs, so that the device never waits for the host.
-            jax.block_until_ready(recent[-1:])
-            recent.append(metrics)
+            state, metrics = train_step(state, put(batch))
             step += 1
+            recent.add(metrics)
             bar.update()
-            stop = bool(stopping)
-            if jax.process_count() > 1:
-                # All hosts must leave after the same step.
-                stop = step % settings.log_every == 0 and on_any_host(stop)
-            saving = step % settings.save_every == 0 or step == settings.steps or stop
-            if saving or step % settings.log_every == 0:
-                values = mean_metrics(recent)
-                seconds = time.perf_counter() - last_time
-                values["tokens_per_second"] = len(recent) * tokens_per_step / seconds
-                values["learning_rate"] = float(learning_rate(step - 1))
+            last, logging = step == settings.steps, step % settings.log_every == 0
+            now = [bool(stopping), over(saved_at, settings.save_minutes), over(sampled_at, settings.sample_minutes)]
+            if jax.process_count() > 1:  # all do the same after the same step
+                now = hosts.on_any(now) if logging else [False] * 3
+            stop, saving, sampling = now
+            validating = len(validation.songs) > 0 and (last or step % settings.validate_every == 0)
+            saving |= stop or last or validating or step % settings.save_every == 0
+            if saving or logging:
+                recent.check(run, step)  # nothing that is not a number is saved
+            if logging or last:
+                values = recent.summary(step)
                 log.write(step, values)
-                bar.set_postfix_str(
-                    f"loss {values['loss']:.3f}, {values['tokens_per_second']:,.0f} tokens/s, "
-                    f"kNN hits {values['hit_rate']:.0%}, age {values['hit_age']:,.0f}, gate {values['gate']:.2f}"
-                )
-                if not math.isfinite(values["loss"] + values["gradient_norm"]):
-                    raise InputError(
-                        f"{run}: the loss is {values['loss']}, the gradient's norm {values['gradient_norm']} by step "
-                        f"{step:,}; the checkpoint before it is kept; "
-                        "go on from there with a smaller train.learning_rate"
-                    )
-                recent = []
-            if len(validation) and (step % settings.validate_every == 0 or step == settings.steps):
-                validate(step)
+                bar.set_postfix_str(in_short(values, settings.steps - step))
+            loss = None
+            if validating:
+                loss = validation.write(step, state.params, log)
             if saving:
-                save(step)
-            if not recent:
-                last_time = time.perf_counter()
+                # The save before is waited for, and so is this one if no other follows.
+                anyhow = settings.on_failed_save == "go on"
+                tell_failure(checkpoints, checkpoints.wait, anyhow=anyhow)
+                save = partial(checkpoints.save, step, start.items_of(state), meta, loss)
+                tell_failure(checkpoints, save, anyhow=anyhow and not (stop or last))
+                saved_at = time.monotonic()
+            if sampling:
+                samples.write(step, state.params, log)
+                sampled_at = time.monotonic()
+            if validating or saving or sampling:
+                recent.pause()
             if stop:
                 break
+        tell_failure(checkpoints, checkpoints.wait, anyhow=False)
     if step < settings.steps:
         print(f"{run}: stopped and saved at step {step:,}; the same command goes on from there")
         return False
-    print(f"{run}: trained {step:,} steps; continue a song with sample.py {run} --prompt FILE.mid")
+    already = " already" if step > settings.steps else ""
+    print(f"{run}: has trained {step:,} steps{already}; continue a song with sample.py {run} --prompt FILE.mid")
     return True
 
 
-def mean_metrics(steps: list[dict[str, Array]]) -> dict[str, float]:
-    """Means over steps, of the hits' age over hits, of the gate by head; the resets are summed."""
-    stacked = jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(steps))
-    heads = stacked["gate"].mean(0).tolist()
-    means = {name: float(np.mean(x)) for name, x in stacked.items()}
-    return means | {
-        "hit_age": means.pop("ages") / max(means.pop("hits"), 1e-9),
-        "resets": float(stacked["resets"].sum()),
-        **{f"gate/{head}": gate for head, gate in enumerate(heads)},
-    }
+def over(since: float, minutes: float) -> bool:
+    """Whether so many minutes are over; 0 never are."""
+    return 0 < 60 * minutes < time.monotonic() - since
+
+
+def describe(config: cfg.Config, corpus: Corpus, state: TrainState) -> None:
+    """Prints what is trained on what."""
+    n_params = sum(x.size for x in jax.tree.leaves(state.params))
+    memory, here = config.memory, config.data
+    print(
+        f"{n_params / 1e6:.1f} M parameters; {len(corpus.songs_of('train')):,} training and "
+        f"{len(corpus.songs_of('validation')):,} validation songs; "
+        f"{here.lanes * here.segment * here.segments:,} tokens a step; XL memory {memory.xl:,} and kNN memory "
+        f"{memory.knn:,} slots a lane ({search.resolve_backend(memory.backend)} search); "
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    )
+
+
+def progress_bar(step: int, steps: int) -> tqdm:
+    return tqdm(
+        initial=step,
+        total=steps,
+        unit="step",
+        desc="training",
+        dynamic_ncols=True,
+        disable=not hosts.is_first(),
+    )
+
+
+def in_short(values: dict[str, float], steps_left: int) -> str:
+    """The figures behind the progress bar."""
+    done = time.strftime("%H:%M", time.localtime(time.time() + steps_left * values["seconds_per_step"]))
+    return (
+        f"loss {values['loss']:.3f}, {values['bits_per_note']:.2f} bits a note, "
+        f"{values['tokens_per_second']:,.0f} tokens/s, done {done}, "
+        f"kNN hits {values['hit_rate']:.0%}, age {values['hit_age']:,.0f}, gate {values['gate']:.2f}"
+    )
+
+
+def tell_failure(checkpoints: Checkpoints, action: Callable[[], None], *, anyhow: bool) -> None:
+    """Does it; if a checkpoint can't be written, says so and goes on `anyhow` or raises InputError."""
+    try:
+        action()
+    except SaveFailed as error:
+        said = f"{checkpoints.path}: a checkpoint could not be written ({error})"
+        if not anyhow:
+            steps = checkpoints.steps()
+            where = f"goes on from step {steps[0]:,}" if steps else "begins anew"
+            raise InputError(f"{said}; make room and give the same command, which {where}") from None
+        tqdm.write(f"{said}; the run goes on and tries again with the next one")
 
 
 def main() -> None:
@@ -338,6 +251,12 @@ def main() -> None:
         help="overrides a setting of midigen_jax/config.py, such as train.steps=500; may be given several times",
     )
     parser.add_argument(
+        "--init-from",
+        type=Path,
+        metavar="RUN",
+        help="a new run begins from this one's weights, as for other music, more lanes or a larger memory",
+    )
+    parser.add_argument(
         "--distributed",
         nargs="?",
         const="",
@@ -345,14 +264,14 @@ def main() -> None:
         help="this process is one of many, a host each; nothing need follow where JAX can ask the cluster",
     )
     args = parser.parse_args()
+    config = cfg.override(cfg.load(args.config), args.set)
     if args.distributed is not None:
-        join_hosts(args.distributed)
+        hosts.join(args.distributed)
     keep_freed_memory()
     if jax.default_backend() != "cpu" and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         # On the CPU compiling takes seconds, and a program that calls Faiss can't be kept.
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "midigen_jax" / "xla"))
-    config = cfg.override(cfg.load(args.config), args.set)
-    if not train(config, args.data, args.workdir):
+    if not train(config, args.data, args.workdir, args.init_from):
         sys.exit(130)
 
 

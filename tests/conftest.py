@@ -8,7 +8,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jaxtyping
 
 # Checks every annotated shape of these modules while the tests run.
-CHECKED = ("attention", "memory", "model", "sample", "search", "step", "train")
+CHECKED = ("attention", "checkpoint", "log", "memory", "model", "sample", "search", "start", "step", "train", "watch")
 jaxtyping.install_import_hook([f"midigen_jax.{name}" for name in CHECKED], "beartype.beartype")
 
 from pathlib import Path  # noqa: E402  (the hook has to come before anything imports the package)
@@ -117,5 +117,7 @@ def small() -> cfg.Config:
         model=cfg.Model(layers=2, width=32, heads=2, ff_width=64, qk_norm=False, previous_tokens=2, dropout=0.1),
         memory=cfg.Memory(xl=24, knn=64, knn_layer=2, top_k=4),
         data=cfg.Data(lanes=3, segment=16, segments=2),
-        train=cfg.Train(steps=12, warmup=2, learning_rate=3e-3, log_every=4, validate_every=6, save_every=6),
+        train=cfg.Train(
+            steps=12, warmup=2, learning_rate=3e-3, log_every=4, validate_every=6, save_every=6, sample_minutes=0.0
+        ),
     )

@@ -28,18 +28,23 @@ def test_overrides_take_the_type_of_their_key():
         ("model.depth=3", r"unknown config key model\.depth; known are model\.layers"),
         ("depth=3", "unknown config key depth; known are model, memory"),
         ("model.width", "give key.path=value"),
-        ("model.width=wide", "give a value of type int"),
-        ("model.width=256.5", "give a value of type int"),
+        ("model.width=wide", "give a whole number"),
+        ("model.width=256.5", "give a whole number"),
         ("model.dtype=float64", "give one of float32, bfloat16"),
-        ("model.heads=3", r"model\.heads=3: has to divide model\.width"),
-        ("memory.knn=1000", r"memory\.knn=1000: has to be a multiple of data\.segment"),
-        ("memory.knn_layer=9", "has to be one of the layers"),
+        ("model.heads=3", r"model\.heads=3: has to divide width=256"),
+        ("memory.knn=1000", r"memory\.knn=1000: has to be a multiple of data\.segment=256"),
+        ("memory.knn_layer=9", "has to be one of the 4 layers"),
         ("data.lanes=0", "has to be at least 1"),
         ("model.heads=0", "has to be at least 1"),
         ("data.segment=0", "has to be at least 1"),
         ("train.validate_every=0", "has to be at least 1"),
         ("train.validation_songs=-1", "can't be negative"),
         ("model.previous_tokens=-1", "can't be negative"),
+        ("data.seed=-1", "can't be negative"),
+        ("train.clip=0", "has to be above 0"),
+        ("train.learning_rate=NaN", "has to be above 0"),
+        ("train.beta2=1", "has to be from 0 up to, not including, 1"),
+        ("model.qk_norm=True", "give true or false"),
     ],
 )
 def test_bad_overrides_name_the_key_and_the_mend(assignment, message):
@@ -53,6 +58,18 @@ def test_bad_config_files_are_named(tmp_path):
     (tmp_path / "broken.py").write_text("def config(: pass")
     with pytest.raises(InputError, match=r"broken\.py: SyntaxError"):
         cfg.load(tmp_path / "broken.py")
+    for name, code, message in (
+        ("text", 'Config(model=Model(width="x"))', r"text\.py: model\.width=x: give a whole number"),
+        ("norm", 'Config(model=Model(norm="x"))', r"norm\.py: model\.norm=x: give one of layer, rms"),
+        ("section", "Config(model=Data())", r"section\.py: model: give a config\.Model"),
+    ):
+        code = f"from midigen_jax.config import Config, Data, Model\ndef config(): return {code}"
+        (tmp_path / f"{name}.py").write_text(code)
+        with pytest.raises(InputError, match=message):
+            cfg.load(tmp_path / f"{name}.py")
+    (tmp_path / "README.md").write_text("# Title")
+    with pytest.raises(InputError, match=r"README\.md: no Python file"):
+        cfg.load(tmp_path / "README.md")
     (tmp_path / "wrong.py").write_text("def config(): return 3")
     with pytest.raises(InputError, match=r"wrong\.py: config\(\) has to return"):
         cfg.load(tmp_path / "wrong.py")

@@ -1,15 +1,102 @@
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_model import changed
 
 from midigen_jax import data, vocab
+from midigen_jax.corpus import Corpus, open_corpus
 from midigen_jax.data import NO_SONG, NO_TARGET, Lanes
+from midigen_jax.encode import encode_folder
+from midigen_jax.step import make_mesh, make_put
+from midigen_jax.vocab import Scheme, Vocabulary
 
 
 def read_all(lanes: Lanes, stop: int, size: int = 37) -> dict[str, np.ndarray]:
     parts = [lanes.read(start, min(start + size, stop)) for start in range(0, stop, size)]
     return {name: np.concatenate([part[name] for part in parts], 1) for name in data.STEP_ARRAYS}
+
+
+def corpus_of(lengths: list[int]) -> Corpus:
+    """Songs of these lengths in memory; token i of the corpus is i."""
+    offsets, places = np.concatenate([[0], np.cumsum(lengths)]), np.arange(sum(lengths), dtype=np.uint16)
+    nothing = np.zeros(len(lengths))
+    return Corpus(
+        Path(),
+        Vocabulary(),
+        places,
+        places // 7,
+        places % 7,
+        offsets,
+        *[nothing] * 2,
+        [],
+        *[nothing] * 5,
+        "fingerprint",
+    )
+
+
+def planned_by_hand(
+    lengths: list[int], orders: list[np.ndarray], n_lanes: int
+) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+    """The plan as DESIGN has it: the corpus's places on each lane's tape, and the songs (epoch, song) on it."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).tolist()
+    tapes, songs = [[[] for _ in range(n_lanes)] for _ in range(2)]
+    for epoch, order in enumerate(orders):
+        for song in order.tolist():
+            lane = min(range(n_lanes), key=lambda lane: (len(tapes[lane]), lane))
+            tapes[lane] += range(offsets[song], offsets[song + 1])
+            songs[lane].append((epoch, song))
+    return tapes, songs
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12),
+    hosts=st.integers(1, 3),
+    lanes_a_host=st.integers(1, 3),
+    tokens_per_step=st.integers(1, 50),
+    epochs=st.integers(1, 5),
+    seed=st.integers(0, 3),
+    backwards=st.booleans(),
+)
+@settings(max_examples=300, deadline=None)
+def test_each_epoch_has_every_token_once_in_song_order(
+    lengths, hosts, lanes_a_host, tokens_per_step, epochs, seed, backwards
+):
+    """For any songs, lanes, steps and hosts, read in any order."""
+    corpus, n_lanes = corpus_of(lengths), hosts * lanes_a_host
+    whole = Lanes(corpus, np.arange(len(lengths)), n_lanes, seed=seed, epochs=epochs)
+    n_steps = -(-whole.length() // tokens_per_step)
+    orders = []
+    for epoch in range(epochs):
+        plan = whole.plan(epoch)
+        assert sorted(plan.songs.tolist()) == list(range(len(lengths)))
+        orders.append(np.random.default_rng([seed, epoch]).permutation(len(lengths)))
+    tapes, songs = planned_by_hand(lengths, orders, n_lanes)
+    shares = [range(host * lanes_a_host, (host + 1) * lanes_a_host) for host in range(hosts)]
+    arrays = []
+    for rows in shares:
+        lanes = Lanes(corpus, np.arange(len(lengths)), n_lanes, rows=rows, seed=seed, epochs=epochs)
+        steps = data.Steps(lanes, tokens_per_step, n_steps)
+        read = {i: steps[i] for i in (reversed(range(n_steps)) if backwards else range(n_steps))}
+        arrays.append({name: np.concatenate([read[i][name] for i in range(n_steps)], 1) for name in data.STEP_ARRAYS})
+    got = {name: np.concatenate([host[name] for host in arrays]) for name in data.STEP_ARRAYS}
+    for lane in range(n_lanes):
+        n = len(tapes[lane])
+        assert got["tokens"][lane, :n].tolist() == tapes[lane]
+        assert (got["tokens"][lane, n:] == vocab.PAD).all()
+        assert (got["song"][lane, n:] == NO_SONG).all()
+        assert got["bar"][lane, :n].tolist() == [place // 7 for place in tapes[lane]]
+        numbers = np.repeat(np.arange(len(songs[lane])), [lengths[song] for _, song in songs[lane]])
+        assert got["song"][lane, :n].tolist() == numbers.tolist()
+        ends = np.append(numbers[1:] != numbers[:-1], True) if n else np.zeros(0, bool)
+        assert (got["targets"][lane, :n] == np.where(ends, NO_TARGET, [*tapes[lane][1:], 0][:n])).all()
+        assert (got["targets"][lane, n:] == NO_TARGET).all()
 
 
 def songs_on(lane_tokens) -> list[bytes]:
@@ -44,14 +131,6 @@ def test_lanes_run_on_without_padding_and_differ_by_epoch_and_seed(corpus):
     assert (other["tokens"] != arrays["tokens"][:, :2000]).any()
 
 
-def test_songs_go_to_the_shortest_lane(corpus):
-    lanes = Lanes(corpus, corpus.songs_of("train"), 4, seed=0)
-    lanes.read(0, 10_000)
-    longest = np.diff(corpus.offsets).max()
-    ends = [starts[-1] for starts in lanes.starts]
-    assert max(ends) - min(ends) <= longest
-
-
 def test_targets_are_the_next_tokens_of_the_song(corpus):
     arrays = read_all(Lanes(corpus, corpus.songs_of("train"), 2, seed=0), 5000)
     tokens, targets = arrays["tokens"], arrays["targets"]
@@ -61,16 +140,63 @@ def test_targets_are_the_next_tokens_of_the_song(corpus):
     assert (targets[:, :-1] == tokens[:, 1:])[~after_eos[:, :-1]].all()
 
 
-def test_any_step_can_be_read_by_itself(corpus):
-    songs = corpus.songs_of("train")
-    loader = data.training_steps(corpus, songs, n_lanes=3, tokens_per_step=64, n_steps=60, first=0, seed=3)
-    straight = list(loader)
-    assert len(straight) == 60
-    late = data.training_steps(corpus, songs, n_lanes=3, tokens_per_step=64, n_steps=60, first=41, seed=3)
-    for one, other in zip(straight[41:], late, strict=True):
-        for name in data.STEP_ARRAYS:
-            assert one[name].shape == (3, 64)
-            assert (one[name] == other[name]).all()
+def same(one, other) -> bool:
+    return one.keys() == other.keys() and all((np.asarray(one[name]) == np.asarray(other[name])).all() for name in one)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_step_is_the_same_from_any_start_and_any_number_of_processes(small, corpus, workers):
+    config = changed(small, train__steps=60, data__transpose=3)
+    lanes = Lanes(corpus, corpus.songs_of("train"), 3, seed=0, transpose=3)
+    steps = data.Steps(lanes, 32, 60)
+    loader = data.training_steps(changed(config, data__workers=workers), corpus, first=41)
+    late = list(loader)
+    loader.close()
+    assert len(late) == 19
+    for i, step in enumerate(late, 41):
+        assert all(x.shape == (3, 32) and x.dtype == np.int32 for x in step.values())
+        assert same(step, steps[i])
+
+
+@pytest.fixture(scope="module")
+def loud_corpus(band_folder, tmp_path_factory) -> Corpus:
+    out = tmp_path_factory.mktemp("loud") / "corpus"
+    encode_folder(band_folder, out, scheme=Scheme(multi=True, velocities=True), fractions=(1, 0, 0))
+    return open_corpus(out)
+
+
+@pytest.mark.parametrize("changes", [{}, {"data__transpose": 30, "data__louder": 8}])
+def test_the_corpus_is_read_alike_from_everywhere(small, corpus, loud_corpus, changes):
+    for songs in (corpus, loud_corpus):
+        steps = {}
+        for location in ("disk", "host", "device"):
+            config = changed(small, data__location=location, train__steps=30, **changes)
+            put = make_put(config, songs, make_mesh(config))
+            steps[location] = [jax.device_get(put(step)) for step in data.training_steps(config, songs)]
+        assert len(steps["disk"]) == 30
+        for i, step in enumerate(steps["disk"]):
+            assert same(step, steps["host"][i])
+            assert same(step, steps["device"][i])
+
+
+def test_a_loader_s_processes_die_with_it(small, corpus, tmp_path):
+    """Killed, it can't tell them."""
+    code = f"""
+import os, signal, multiprocessing
+from pathlib import Path
+from midigen_jax import config as cfg, data
+from midigen_jax.corpus import open_corpus
+if __name__ == "__main__":
+    config = cfg.override(cfg.Config(), ["data.workers=2"])
+    loader = data.training_steps(config, open_corpus(Path({str(corpus.path)!r})))
+    next(loader)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    (tmp_path / "main.py").write_text(code)
+    # The pipe ends when the last of them does.
+    said = subprocess.run([sys.executable, "main.py"], cwd=tmp_path, stdout=subprocess.PIPE, timeout=60).stdout
+    assert len(said.split()) == 2
 
 
 def test_whole_songs_cover_every_token_once(corpus):
@@ -103,3 +229,21 @@ def test_more_lanes_than_songs(corpus, n_lanes):
     songs = corpus.songs_of("validation")
     arrays = Lanes(corpus, songs, n_lanes, seed=0).read(0, 3000)
     assert (arrays["tokens"] != vocab.PAD).all()
+
+
+def test_velocities_stay_in_range_and_drums_keep_their_notes(loud_corpus):
+    songs, n = loud_corpus.songs_of("train"), 4000
+    plain = read_all(Lanes(loud_corpus, songs, 2, seed=0), n)["tokens"]
+    loud = read_all(Lanes(loud_corpus, songs, 2, seed=0, transpose=5, louder=10), n)["tokens"]
+    first = vocab.velocity_0(loud_corpus.vocabulary.scheme)
+    velocities, notes = plain >= first, (plain >= vocab.NOTE_0) & (plain < vocab.DURATION_0)
+    assert ((loud >= first) == velocities).all()
+    assert loud.max() < first + vocab.N_VELOCITIES
+    assert (loud != plain)[velocities].any()
+    assert (loud == plain)[~velocities & ~notes].all()
+    instrument = np.where((plain >= vocab.INSTRUMENT_0) & (plain < first), np.arange(n), 0)
+    instrument = np.take_along_axis(plain, np.maximum.accumulate(instrument, 1), 1)
+    drums = notes & (instrument == vocab.INSTRUMENT_0 + vocab.DRUMS)
+    assert drums.any()
+    assert (loud == plain)[drums].all()
+    assert (loud != plain)[notes & ~drums].any()

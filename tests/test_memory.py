@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from midigen_jax import memory as mem
-from midigen_jax.checkpoint import Checkpoints
+from midigen_jax.checkpoint import FORMAT_VERSION, Checkpoints
 from midigen_jax.memory import KNNMemory, XLMemory
 
 BACKENDS = ["faiss", "xla"]
@@ -77,10 +77,11 @@ def test_a_planted_key_is_found_at_every_age(small, backend, tmp_path):
         song = jnp.concatenate([memory.xl.song, jnp.zeros((1, segment), jnp.int32)], 1)
         memory = roll(XLMemory(keys, tuple(-x for x in keys), song, song), memory.knn)
         if end == 7 * segment:
-            checkpoints = Checkpoints(tmp_path)
-            checkpoints.save(1, {"none": jnp.zeros(1)}, {"memory": memory}, {})
+            checkpoints = Checkpoints(tmp_path, keep=1)
+            checkpoints.save(1, {"memory": memory}, {"format_version": FORMAT_VERSION})
+            checkpoints.wait()
             shapes = jax.eval_shape(lambda: mem.init_memory(config, 1))
-            memory = checkpoints.restore(1, rest={"memory": shapes})["rest"]["memory"]
+            memory = checkpoints.read(1, lambda meta: {"memory": shapes}).items["memory"]  # noqa: B023  (called at once)
             checkpoints.close()
         in_ring = np.arange(end - xl - ring, end - xl)  # places on the tape, oldest first
         planted = in_ring >= 0

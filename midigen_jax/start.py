@@ -1,0 +1,149 @@
+"""Where a run begins: with new weights, where its own checkpoint stands, or from another run's."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from . import config as cfg
+from .checkpoint import Checkpoints, open_run
+from .cli import InputError
+from .corpus import Corpus
+from .step import TrainState, init_state, state_sharding
+from .vocab import Vocabulary
+
+# What a run may change when it goes on: sections and settings.
+FREE = ("train.", "memory.backend", "data.location", "data.workers")
+# What the place on the tapes depends on, and what the memories depend on.
+OF_THE_TAPES = ("data.lanes", "data.segment", "data.segments", "data.transpose", "data.louder", "data.seed")
+OF_THE_MEMORIES = (*OF_THE_TAPES, "memory.xl", "memory.knn", "memory.dtype", "model.dtype")
+
+
+def items_of(state: TrainState) -> dict[str, Any]:
+    """The items of a checkpoint."""
+    return {
+        "params": state.params,
+        "optimizer": state.optimizer,
+        "memory": state.memory,
+        "rest": {"step": state.step, "key": state.key},
+    }
+
+
+def abstract_state(config: cfg.Config, vocabulary: Vocabulary, mesh: Mesh) -> TrainState:
+    """The state's shapes, and where each part of it is."""
+
+    def placed(sharding: jax.sharding.Sharding, tree: Any) -> Any:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+    shapes = jax.eval_shape(lambda: init_state(config, vocabulary))
+    return jax.tree.map(placed, state_sharding(mesh), shapes)
+
+
+def state_of(
+    checkpoints: Checkpoints, config: cfg.Config, corpus: Corpus, mesh: Mesh, init_from: Path | None
+) -> TrainState:
+    """The state from which a run goes on.
+
+    Args:
+        init_from: the run that this one grows from, if it has no checkpoint yet.
+
+    Raises:
+        InputError: config or corpus don't fit the checkpoint.
+    """
+
+    def shapes(meta: dict[str, Any]) -> dict[str, Any]:
+        check_fits(meta, config, corpus, checkpoints.run)
+        return items_of(abstract_state(config, corpus.vocabulary, mesh))
+
+    if checkpoints.steps():
+        found = checkpoints.newest(shapes)
+        print(f"{checkpoints.run}: resumed at step {found.step:,} of {config.train.steps:,}")
+        items = found.items
+        return TrainState(items["params"], items["optimizer"], items["memory"], **items["rest"])
+    state = jax.jit(init_state, static_argnums=(0, 1), out_shardings=state_sharding(mesh))(config, corpus.vocabulary)
+    return state if init_from is None else grown(init_from, state, config, corpus, mesh)
+
+
+def check_fits(meta: dict[str, Any], config: cfg.Config, corpus: Corpus, run: Path) -> None:
+    """Raises InputError if the config or the corpus is not that of the checkpoint in what can't change."""
+    for key, value in cfg.flatten(config).items():
+        then = meta["config"][key]
+        if then != value and (not key.startswith(FREE) or key == "train.seed"):
+            raise InputError(
+                f"{run}: its checkpoint has {key}={then}, the config {value}; --set {key}={then}, or begin another run "
+                f"from it with --init-from {run} --workdir ANOTHER"
+            )
+    if meta["corpus"] != corpus.fingerprint:
+        raise InputError(
+            f"{run}: its checkpoint was trained on another corpus than {corpus.path}; give that one, or begin another "
+            f"run from it with --init-from {run} --workdir ANOTHER"
+        )
+
+
+def vocabulary_of(run: Path) -> Vocabulary:
+    """The vocabulary of a run, for the music that another run adds.
+
+    Raises:
+        InputError: it has no checkpoint.
+    """
+    found = open_run(run).newest(lambda meta: {})
+    return Vocabulary.from_json(found.meta["vocabulary"])
+
+
+def grown(source: Path, fresh: TrainState, config: cfg.Config, corpus: Corpus, mesh: Mesh) -> TrainState:
+    """The state of a new run that begins from another's, with a line for each part that is kept or reset.
+
+    The parameters are kept. On the same music so are the optimizer and the step, and the memories if they and the lanes
+    are as they were. On other music all that begins anew.
+
+    Raises:
+        InputError: the model or its vocabulary is another.
+    """
+    new = items_of(abstract_state(config, corpus.vocabulary, mesh))
+
+    def shapes(meta: dict[str, Any]) -> dict[str, Any]:
+        check_grows(meta, config, corpus, source)
+        same_music = meta["corpus"] == corpus.fingerprint
+        kept = {"params"} | ({"optimizer", "rest"} if same_music else set())
+        if same_music and not _changes(meta, config, OF_THE_MEMORIES):
+            kept.add("memory")
+        return {name: tree for name, tree in new.items() if name in kept}
+
+    found = open_run(source).newest(shapes)
+    tapes, memories = (_changes(found.meta, config, keys) for keys in (OF_THE_TAPES, OF_THE_MEMORIES))
+    lines = {"parameters": "kept"}
+    if "rest" in found.items:
+        lines["optimizer and step"] = "kept"
+        lines["memories"] = f"emptied, since {memories}" if memories else "kept"
+        lines["place in the music"] = f"that of the step in another plan, since {tapes}" if tapes else "kept"
+    else:
+        lines["all else"] = "begins anew, since the music is another"
+    print(
+        f"begun from {source}, step {found.step:,}:", *(f"  {name}: {what}" for name, what in lines.items()), sep="\n"
+    )
+    items = items_of(fresh) | found.items
+    return TrainState(items["params"], items["optimizer"], items["memory"], **items["rest"])
+
+
+def _changes(meta: dict[str, Any], config: cfg.Config, keys: tuple[str, ...]) -> str:
+    """Which of these settings are not as they were: "data.lanes 8 -> 16"; empty if all are."""
+    then = meta["config"]
+    return ", ".join(
+        f"{key} {then[key]} -> {cfg.get(config, key)}" for key in keys if then[key] != cfg.get(config, key)
+    )
+
+
+def check_grows(meta: dict[str, Any], config: cfg.Config, corpus: Corpus, source: Path) -> None:
+    """Raises InputError if a run of this config can't begin from another's parameters."""
+    then = meta["config"]
+    for key, value in cfg.flatten(config).items():
+        shapes_parameters = key.startswith("model.") and key not in ("model.dropout", "model.dtype")
+        has_memory = key == "memory.knn" and bool(then[key]) != bool(value)
+        if then[key] != value and (shapes_parameters or has_memory or key == "memory.knn_layer"):
+            raise InputError(f"--init-from {source}: its model has {key}={then[key]}; --set {key}={then[key]}")
+    if meta["vocabulary"] != corpus.vocabulary.to_json():
+        raise InputError(
+            f"--init-from {source}: {corpus.path} has another vocabulary; give the folder of MIDI files, which is then "
+            "encoded with the run's own"
+        )

@@ -1,0 +1,181 @@
+"""Checkpoints: what was saved comes back to the bit or not at all."""
+
+import gc
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from test_train import ENVIRONMENT, equal
+
+from midigen_jax import checkpoint
+from midigen_jax.checkpoint import Checkpoints, checksums
+from midigen_jax.cli import InputError
+
+META = {"format_version": checkpoint.FORMAT_VERSION, "config": {"a": 1}}
+
+
+def items_of(step: int):
+    """Arrays of several types that differ from step to step."""
+    random = np.random.default_rng(step)
+    array = jnp.asarray(random.normal(size=(60, 50)), jnp.float32)
+    return {
+        "params": {"layer": {"kernel": array, "scale": array[0].astype(jnp.bfloat16)}},
+        "optimizer": ({"count": jnp.asarray(step, jnp.int32)}, {"mu": array + 1}),
+        "memory": {"song": jnp.arange(40, dtype=jnp.int32) - 1, "of no slots": (jnp.zeros((3, 0)), array[1])},
+        "rest": {"step": jnp.asarray(step, jnp.int32), "key": jax.random.key_data(jax.random.key(step))},
+    }
+
+
+def shapes(meta):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), items_of(0))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """A run with checkpoints at steps 1 and 2."""
+    run = tmp_path_factory.mktemp("saved")
+    checkpoints = Checkpoints(run, keep=2)
+    for step in (1, 2):
+        checkpoints.save(step, items_of(step), META)
+    checkpoints.wait()
+    checkpoints.close()
+    return run
+
+
+def test_what_is_saved_comes_back(saved):
+    found = checkpoint.open_run(saved).newest(shapes)
+    assert found.step == 2
+    assert found.meta["config"] == META["config"]
+    assert equal(found.items, items_of(2))
+    assert jax.tree.map(lambda x: x.dtype, found.items) == jax.tree.map(lambda x: x.dtype, items_of(2))
+
+
+def test_what_is_saved_is_what_the_arrays_held(tmp_path):
+    """Later steps write into the same buffers while it is saved."""
+    checkpoints, state = Checkpoints(tmp_path, keep=9), {"x": jnp.zeros(2_000_000)}
+    step = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    for i in range(1, 7):
+        state = step(state)
+        if i % 2 == 0:
+            checkpoints.save(i, {"params": state}, META)
+    checkpoints.wait()
+    abstract = jax.eval_shape(lambda: {"params": state})
+    for i in (2, 4, 6):
+        assert (checkpoints.read(i, lambda meta: abstract).items["params"]["x"] == i).all()
+    checkpoints.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what Orbax gave up waiting for
+@pytest.mark.parametrize("how", ["missing", "cut", "flipped"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(saved, tmp_path, capsys, how):
+    """Whatever file of it was damaged, what is read is what was saved."""
+    files = sorted(path for path in (saved / "checkpoints" / "2").rglob("*") if path.is_file())
+    assert len(files) > 20
+    n_found = 0
+    for i, file in enumerate(files):
+        run = shutil.copytree(saved, tmp_path / str(i))
+        path, content = run / file.relative_to(saved), bytearray(file.read_bytes())
+        if how == "missing":
+            path.unlink()
+        elif how == "flipped":
+            for place in range(0, len(content), max(len(content) // 8, 1)):
+                content[place] ^= 0x55
+            path.write_bytes(content)
+        else:
+            path.write_bytes(content[: len(content) // 2])
+        checkpoints = Checkpoints(run, keep=2)
+        found = checkpoints.newest(shapes)
+        assert equal(found.items, items_of(found.step)), path
+        said = capsys.readouterr().out
+        if found.step == 1:
+            n_found += 1
+            assert f"{run / 'checkpoints' / '2'}: damaged checkpoint (" in said, path
+            # It makes room for the step to be saved again, and is not lost.
+            assert (run / "damaged" / "2").is_dir()
+            if n_found == 1:
+                checkpoints.save(2, items_of(2), META)
+                checkpoints.wait()
+                assert Checkpoints(run).newest(shapes).step == 2
+        else:
+            assert said == "", path
+        checkpoints.close()
+        shutil.rmtree(run)
+    gc.collect()
+    assert n_found > len(files) / 5
+
+
+def test_if_none_can_be_read_the_run_ends(saved, tmp_path):
+    run = shutil.copytree(saved, tmp_path / "run")
+    for path in (run / "checkpoints").glob("*/params"):
+        shutil.rmtree(path)
+    before = sorted(run.rglob("*"))
+    for checkpoints in (checkpoint.open_run(run), Checkpoints(run, keep=2)):
+        with pytest.raises(InputError, match="none of its checkpoints can be read"):
+            checkpoints.newest(shapes)
+        assert sorted(run.rglob("*")) == before
+
+
+def test_a_checksum_tells_any_change_and_depends_on_no_device():
+    tree = {"a": jnp.arange(1000, dtype=jnp.float32), "b": jnp.ones((3, 5), jnp.bfloat16), "c": jnp.asarray(7)}
+    sums = checksums(tree)
+    assert sums.keys() == {"a", "b", "c"}
+    for place in (0, 1, 999):
+        for change in (1, 1 << 31):
+            bits = np.asarray(tree["a"]).view(np.uint32).copy()
+            bits[place] ^= change
+            assert checksums({"a": bits.view(np.float32)})["a"] != sums["a"]
+    assert checksums({"b": tree["b"].at[2, 4].set(1.0078125)})["b"] != sums["b"]
+    assert checksums({"a": tree["a"][::-1]})["a"] != sums["a"]
+    mesh = jax.make_mesh((1,), ("lanes",))
+    placed = jax.device_put(tree["a"], NamedSharding(mesh, PartitionSpec("lanes")))
+    assert checksums({"a": placed})["a"] == sums["a"]
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import jax, jax.numpy as jnp
+from midigen_jax.checkpoint import Checkpoints, SaveFailed
+if __name__ == "__main__":
+    run, limit = Path(sys.argv[1]), int(sys.argv[2])
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    checkpoints = Checkpoints(run, keep=9)
+    for step, size in ((1, 1000), (2, 1_000_000), (3, 1000)):
+        try:
+            checkpoints.save(step, {"params": {"x": jax.random.normal(jax.random.key(0), (size,))}}, {})
+            checkpoints.wait()
+            print(step, "saved")
+        except SaveFailed as error:
+            print(step, "failed:", error)
+        print(sorted(path.name for path in checkpoints.path.iterdir()))
+    checkpoints.close()
+"""
+
+
+@pytest.mark.parametrize("limit", ["quota", "tmpfs"])
+def test_a_save_that_finds_no_room_leaves_nothing_behind(tmp_path, limit):
+    if limit == "tmpfs":
+        mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", tmp_path]
+        if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+            pytest.skip("only root can mount a small disk")
+    try:
+        command = [sys.executable, "-c", FULL_DISK, tmp_path / "run", "0" if limit == "tmpfs" else str(1 << 20)]
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    finally:
+        if limit == "tmpfs":
+            subprocess.run(["umount", tmp_path], check=True)
+    reason = "it may take 4.0 MB, and " if limit == "tmpfs" else "File too large"
+    said = done.stdout.splitlines()
+    assert reason in said[2]
+    assert said == ["1 saved", "['1']", said[2], "['1']", "3 saved", "['1', '3']"]
+    assert said[2].startswith("2 failed: ")
+    assert len(said[2]) < 200
+    assert "Traceback" not in done.stderr
