@@ -7,6 +7,7 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 from matplotlib import color_sequences
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -26,6 +27,7 @@ PANELS = (
     ("age of the hits, tokens", ("hit_age",)),
     ("tokens a second", ("tokens_per_second",)),
 )
+FALLING = ("loss", "bits_per_note", "gradient_norm")
 STYLES = ("-", "--", ":")
 
 Curves = dict[str, list[tuple[int, float]]]
@@ -58,11 +60,24 @@ def plot(runs: dict[str, Curves], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots(3, 2, sharex=True)
     for axis, (title, names) in zip(axes.flat, PANELS, strict=True):
+        drawn: list[float] = []
         for (label, curves), color in zip(runs.items(), color_sequences["tab10"] * len(runs), strict=False):
             for name, style in zip(names, STYLES, strict=False):
                 if name in curves:
                     steps, values = zip(*curves[name], strict=True)
-                    axis.plot(steps, values, style, color=color, label=label if style == "-" else None, linewidth=1.2)
+                    drawn += values
+                    axis.plot(
+                        steps,
+                        values,
+                        style,
+                        color=color,
+                        label=label if style == "-" else None,
+                        linewidth=1.2,
+                        marker="." if len(steps) < 20 else None,
+                    )
+        if names[0] in FALLING and len(drawn) > 20:  # the first steps would make all others a flat line
+            top = float(np.quantile(drawn, 0.95))
+            axis.set_ylim(min(drawn) - 0.1 * (top - min(drawn)) - 1e-9, top + 1e-9)
         axis.set_title(title, fontsize=10, loc="left")
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
