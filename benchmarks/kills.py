@@ -41,15 +41,16 @@ def command(corpus: Corpus, run: Path, steps: int) -> list[str]:
     return [*train, "--data", str(corpus.path), "--workdir", str(run), *sets]
 
 
-def start_killing(run: list[str], seconds: float) -> str | None:
-    """Starts a run and kills it so many seconds after its first step; what it said if it ended before."""
+def start_killing(run: list[str], seconds: float, *, after_first_step: bool = True) -> str | None:
+    """Starts a run and kills it so many seconds after its start or first step; what it said if it ended before."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     process = subprocess.Popen(
         run, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
     )
     assert process.stdout is not None
     said = ""
-    while not re.search(r"<\d\d:", said[-8:]) and (letter := process.stdout.read(1)):  # the bar knows the time left
+    # After the first step the bar knows the time left.
+    while after_first_step and not re.search(r"<\d\d:", said[-8:]) and (letter := process.stdout.read(1)):
         said += letter
     try:
         return said + process.communicate(timeout=seconds)[0]
@@ -73,7 +74,8 @@ def survive(corpus: Corpus, folder: Path, *, steps: int, kills: int, longest: fl
     """Trains twice, once killed at random moments, and compares what is left.
 
     Args:
-        longest: seconds of training between two kills, at most; evenly distributed.
+        longest: seconds of training between two kills, at most; evenly distributed. Every third one comes before, at
+            any moment of the eight seconds after the start.
 
     Returns:
         The number of kills, how many fell on a save, how many arrays differ at the end, and what was left behind.
@@ -84,8 +86,10 @@ def survive(corpus: Corpus, folder: Path, *, steps: int, kills: int, longest: fl
     assert said is not None
     assert "has trained" in said, said
     while True:
+        early = killed % 3 == 2
+        seconds = moments.uniform(0, 8 if early else longest) if killed < kills else 3600
         said = start_killing(
-            command(corpus, folder / "killed", steps), moments.uniform(0, longest) if killed < kills else 3600
+            command(corpus, folder / "killed", steps), seconds, after_first_step=killed >= kills or not early
         )
         if said is not None:
             assert "has trained" in said, said

@@ -1,27 +1,31 @@
 """Orbax: what a run needs to go on, or to be sampled from.
 
 A checkpoint has five items: `params`, `optimizer`, `memory` (both memories), `rest` (step and random key), and `meta`,
-JSON with the config, the vocabulary, the corpus's fingerprint and a checksum of every array. The loader's position is
-the step. Nothing in a checkpoint is code.
+JSON with the config, the vocabulary, the corpus's fingerprint, the validation loss and a checksum of every array, and a
+digest of it all. The loader's position is the step. Nothing in a checkpoint is code.
 """
 
 import contextlib
+import hashlib
 import itertools
+import json
 import logging
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 from orbax.checkpoint.utils import TMP_DIR_SUFFIX
 
 from . import config as cfg
+from . import hosts
 from .cli import InputError
 from .corpus import Corpus
 from .shapes import Array
@@ -55,6 +59,10 @@ def _checksums(tree: Any) -> Any:
         return jnp.sum(bits.ravel() * (2 * jnp.arange(x.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
 
     return jax.tree.map(checksum, tree)
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def by_path(tree: Any) -> dict[str, Any]:
@@ -92,8 +100,20 @@ class Checkpoint(NamedTuple):
     items: dict[str, Any]  # those that were asked for
 
 
-def _loss(metrics: dict[str, float]) -> float:
-    return metrics["loss"]
+@dataclass
+class _NewestAndBest(PreservationPolicy):
+    """Keeps so many of the newest checkpoints, and the one with the lowest loss."""
+
+    keep: int
+    losses: dict[int, float]  # of the checkpoints that were saved with one
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = {*steps[-self.keep :], self.best(steps)}
+        return [step in kept for step in steps]
+
+    def best(self, steps: list[int]) -> int | None:
+        return min((step for step in steps if step in self.losses), key=self.losses.__getitem__, default=None)
 
 
 class Checkpoints:
@@ -106,15 +126,17 @@ class Checkpoints:
                 in the folder is changed.
         """
         self.run, self.path = run, (run / "checkpoints").resolve()
+        self.read_only = keep is None
+        self._policy = _NewestAndBest(keep or 0, {})
         options: dict[str, Any] = {"read_only": True}
-        if keep is not None:
-            best = BestN(get_metric_fn=_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False)
-            policy = AnyPreservationPolicy([LatestN(keep), best])
-            options = {"preservation_policy": policy, "cleanup_tmp_directories": True}
-        self._options = ocp.CheckpointManagerOptions(
-            **options, best_fn=_loss, best_mode="min", create=keep is not None, enable_async_checkpointing=True
-        )
-        self._manager = ocp.CheckpointManager(self.path, options=self._options, item_names=ITEMS)
+        if not self.read_only:
+            options = {"preservation_policy": self._policy, "cleanup_tmp_directories": True}
+        options = ocp.CheckpointManagerOptions(create=not self.read_only, enable_async_checkpointing=True, **options)
+        self._manager = ocp.CheckpointManager(self.path, options=options, item_names=ITEMS)
+        for step in self.steps():
+            with contextlib.suppress(Damaged):
+                if (loss := self._meta(step)["loss"]) is not None:
+                    self._policy.losses[step] = loss
 
     def steps(self) -> list[int]:
         """Of all checkpoints, the newest first."""
@@ -127,13 +149,16 @@ class Checkpoints:
             SaveFailed: there is no room for them.
         """
         needed, free = sum(x.nbytes for x in jax.tree.leaves(items)), shutil.disk_usage(self.path).free
-        if free < needed:
+        if hosts.on_any([free < needed])[0]:
             raise SaveFailed(f"it may take {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free")
-        meta = meta | {"checksums": {name: checksums(tree) for name, tree in items.items()}}
+        meta = meta | {"loss": loss, "checksums": {name: checksums(tree) for name, tree in items.items()}}
+        text = json.dumps(meta, sort_keys=True)
         arguments = {name: ocp.args.StandardSave(by_path(tree)) for name, tree in items.items()}
-        composite = ocp.args.Composite(**arguments, meta=ocp.args.JsonSave(meta))
+        written = ocp.args.JsonSave({"meta": text, "digest": _digest(text)})
+        if loss is not None:
+            self._policy.losses[step] = loss
         with self._failing():
-            self._manager.save(step, args=composite, metrics=None if loss is None else {"loss": loss}, force=True)
+            self._manager.save(step, args=ocp.args.Composite(**arguments, meta=written), force=True)
 
     def wait(self) -> None:
         """Waits until the last save is written.
@@ -146,14 +171,18 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
-        """Removes what a failed save has written."""
+        """Removes what a failed save has written, on whichever host it failed."""
+        failure: Exception | None = None
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
+            failure = error
+        if hosts.on_any([failure is not None])[0]:
             for leftover in self.path.glob(f"*{TMP_DIR_SUFFIX}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-            reason = re.search(r"([^:]*) \[os_error_code", str(error))
-            raise SaveFailed((reason[1] if reason else str(error)).strip()) from error
+            self._manager.reload()  # it has forgotten the checkpoints that this one would have replaced
+            reason = re.search(r"([^:]*) \[os_error_code", str(failure))
+            raise SaveFailed((reason[1] if reason else str(failure or "on another host")).strip()) from failure
 
     def read(self, step: int, shapes: Callable[[dict[str, Any]], dict[str, Any]]) -> Checkpoint:
         """One checkpoint.
@@ -165,7 +194,7 @@ class Checkpoints:
             Damaged: it can't be read, or is not what was saved.
             InputError: it is of another format, or `shapes` says so.
         """
-        meta = self._restore(step, meta=ocp.args.JsonRestore())["meta"]
+        meta = self._meta(step)
         if meta.get("format_version") != FORMAT_VERSION:
             raise InputError(
                 f"{self.run}: checkpoint of format version {meta.get('format_version')}, this program reads "
@@ -184,14 +213,26 @@ class Checkpoints:
                     raise Damaged(f"{name}/{path} is not what was saved")
         return Checkpoint(step, meta, {name: _filled(tree, items[name]) for name, tree in trees.items()})
 
+    def _meta(self, step: int) -> dict[str, Any]:
+        written = self._restore(step, meta=ocp.args.JsonRestore())["meta"]
+        if not isinstance(written, dict) or _digest(str(written.get("meta"))) != written.get("digest"):
+            raise Damaged("meta is not what was saved")
+        return json.loads(written["meta"])
+
     def _restore(self, step: int, **arguments: Any) -> dict[str, Any]:
         if not arguments:
             return {}
+        items, failure = {}, None
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
-            return {name: restored[name] for name in arguments}
+            items = {name: restored[name] for name in arguments}
+        except PermissionError as error:
+            raise InputError(f"{self.path / str(step)}: {error.strerror}; let this user read it") from error
         except Exception as error:  # whatever Orbax, TensorStore or JSON make of damaged files
-            raise Damaged(" ".join(str(error).split())[:200]) from error
+            failure = error
+        if hosts.on_any([failure is not None])[0]:
+            raise Damaged(" ".join(str(failure or "on another host").split())[:200]) from failure
+        return items
 
     def newest(self, shapes: Callable[[dict[str, Any]], dict[str, Any]], *, best: bool = False) -> Checkpoint:
         """The newest checkpoint that can be read, with a line for each that can't.
@@ -206,28 +247,31 @@ class Checkpoints:
             InputError: there is none, none can be read, or what `read` raises.
         """
         steps = self.steps()
-        if best and (first := self._manager.best_step()) is not None:
+        if best and (first := self._policy.best(steps)) is not None:
             steps = [first, *(step for step in steps if step != first)]
-        damaged = []
+        damaged = {}
         for step in steps:
             try:
                 found = self.read(step, shapes)
             except Damaged as error:
-                print(f"{self.path / str(step)}: damaged checkpoint ({error}); the one before it is used")
-                damaged.append(step)
-            else:
-                if damaged and not self._options.read_only:
-                    self._set_aside(damaged)
-                return found
-        raise InputError(f"{self.run}: none of its checkpoints can be read; train again in another folder")
+                damaged[step] = error
+                continue
+            for other, why in damaged.items():
+                print(f"{self.path / str(other)}: damaged checkpoint ({why}); that of step {step} is used")
+            if damaged and not self.read_only:
+                self._set_aside(list(damaged))
+            return found
+        newest = f" (the newest: {damaged[steps[0]]})" if steps else ""
+        raise InputError(f"{self.run}: none of its checkpoints can be read{newest}; train again in another folder")
 
     def _set_aside(self, steps: list[int]) -> None:
-        if jax.process_index() == 0:
+        if hosts.is_first():
             aside = self.run / "damaged"
             aside.mkdir(exist_ok=True)
             for step in steps:
                 places = (aside / (str(step) if not i else f"{step}-{i}") for i in itertools.count())
                 os.rename(self.path / str(step), next(place for place in places if not place.exists()))
+        hosts.on_any([False])  # the others wait until they are gone
         self._manager.reload()
 
     def close(self) -> None:

@@ -53,6 +53,12 @@ class Piece(NamedTuple):
     louder: int
 
 
+def read_whole(corpus: Corpus) -> Corpus:
+    """The same corpus with its tokens in memory."""
+    tokens, bar, step = (np.array(x) for x in (corpus.tokens, corpus.bar, corpus.step))
+    return corpus._replace(tokens=tokens, bar=bar, step=step)
+
+
 class Lanes:
     """Whole songs laid out on B tapes, epoch after epoch.
 
@@ -74,6 +80,7 @@ class Lanes:
         epochs: int | None = None,
         transpose: int = 0,
         louder: int = 0,
+        in_memory: bool = False,
     ):
         """
         Args:
@@ -82,8 +89,11 @@ class Lanes:
             seed: of each epoch's order; None keeps the order of `songs`.
             transpose: each song is shifted by up to this many semitones, drawn from (seed, epoch, song).
             louder: each song's velocity tokens are shifted by up to this many, drawn likewise.
+            in_memory: the corpus is read once, by every process.
         """
-        self.corpus, self.songs, self.seed, self.epochs = corpus, songs, seed, epochs
+        self.in_memory = in_memory
+        self.corpus = read_whole(corpus) if in_memory else corpus
+        self.songs, self.seed, self.epochs = songs, seed, epochs
         self.transpose, self.louder = transpose, louder
         self.rows = range(n_lanes) if rows is None else rows
         # Before each epoch, and after the last one planned: where the lanes end and how many songs they have. That is
@@ -99,6 +109,8 @@ class Lanes:
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__ |= state | {"_lock": threading.Lock()}
+        if self.in_memory:
+            self.corpus = read_whole(self.corpus)
 
     def plan(self, number: int) -> Epoch:
         """The plan of an epoch; those before it have been planned."""
@@ -247,9 +259,6 @@ def training_steps(
     What they hold depends on neither. Close it, or its processes stay.
     """
     settings = config.data
-    if settings.location == "host":
-        tokens, bar, step = (np.array(x) for x in (corpus.tokens, corpus.bar, corpus.step))
-        corpus = corpus._replace(tokens=tokens, bar=bar, step=step)
     lanes = Lanes(
         corpus,
         corpus.songs_of("train"),
@@ -258,6 +267,7 @@ def training_steps(
         seed=settings.seed,
         transpose=settings.transpose,
         louder=settings.louder,
+        in_memory=settings.location == "host",
     )
     tokens_per_step = settings.segment * settings.segments
     source = Steps(lanes, tokens_per_step, config.train.steps, places=settings.location == "device")
@@ -270,14 +280,20 @@ def training_steps(
         through_pipes = grain.experimental.DatasetOptions(min_shm_size=1 << 62)
         steps = grain.experimental.WithOptionsIterDataset(steps, through_pipes)
         processes = grain.MultiprocessingOptions(settings.workers, per_worker_buffer_size=8)
-        steps = steps.mp_prefetch(processes, worker_init_fn=_live_and_die_with_the_parent)
-    return iter(steps)
+        steps = steps.mp_prefetch(processes, worker_init_fn=_die_with_the_parent)
+    # Ctrl-C goes to all processes of a terminal, but the step that is finished needs its data: the loader's begin with
+    # these signals blocked, as the thread that starts them has them.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        iterator = iter(steps)
+        iterator.start_prefetch()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    return iterator
 
 
-def _live_and_die_with_the_parent(index: int, count: int) -> None:
-    """Of a loader's process: Ctrl-C goes to all that a terminal runs, but the step that is finished needs its data."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _die_with_the_parent(index: int, count: int) -> None:
+    """Of a loader's process, which a killed parent can't tell."""
 
     def watch() -> None:
         parent = multiprocessing.parent_process()

@@ -33,7 +33,7 @@ def join(address: str) -> None:
             jax.distributed.initialize(first, int(processes), int(index))
         else:
             jax.distributed.initialize()
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         if not address:
             raise InputError("--distributed: JAX found no cluster; give HOST:PORT,PROCESSES,INDEX") from None
         raise InputError(f"--distributed {address}: give HOST:PORT,PROCESSES,INDEX ({error})") from None
@@ -51,6 +51,8 @@ def is_first() -> bool:
 
 def on_any(here: list[bool]) -> list[bool]:
     """Which of these are so on any of the hosts; all have to ask."""
+    if jax.process_count() == 1:
+        return here
     return multihost_utils.process_allgather(np.array(here)).reshape(-1, len(here)).any(0).tolist()
 
 

@@ -6,12 +6,15 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from . import config as cfg
 from . import hosts
@@ -51,7 +54,10 @@ class Log:
             write_whole(path, "".join(kept))
         self._remember_start(run / "run.json", step, config)
         self.file = open(path, "a")  # noqa: SIM115  (open as long as the run)
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+        # Not through SummaryWriter: the thread in which it writes ends on a full disk, and then the run hangs.
+        (run / "tensorboard").mkdir(exist_ok=True)
+        self.board = EventsWriter(str(run / "tensorboard" / "events"))
+        self._add(step + 1, session_log=SessionLog(status=SessionLog.START))  # TensorBoard drops what came after
 
     def _remember_start(self, path: Path, step: int, config: cfg.Config) -> None:
         """The resolved config, and for each start the command, the versions and the commit."""
@@ -63,23 +69,28 @@ class Log:
     def write(self, step: int, values: dict[str, float]) -> None:
         if self.silent:
             return
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
         with contextlib.suppress(OSError):  # a full disk, which saves tell of; the lines wait in the buffer
+            self.file.write(json.dumps({"step": step, **values}) + "\n")
             self.file.flush()
         for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+            self._add(step, summary=summary.scalar(name, value))
+
+    def _add(self, step: int, **what: Any) -> None:
+        with contextlib.suppress(OSError):
+            self.board.write_event(Event(wall_time=time.time(), step=step, **what))
+            self.board.flush()
 
     def picture(self, step: int, name: str, path: Path) -> None:
         """A PNG file, shown by TensorBoard as well."""
         from matplotlib.image import imread
 
         if not self.silent:
-            self.board.add_image(name, imread(path)[..., :3], step, dataformats="HWC")
+            self._add(step, summary=summary.image(name, imread(path)[..., :3], dataformats="HWC"))
 
     def close(self) -> None:
-        if not self.silent:
-            self.file.close()
-            self.board.close()
+        for file in () if self.silent else (self.file, self.board):
+            with contextlib.suppress(OSError):
+                file.close()
 
 
 class Recent:
@@ -91,14 +102,17 @@ class Recent:
         self.tokens_per_step = config.data.lanes * config.data.segment * config.data.segments
         _, self.learning_rate = make_optimizer(config)
         self.steps: list[dict[str, Array]] = []
-        self.seconds, self.since = 0.0, time.perf_counter()
+        self.seconds, self.timed = 0.0, 0
+        self.since, self.began = math.nan, time.perf_counter()  # the first step is not timed: it is compiled
 
     def add(self, metrics: dict[str, Array]) -> None:
         # The step before is waited for while this one runs, so that the device never waits for the host.
         jax.block_until_ready(self.steps[-1:])
         self.steps.append(metrics)
         now = time.perf_counter()
-        self.seconds, self.since = self.seconds + now - self.since, now
+        if not math.isnan(self.since):
+            self.seconds, self.timed = self.seconds + now - self.since, self.timed + 1
+        self.since = now
 
     def check(self, run: Path, step: int) -> None:
         """Raises InputError if the loss or a gradient of these steps, up to `step`, is not a finite number."""
@@ -109,14 +123,19 @@ class Recent:
                     "not saved, so give the same command with a smaller train.learning_rate"
                 )
 
-    def pause(self) -> None:
-        """What was done since the last step was no training."""
-        self.since = time.perf_counter()
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is done here is no training."""
+        jax.block_until_ready(self.steps[-1:])
+        begin = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - begin
 
     def summary(self, step: int) -> dict[str, float]:
         """Their means, at `step`; begins anew."""
-        values, seconds = mean_metrics(self.steps), self.seconds / len(self.steps)
-        self.steps, self.seconds = [], 0.0
+        values = mean_metrics(self.steps)
+        seconds = self.seconds / self.timed if self.timed else time.perf_counter() - self.began
+        self.steps, self.seconds, self.timed = [], 0.0, 0
         return values | {
             "bits_per_note": values["loss"] / math.log(2) * self.tokens_per_note,
             "tokens_per_second": self.tokens_per_step / seconds,

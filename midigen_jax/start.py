@@ -1,5 +1,6 @@
 """Where a run begins: with new weights, where its own checkpoint stands, or from another run's."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +66,25 @@ def state_of(
     return state if init_from is None else grown(init_from, state, config, corpus, mesh)
 
 
+def _config_of(meta: dict[str, Any]) -> dict[str, Any]:
+    """By key; settings that came later have their defaults."""
+    return cfg.flatten(cfg.Config()) | meta["config"]
+
+
 def check_fits(meta: dict[str, Any], config: cfg.Config, corpus: Corpus, run: Path) -> None:
     """Raises InputError if the config or the corpus is not that of the checkpoint in what can't change."""
+    before = _config_of(meta)
     for key, value in cfg.flatten(config).items():
-        then = meta["config"][key]
+        then = before[key]
         if then != value and (not key.startswith(FREE) or key == "train.seed"):
             raise InputError(
                 f"{run}: its checkpoint has {key}={then}, the config {value}; --set {key}={then}, or begin another run "
                 f"from it with --init-from {run} --workdir ANOTHER"
             )
+    if meta["vocabulary"] != corpus.vocabulary.to_json():
+        raise InputError(
+            f"{run}: its checkpoint has another vocabulary than {corpus.path}; give the corpus that it was trained on"
+        )
     if meta["corpus"] != corpus.fingerprint:
         raise InputError(
             f"{run}: its checkpoint was trained on another corpus than {corpus.path}; give that one, or begin another "
@@ -87,7 +98,8 @@ def vocabulary_of(run: Path) -> Vocabulary:
     Raises:
         InputError: it has no checkpoint.
     """
-    found = open_run(run).newest(lambda meta: {})
+    with contextlib.closing(open_run(run)) as checkpoints:
+        found = checkpoints.newest(lambda meta: {})
     return Vocabulary.from_json(found.meta["vocabulary"])
 
 
@@ -110,7 +122,13 @@ def grown(source: Path, fresh: TrainState, config: cfg.Config, corpus: Corpus, m
             kept.add("memory")
         return {name: tree for name, tree in new.items() if name in kept}
 
-    found = open_run(source).newest(shapes)
+    with contextlib.closing(open_run(source)) as checkpoints:
+        found = checkpoints.newest(shapes)
+    if "rest" in found.items and found.step >= config.train.steps:
+        raise InputError(
+            f"--init-from {source}: it has been trained for {found.step:,} steps on this music; --set train.steps="
+            f"{2 * found.step}, or another larger number"
+        )
     tapes, memories = (_changes(found.meta, config, keys) for keys in (OF_THE_TAPES, OF_THE_MEMORIES))
     lines = {"parameters": "kept"}
     if "rest" in found.items:
@@ -128,7 +146,7 @@ def grown(source: Path, fresh: TrainState, config: cfg.Config, corpus: Corpus, m
 
 def _changes(meta: dict[str, Any], config: cfg.Config, keys: tuple[str, ...]) -> str:
     """Which of these settings are not as they were: "data.lanes 8 -> 16"; empty if all are."""
-    then = meta["config"]
+    then = _config_of(meta)
     return ", ".join(
         f"{key} {then[key]} -> {cfg.get(config, key)}" for key in keys if then[key] != cfg.get(config, key)
     )
@@ -136,7 +154,7 @@ def _changes(meta: dict[str, Any], config: cfg.Config, keys: tuple[str, ...]) ->
 
 def check_grows(meta: dict[str, Any], config: cfg.Config, corpus: Corpus, source: Path) -> None:
     """Raises InputError if a run of this config can't begin from another's parameters."""
-    then = meta["config"]
+    then = _config_of(meta)
     for key, value in cfg.flatten(config).items():
         shapes_parameters = key.startswith("model.") and key not in ("model.dropout", "model.dtype")
         has_memory = key == "memory.knn" and bool(then[key]) != bool(value)

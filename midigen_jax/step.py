@@ -71,7 +71,7 @@ def make_mesh(config: cfg.Config) -> Mesh:
             f"data.lanes={config.data.lanes} can't be shared out evenly among {devices} devices; --set data.lanes="
             f"{-(-config.data.lanes // devices) * devices}"
         )
-    return jax.make_mesh((devices,), ("lanes",), axis_types=(AxisType.Auto,))
+    return Mesh(np.array(jax.devices()), ("lanes",), axis_types=(AxisType.Auto,))  # those of a host side by side
 
 
 def state_sharding(mesh: Mesh) -> TrainState:

@@ -39,6 +39,11 @@ class Validation:
         """Says and logs the figures; returns the loss in nats a token."""
         figures = evaluate.figures(self.loss(params, self.corpus, self.songs), self.corpus, self.songs)
         below = 1 - figures.nats_per_token / self.floor.nats_per_token
+        if not np.isfinite(figures.nats_per_token):
+            raise InputError(
+                f"the validation loss at step {step:,} is {figures.nats_per_token}; that is not saved, so give the "
+                "same command with a smaller train.learning_rate"
+            )
         tqdm.write(
             f"step {step:,}: validation {figures}; {abs(below):.1%} {'below' if below > 0 else 'above'} the floor"
         )
@@ -68,14 +73,17 @@ class Samples:
         self.sampler: Sampler | None = None
 
     def write(self, step: int, params: Any, log: Log) -> None:
-        # On one device, whatever the training has; compiled once.
-        params = jax.device_get(params)
         if not hosts.is_first():
             return
+        # On one device, whatever the training has; compiled once.
+        params = jax.device_put(jax.device_get(params), jax.local_devices()[0])
         if self.sampler is None:
             self.sampler = Sampler(self.config, params, self.vocabulary)
         self.sampler.params = params
         (song,) = self.sampler.continue_song(self.prompt, self.prompt_end, bars=NEW_BARS, num=1, seed=step)
         stem = self.folder / f"step-{step:08}"
-        write_sample(song, stem, prompt_end=self.prompt_end or None, title=f"{self.title} after {step:,} steps")
-        log.picture(step, "sample", stem.with_suffix(".png"))
+        try:
+            write_sample(song, stem, prompt_end=self.prompt_end or None, title=f"{self.title} after {step:,} steps")
+            log.picture(step, "sample", stem.with_suffix(".png"))
+        except OSError as error:
+            tqdm.write(f"{stem}: the sample could not be written ({error.strerror}); the run goes on")

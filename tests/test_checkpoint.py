@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from test_train import ENVIRONMENT, equal
 
 from midigen_jax import checkpoint
-from midigen_jax.checkpoint import Checkpoints, checksums
+from midigen_jax.checkpoint import Checkpoints, SaveFailed, checksums
 from midigen_jax.cli import InputError
 
 META = {"format_version": checkpoint.FORMAT_VERSION, "config": {"a": 1}}
@@ -43,8 +44,8 @@ def saved(tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("saved")
     checkpoints = Checkpoints(run, keep=2)
     for step in (1, 2):
-        checkpoints.save(step, items_of(step), META)
-    checkpoints.wait()
+        checkpoints.save(step, items_of(step), META, loss=4.0 - step)
+        checkpoints.wait()
     checkpoints.close()
     return run
 
@@ -57,6 +58,45 @@ def test_what_is_saved_comes_back(saved):
     assert jax.tree.map(lambda x: x.dtype, found.items) == jax.tree.map(lambda x: x.dtype, items_of(2))
 
 
+def test_any_changed_character_of_meta_is_seen(saved, tmp_path):
+    """Even one that leaves JSON of the same shape: another step, corpus or setting."""
+    run = shutil.copytree(saved, tmp_path / "run")
+    path = run / "checkpoints" / "2" / "meta" / "metadata"
+    content = path.read_bytes()
+    for place in range(0, len(content), 7):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert checkpoint.open_run(run).newest(shapes).step == 1, place
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what Orbax gave up waiting for
+def test_a_failed_save_costs_no_checkpoint(tmp_path):
+    """Orbax forgets those that the failed one would have replaced."""
+    checkpoints = Checkpoints(tmp_path, keep=2)
+
+    def save(step, loss):
+        checkpoints.save(step, items_of(step), META, loss)
+        checkpoints.wait()
+
+    save(1, 1.0)
+    save(2, 3.0)
+    for step in (3, 4):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+        try:
+            with pytest.raises(SaveFailed, match="File too large"):
+                save(step, 2.0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert checkpoints.steps() == [2, 1]
+    save(7, 2.0)
+    assert checkpoints.steps() == [7, 2, 1]
+    save(8, 2.0)
+    assert checkpoints.steps() == [8, 7, 1]
+    checkpoints.close()
+    assert checkpoint.open_run(tmp_path).newest(shapes, best=True).step == 1
+    gc.collect()
+
+
 def test_what_is_saved_is_what_the_arrays_held(tmp_path):
     """Later steps write into the same buffers while it is saved."""
     checkpoints, state = Checkpoints(tmp_path, keep=9), {"x": jnp.zeros(2_000_000)}
@@ -64,6 +104,7 @@ def test_what_is_saved_is_what_the_arrays_held(tmp_path):
     for i in range(1, 7):
         state = step(state)
         if i % 2 == 0:
+            checkpoints.wait()
             checkpoints.save(i, {"params": state}, META)
     checkpoints.wait()
     abstract = jax.eval_shape(lambda: {"params": state})
@@ -73,7 +114,7 @@ def test_what_is_saved_is_what_the_arrays_held(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what Orbax gave up waiting for
-@pytest.mark.parametrize("how", ["missing", "cut", "flipped"])
+@pytest.mark.parametrize("how", ["missing", "cut", "flipped", "a bit"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(saved, tmp_path, capsys, how):
     """Whatever file of it was damaged, what is read is what was saved."""
     files = sorted(path for path in (saved / "checkpoints" / "2").rglob("*") if path.is_file())
@@ -88,6 +129,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(saved, tmp_pat
             for place in range(0, len(content), max(len(content) // 8, 1)):
                 content[place] ^= 0x55
             path.write_bytes(content)
+        elif how == "a bit":
+            content[len(content) // 2] ^= 1
+            path.write_bytes(content)
         else:
             path.write_bytes(content[: len(content) // 2])
         checkpoints = Checkpoints(run, keep=2)
@@ -97,6 +141,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(saved, tmp_pat
         if found.step == 1:
             n_found += 1
             assert f"{run / 'checkpoints' / '2'}: damaged checkpoint (" in said, path
+            assert "; that of step 1 is used" in said
             # It makes room for the step to be saved again, and is not lost.
             assert (run / "damaged" / "2").is_dir()
             if n_found == 1:

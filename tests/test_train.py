@@ -15,6 +15,7 @@ from test_model import changed
 
 from midigen_jax import checkpoint, data, evaluate, log, model, start, train, watch
 from midigen_jax import config as cfg
+from midigen_jax.checkpoint import Checkpoints
 from midigen_jax.cli import InputError
 from midigen_jax.corpus import open_corpus
 from midigen_jax.encode import encode_folder
@@ -26,7 +27,13 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ
 
 
 def equal(one, two) -> bool:
-    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((np.asarray(x) == np.asarray(y)).all()), one, two)))
+    """To the bit."""
+
+    def same(x, y) -> bool:
+        x, y = np.asarray(x), np.asarray(y)
+        return x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
+
+    return all(jax.tree.leaves(jax.tree.map(same, one, two)))
 
 
 def checkpoint_of(run, config) -> checkpoint.Checkpoint:
@@ -202,6 +209,38 @@ def test_a_full_disk_is_told_and_the_run_goes_on_or_ends(small, corpus, tmp_path
         train.train(config, corpus.path, tmp_path / "last")
 
 
+def test_a_disk_that_fills_in_the_middle_of_it_stops_nothing(small, corpus, tmp_path):
+    """No file may grow beyond 12 kB: logs, samples and checkpoints all hit that, and the last one is told."""
+    config = changed(small, train__steps=40, train__log_every=1, train__sample_minutes=1e-6, train__save_every=10)
+    write_config(tmp_path / "config.py", config)
+    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (12_000,) * 2)"
+    code += "; from midigen_jax import cli, train; cli.run(train.main)"
+    command = [sys.executable, "-c", code, "config.py"]
+    done = subprocess.run(
+        [*command, "--data", corpus.path, "--workdir", "run"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "40/40" in done.stderr
+    assert "a checkpoint could not be written (File too large); the run goes on" in done.stdout
+    assert "the sample could not be written (File too large); the run goes on" in done.stdout
+    assert "(File too large); make room and give the same command, which begins anew" in done.stderr
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+def test_a_validation_loss_that_is_not_finite_is_not_saved(small, corpus, tmp_path, monkeypatch):
+    make = train.make_loss
+    monkeypatch.setattr(train, "make_loss", lambda *args: lambda *_: make(*args)(*_) * np.nan)
+    with pytest.raises(InputError, match="the validation loss at step 6 is nan"):
+        train.train(small, corpus.path, tmp_path)
+    assert Checkpoints(tmp_path).steps() == []
+
+
 def test_it_saves_and_samples_by_the_clock(small, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "over", lambda since, minutes: minutes > 0)
     config = changed(small, train__steps=3, train__keep=9, train__sample_minutes=1)
@@ -287,9 +326,13 @@ def test_instruments_velocities_and_merges_train_and_validate(small, midi_folder
 def test_what_does_not_fit_the_checkpoint_is_refused(small, corpus, straight, midi_folder, tmp_path):
     with pytest.raises(InputError, match=r"its checkpoint has model\.width=32, the config 64"):
         train.train(changed(small, model__width=64), corpus.path, straight)
-    encode_folder(midi_folder, tmp_path / "corpus", scheme=Scheme(12))
-    with pytest.raises(InputError, match="another corpus"):
-        train.train(small, tmp_path / "corpus", straight)
+    for scheme, fractions, message in (
+        (Scheme(), (0.5, 0.5, 0), "another corpus"),
+        (Scheme(12), (0.7, 0.2, 0.1), "another vocabulary"),
+    ):
+        encode_folder(midi_folder, tmp_path / "corpus", scheme=scheme, fractions=fractions)
+        with pytest.raises(InputError, match=message):
+            train.train(small, tmp_path / "corpus", straight)
     assert steps_of(straight)[0] == 12
 
 
