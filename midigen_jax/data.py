@@ -6,11 +6,12 @@ more than the number of its step. This module does not import JAX, so that loade
 """
 
 import bisect
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
 import grain
@@ -253,7 +254,7 @@ class Steps:
 
 def training_steps(
     config: cfg.Config, corpus: Corpus, *, first: int = 0, rows: range | None = None
-) -> grain.DatasetIterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray], None, None]:
     """Steps `first` to `train.steps` of the endless tapes, read ahead by threads or processes.
 
     What they hold depends on neither. Close it, or its processes stay.
@@ -281,15 +282,27 @@ def training_steps(
         steps = grain.experimental.WithOptionsIterDataset(steps, through_pipes)
         processes = grain.MultiprocessingOptions(settings.workers, per_worker_buffer_size=8)
         steps = steps.mp_prefetch(processes, worker_init_fn=_die_with_the_parent)
-    # Ctrl-C goes to all processes of a terminal, but the step that is finished needs its data: the loader's begin with
-    # these signals blocked, as the thread that starts them has them.
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    with contextlib.closing(iter(steps)) as iterator:
+        if settings.workers:
+            with _signals_ignored():
+                batch = next(iterator, None)
+            if batch is not None:
+                yield batch
+        yield from iterator
+
+
+@contextlib.contextmanager
+def _signals_ignored() -> Iterator[None]:
+    """Processes that begin meanwhile ignore them for ever; this one misses what comes in these few seconds.
+
+    Ctrl-C goes to all processes of a terminal, but the step that is finished needs the loader's data.
+    """
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        iterator = iter(steps)
-        iterator.start_prefetch()
+        yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    return iterator
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _die_with_the_parent(index: int, count: int) -> None:
