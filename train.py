@@ -1,4 +1,4 @@
-from midigen_jax import cli, train
+if __name__ == "__main__":  # the loader's processes import this file, and are light without JAX
+    from midigen_jax import cli, train
 
-if __name__ == "__main__":
     cli.run(train.main)
