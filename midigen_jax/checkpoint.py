@@ -181,8 +181,8 @@ class Checkpoints:
             for leftover in self.path.glob(f"*{TMP_DIR_SUFFIX}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             self._manager.reload()  # it has forgotten the checkpoints that this one would have replaced
-            reason = re.search(r"([^:]*) \[os_error_code", str(failure))
-            raise SaveFailed((reason[1] if reason else str(failure or "on another host")).strip()) from failure
+            code = re.search(r"os_error_code='(\d+)'", str(failure))
+            raise SaveFailed(os.strerror(int(code[1])) if code else str(failure or "on another host")) from failure
 
     def read(self, step: int, shapes: Callable[[dict[str, Any]], dict[str, Any]]) -> Checkpoint:
         """One checkpoint.
