@@ -80,10 +80,10 @@ class Samples:
         if self.sampler is None:
             self.sampler = Sampler(self.config, params, self.vocabulary)
         self.sampler.params = params
-        (song,) = self.sampler.continue_song(self.prompt, self.prompt_end, bars=NEW_BARS, num=1, seed=step)
         stem = self.folder / f"step-{step:08}"
         try:
+            (song,) = self.sampler.continue_song(self.prompt, self.prompt_end, bars=NEW_BARS, num=1, seed=step)
             write_sample(song, stem, prompt_end=self.prompt_end or None, title=f"{self.title} after {step:,} steps")
             log.picture(step, "sample", stem.with_suffix(".png"))
-        except OSError as error:
+        except OSError as error:  # Numba, which keeps what it compiles, may meet a full disk too
             tqdm.write(f"{stem}: the sample could not be written ({error.strerror}); the run goes on")
