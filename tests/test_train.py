@@ -213,7 +213,9 @@ def test_a_disk_that_fills_in_the_middle_of_it_stops_nothing(small, corpus, tmp_
     """No file may grow beyond 12 kB: logs, samples and checkpoints all hit that, and the last one is told."""
     config = changed(small, train__steps=40, train__log_every=1, train__sample_minutes=1e-6, train__save_every=10)
     write_config(tmp_path / "config.py", config)
-    next(data.training_steps(config, corpus))  # Numba has kept the loader's kernels, which takes more
+    # Numba has kept the kernels, which takes more.
+    next(data.training_steps(config, corpus))
+    watch.Samples(config, corpus, tmp_path)
     code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (12_000,) * 2)"
     code += "; from midigen_jax import cli, train; cli.run(train.main)"
     command = [sys.executable, "-c", code, "config.py"]
