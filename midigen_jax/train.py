@@ -120,8 +120,8 @@ def train(config: cfg.Config, source: Path, run: Path, init_from: Path | None = 
             or a checkpoint could not be written and `train.on_failed_save` says to stop.
     """
     settings = config.train
-    if any((run / "checkpoints").glob("[0-9]*")):
-        init_from = None  # the run has begun
+    if any(path.name.isdigit() for path in (run / "checkpoints").glob("*")):
+        init_from = None  # the run has a checkpoint of its own
     vocabulary = 0 if init_from is None else start.vocabulary_of(init_from)
     corpus = hosts.first_then_all(lambda: get_corpus(source, run, vocabulary))
     check_usable(config, corpus)
@@ -162,18 +162,19 @@ def train(config: cfg.Config, source: Path, run: Path, init_from: Path | None = 
                 values = recent.summary(step)
                 log.write(step, values)
                 bar.set_postfix_str(in_short(values, settings.steps - step))
-            with recent.aside():
-                loss = validation.write(step, state.params, log) if validating else None
-                if saving:
-                    # The save before is waited for, and so is this one if no other follows.
-                    anyhow = settings.on_failed_save == "go on"
-                    tell_failure(checkpoints, checkpoints.wait, anyhow=anyhow)
-                    save = partial(checkpoints.save, step, start.items_of(state), meta, loss)
-                    tell_failure(checkpoints, save, anyhow=anyhow and not (stop or last))
-                    saved_at = time.monotonic()
-                if sampling:
-                    samples.write(step, state.params, log)
-                    sampled_at = time.monotonic()
+            if validating or saving or sampling:
+                with recent.aside():
+                    loss = validation.write(step, state.params, log) if validating else None
+                    if saving:
+                        # The save before is waited for, and so is this one if no other follows.
+                        anyhow = settings.on_failed_save == "go on"
+                        tell_failure(checkpoints, checkpoints.wait, anyhow=anyhow)
+                        save = partial(checkpoints.save, step, start.items_of(state), meta, loss)
+                        tell_failure(checkpoints, save, anyhow=anyhow and not (stop or last))
+                        saved_at = time.monotonic()
+                    if sampling:
+                        samples.write(step, state.params, log)
+                        sampled_at = time.monotonic()
             if stop:
                 break
         tell_failure(checkpoints, checkpoints.wait, anyhow=False)

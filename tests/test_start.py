@@ -73,6 +73,12 @@ def test_what_does_not_fit_is_refused(small, corpus, midi_folder, trained, tmp_p
     assert start.vocabulary_of(trained) == Vocabulary()
 
 
+def test_killed_in_its_first_save_a_run_still_begins_from_the_other(small, corpus, tmp_path):
+    (tmp_path / "run" / "checkpoints" / "6.orbax-checkpoint-tmp").mkdir(parents=True)
+    with pytest.raises(InputError, match="other: no such run folder"):
+        train.train(small, corpus.path, tmp_path / "run", tmp_path / "other")
+
+
 def test_killed_three_times_it_ends_as_if_never_killed(corpus, tmp_path):
     result = survive(corpus, tmp_path, steps=600, kills=3, longest=0.8)
     assert result["kills"] == 3
