@@ -6,6 +6,7 @@ digest of it all. The loader's position is the step. Nothing in a checkpoint is 
 """
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -13,6 +14,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +86,22 @@ def _filled(tree: Any, arrays: dict[str, Array]) -> Any:
     )
 
 
+def _in_a_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+@functools.cache
+def _hush_abandoned() -> None:
+    """When a file fails, Orbax stops waiting for the others, each of which Python would report, screens long, later."""
+    report = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if not str(unraisable.exc_value).startswith(("Event loop is closed", "Encountered error while reading array")):
+            report(unraisable)
+
+    sys.unraisablehook = hook
+
+
 class Damaged(Exception):
     """A checkpoint that can't be read; the message says why."""
 
@@ -128,6 +146,7 @@ class Checkpoints:
         self.run, self.path = run, (run / "checkpoints").resolve()
         self.read_only = keep is None
         self._policy = _NewestAndBest(keep or 0, {})
+        _hush_abandoned()
         options: dict[str, Any] = {"read_only": True}
         if not self.read_only:
             options = {"preservation_policy": self._policy, "cleanup_tmp_directories": True}
@@ -172,17 +191,17 @@ class Checkpoints:
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
         """Removes what a failed save has written, on whichever host it failed."""
-        failure: Exception | None = None
+        failure = ""
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            failure = error
-        if hosts.on_any([failure is not None])[0]:
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            failure = os.strerror(int(code[1])) if code else _in_a_line(error)
+        if hosts.on_any([bool(failure)])[0]:
             for leftover in self.path.glob(f"*{TMP_DIR_SUFFIX}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             self._manager.reload()  # it has forgotten the checkpoints that this one would have replaced
-            code = re.search(r"os_error_code='(\d+)'", str(failure))
-            raise SaveFailed(os.strerror(int(code[1])) if code else str(failure or "on another host")) from failure
+            raise SaveFailed(failure or "on another host")
 
     def read(self, step: int, shapes: Callable[[dict[str, Any]], dict[str, Any]]) -> Checkpoint:
         """One checkpoint.
@@ -222,16 +241,16 @@ class Checkpoints:
     def _restore(self, step: int, **arguments: Any) -> dict[str, Any]:
         if not arguments:
             return {}
-        items, failure = {}, None
+        items, failure = {}, ""
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
             items = {name: restored[name] for name in arguments}
         except PermissionError as error:
             raise InputError(f"{self.path / str(step)}: {error.strerror}; let this user read it") from error
         except Exception as error:  # whatever Orbax, TensorStore or JSON make of damaged files
-            failure = error
-        if hosts.on_any([failure is not None])[0]:
-            raise Damaged(" ".join(str(failure or "on another host").split())[:200]) from failure
+            failure = _in_a_line(error.__cause__ or error)
+        if hosts.on_any([bool(failure)])[0]:
+            raise Damaged(failure or "on another host")
         return items
 
     def newest(self, shapes: Callable[[dict[str, Any]], dict[str, Any]], *, best: bool = False) -> Checkpoint:

@@ -1,6 +1,5 @@
 """Checkpoints: what was saved comes back to the bit or not at all."""
 
-import gc
 import os
 import resource
 import shutil
@@ -68,7 +67,6 @@ def test_any_changed_character_of_meta_is_seen(saved, tmp_path):
         assert checkpoint.open_run(run).newest(shapes).step == 1, place
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what Orbax gave up waiting for
 def test_a_failed_save_costs_no_checkpoint(tmp_path):
     """Orbax forgets those that the failed one would have replaced."""
     checkpoints = Checkpoints(tmp_path, keep=2)
@@ -94,7 +92,6 @@ def test_a_failed_save_costs_no_checkpoint(tmp_path):
     assert checkpoints.steps() == [8, 7, 1]
     checkpoints.close()
     assert checkpoint.open_run(tmp_path).newest(shapes, best=True).step == 1
-    gc.collect()
 
 
 def test_what_is_saved_is_what_the_arrays_held(tmp_path):
@@ -113,7 +110,6 @@ def test_what_is_saved_is_what_the_arrays_held(tmp_path):
     checkpoints.close()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what Orbax gave up waiting for
 @pytest.mark.parametrize("how", ["missing", "cut", "flipped", "a bit"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(saved, tmp_path, capsys, how):
     """Whatever file of it was damaged, what is read is what was saved."""
@@ -152,7 +148,6 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(saved, tmp_pat
             assert said == "", path
         checkpoints.close()
         shutil.rmtree(run)
-    gc.collect()
     assert n_found > len(files) / 5
 
 
