@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Generator, Iterator
+from multiprocessing import resource_tracker
 from typing import Any, NamedTuple
 
 import grain
@@ -284,7 +285,7 @@ def training_steps(
         steps = steps.mp_prefetch(processes, worker_init_fn=_die_with_the_parent)
     with contextlib.closing(iter(steps)) as iterator:
         if settings.workers:
-            with _signals_ignored():
+            with _signals_held():
                 batch = next(iterator, None)
             if batch is not None:
                 yield batch
@@ -292,17 +293,17 @@ def training_steps(
 
 
 @contextlib.contextmanager
-def _signals_ignored() -> Iterator[None]:
-    """Processes that begin meanwhile ignore them for ever; this one misses what comes in these few seconds.
+def _signals_held() -> Iterator[None]:
+    """Processes that begin meanwhile never hear Ctrl-C or SIGTERM; this one's other threads do.
 
     Ctrl-C goes to all processes of a terminal, but the step that is finished needs the loader's data.
     """
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    resource_tracker.ensure_running()  # which would end the hold when it begins later
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _die_with_the_parent(index: int, count: int) -> None:

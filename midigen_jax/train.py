@@ -105,7 +105,7 @@ def check_usable(config: cfg.Config, corpus: Corpus) -> None:
         )
 
 
-def train(config: cfg.Config, source: Path, run: Path, init_from: Path | None = None) -> bool:
+def train(config: cfg.Config, source: Path, run: Path, init_from: Path | None = None) -> int:
     """Trains up to `config.train.steps`, validating, logging, saving and sampling on the way.
 
     Args:
@@ -113,7 +113,7 @@ def train(config: cfg.Config, source: Path, run: Path, init_from: Path | None = 
         init_from: the run that a new run begins from.
 
     Returns:
-        False if a signal ended it before.
+        0, or the number of the signal that ended it before.
 
     Raises:
         InputError: data or config can't be used, or don't fit the checkpoint in the run folder; the loss is not finite;
@@ -180,10 +180,10 @@ def train(config: cfg.Config, source: Path, run: Path, init_from: Path | None = 
         tell_failure(checkpoints, checkpoints.wait, anyhow=False)
     if step < settings.steps:
         print(f"{run}: stopped and saved at step {step:,}; the same command goes on from there")
-        return False
+        return stopping[0] if stopping else signal.SIGTERM  # or another host's
     already = " already" if step > settings.steps else ""
     print(f"{run}: has trained {step:,} steps{already}; continue a song with sample.py {run} --prompt FILE.mid")
-    return True
+    return 0
 
 
 def over(since: float, minutes: float) -> bool:
@@ -271,8 +271,8 @@ def main() -> None:
     if jax.default_backend() != "cpu" and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         # On the CPU compiling takes seconds, and a program that calls Faiss can't be kept.
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "midigen_jax" / "xla"))
-    if not train(config, args.data, args.workdir, args.init_from):
-        sys.exit(130)
+    if stopped_by := train(config, args.data, args.workdir, args.init_from):
+        sys.exit(128 + stopped_by)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from midigen_jax.vocab import Scheme, Vocabulary
 @pytest.fixture(scope="module")
 def trained(small, corpus, tmp_path_factory):
     run = tmp_path_factory.mktemp("trained")
-    assert train.train(changed(small, train__steps=4), corpus.path, run)
+    assert train.train(changed(small, train__steps=4), corpus.path, run) == 0
     return run
 
 
