@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from . import cache as caches
 from . import config as cfg
 from . import memory as mem
-from .memory import KNNMemory, XLMemory
-from .search import Hits, resolve_backend
+from .cache import Cache
+from .memory import Heard, XLMemory
+from .search import Hits, in_range, resolve_backend
 from .shapes import Array, Bool, Float, Int
 
 BUCKETS, MAX_DISTANCE = 32, 128  # of the T5 relative position bias
@@ -45,16 +47,14 @@ def initial_bias(heads: int) -> Float[Array, "buckets H"]:
     return -distances[:, None] * slopes
 
 
-def position_bias(table: Float[Array, "buckets H"], first: Array | int, queries: int, slots: int) -> Array:
-    """What each head adds to a score for the distance between query and slot: [1 or B, H, Q, W].
+def position_bias(
+    table: Float[Array, "buckets H"], first: int, queries: int, slots: int
+) -> Float[Array, "1 H {queries} {slots}"]:
+    """What each head adds to a score for the distance between query and slot.
 
     Args:
-        first: the window's slot of the first query; a query at slot w has distance 0 to slot w. One for all lanes, or
-            [B], for one query a lane.
+        first: the window's slot of the first query; a query at slot w has distance 0 to slot w.
     """
-    if not isinstance(first, int):
-        distance = first[:, None] - jnp.arange(slots)
-        return jnp.moveaxis(table[t5_bucket(distance)], 2, 1)[:, :, None]
     # Row t is the row before moved on by one slot. A gather of them all would have a scatter as its gradient, which
     # takes longer than the attention itself; here all rows are cut from one row repeated, which is one slot longer.
     period = slots + queries
@@ -131,6 +131,24 @@ def _attend_backward(residuals: tuple, dy: Array) -> tuple:
 attend.defvjp(_attend_forward, _attend_backward)
 
 
+def attend_one(
+    q: Float[Array, "B H Dh"],
+    k: Float[Array, "B H W Dh"],
+    v: Float[Array, "B H W Dh"],
+    bias: Float[Array, "B H W"] | None,
+    mask: Bool[Array, "B W"],
+) -> Float[Array, "B H Dh"]:
+    """The same for one query a row.
+
+    As sums of products: for a single query XLA's matrix products take five times as long on a CPU.
+    """
+    scores = jnp.sum(q[:, :, None].astype(jnp.float32) * k, -1)
+    if bias is not None:
+        scores = scores + bias
+    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf))
+    return jnp.sum(weights[..., None] * v, 2).astype(v.dtype)
+
+
 def attend_hits(q: Float[Array, "B H Q Dh"], hits: Hits) -> Float[Array, "B H Q Dh"]:
     """Attention to what a search found; q is scaled already. Of no use where nothing was found."""
     keys, values = hits.keys.astype(q.dtype), hits.values.astype(q.dtype)
@@ -141,21 +159,22 @@ def attend_hits(q: Float[Array, "B H Q Dh"], hits: Hits) -> Float[Array, "B H Q 
     return jnp.einsum("bhtk,bhtkd->bhtd", weights.astype(q.dtype), values)
 
 
-def attend_ring(q: Float[Array, "B H Q Dh"], knn: KNNMemory, song: Int[Array, " B"]) -> Float[Array, "B H Q Dh"]:
-    """Attention to every slot of the running song, without a search. Of no use where there is none.
+def attend_all(q: Float[Array, "B H Q Dh"], heard: Heard) -> Float[Array, "B H Q Dh"]:
+    """Attention to all that was heard of the running song, without a search. Of no use where there is nothing.
 
     To measure searches against; a step of several segments keeps a copy of the ring for each.
     """
 
     @jax.checkpoint
-    def one_lane(lane: tuple[Array, KNNMemory, Array]) -> Array:
-        q, knn, song = lane
-        scores = jnp.einsum("htd,hmd->htm", q, knn.keys.astype(q.dtype), preferred_element_type=jnp.float32)
-        scores = jnp.where(knn.song == song, scores, jnp.finfo(jnp.float32).min)
-        return jnp.einsum("htm,hmd->htd", jax.nn.softmax(scores).astype(q.dtype), knn.values.astype(q.dtype))
+    def one_lane(lane: tuple[Array, Heard]) -> Array:
+        q, heard = lane
+        scores = jnp.einsum("htd,hmd->htm", q, heard.keys.astype(q.dtype), preferred_element_type=jnp.float32)
+        valid = in_range(heard.keys.shape[1], heard.start, heard.length)
+        scores = jnp.where(valid, scores, jnp.finfo(jnp.float32).min)
+        return jnp.einsum("htm,hmd->htd", jax.nn.softmax(scores).astype(q.dtype), heard.values.astype(q.dtype))
 
     # One lane after the other: the scores of all at once would be B H Q M numbers.
-    return jax.lax.map(one_lane, (q, jax.lax.stop_gradient(knn), song))
+    return jax.lax.map(one_lane, (q, jax.lax.stop_gradient(heard)))
 
 
 class Statistics(NamedTuple):
@@ -175,16 +194,24 @@ def no_statistics(heads: int) -> Statistics:
 
 
 class Reading(NamedTuple):
-    """What all layers share while some tokens are read."""
+    """What all layers share while segments are read."""
 
     window: XLMemory  # before the new tokens
-    knn: KNNMemory | None
-    song: Int[Array, "B Q"]
-    at: Int[Array, " B"] | None  # slots of the window to which one token a lane goes; None: behind the others
-    first: Array | int  # the slot of the first new token: `at`, or the same for all lanes
+    heard: Heard | None
+    running: Bool[Array, "B Q"]  # the tokens of the song that was running when the segment began
     mask: Bool[Array, "B 1 Q W"]
-    bias: Float[Array, "#B H Q W"] | None  # of the plain layers
-    knn_bias: Float[Array, "#B H Q W"] | None
+    bias: Float[Array, "1 H Q W"] | None  # of the plain layers
+    knn_bias: Float[Array, "1 H Q W"] | None
+
+
+class Decoding(NamedTuple):
+    """What all layers share while one token a row is read."""
+
+    active: Bool[Array, " B"]
+    distance: Int[Array, "B W"]  # of the window's slots, in tokens
+    mask: Bool[Array, "B W"]
+    bias: Float[Array, "B H W"] | None
+    knn_bias: Float[Array, "B H W"] | None
 
 
 class Attention(nnx.Module):
@@ -206,45 +233,70 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "B Q D"], reading: Reading) -> tuple[Array, tuple[Array, Array], Statistics]:
         """Returns the output, the layer's window with the new keys and values, and what the kNN memory did."""
-        q, k, v = jnp.einsum("btd,shdk->sbhtk", x, self.qkv[...].astype(x.dtype))
-        scale = q.shape[-1] ** -0.5
-        if self.normalized:
-            q, k = normalize(q), normalize(k)
-            scale = self.scale[...][:, None, None].astype(x.dtype)
-        keys, values = mem.extend(reading.window, self.layer, k, v, reading.at)
-        y = self._attend_window(q * scale, keys, values, reading)
+        q, k, v, scaled_q = self._project(x)
+        keys, values = mem.extend(reading.window, self.layer, k, v)
+        y = self._attend_window(scaled_q, keys, values, reading)
         statistics = no_statistics(self.config.model.heads)
-        if self.has_knn and reading.knn is not None:
+        if self.has_knn and reading.heard is not None:
             with jax.named_scope("knn"):
-                y, statistics = self._recall(q, q * scale, y, reading.knn, reading.song)
-        y = jnp.einsum("bhtk,hkd->btd", y, self.out[...].astype(x.dtype))
-        return y if self.out_bias is None else y + self.out_bias[...].astype(x.dtype), (keys, values), statistics
+                y, statistics = self._recall(q, scaled_q, y, reading.heard, reading.running)
+        return self._merge_heads(y), (keys, values), statistics
+
+    def decode(self, x: Float[Array, "B 1 D"], cache: Cache, decoding: Decoding) -> tuple[Array, Cache]:
+        """The same for one token a row, and the cache with it."""
+        q, k, v, scaled_q = self._project(x)
+        k, v = k[:, :, 0], v[:, :, 0]
+        cache = caches.write(cache, self.layer, k, v, decoding.active)
+        keys, values = cache.keys[self.layer], cache.values[self.layer]
+        bias = decoding.knn_bias if self.has_knn else decoding.bias
+        if bias is None:
+            scaled_q = rotate(scaled_q, jnp.zeros((1, 1), jnp.int32))
+            keys = rotate(keys, -decoding.distance)
+        y = attend_one(scaled_q[:, :, 0], keys, values, bias, decoding.mask)[:, :, None]
+        if self.has_knn and cache.ring is not None:
+            ring = caches.write_ring(cache.ring, cache.place, k, v, decoding.active)
+            heard = caches.heard(ring, cache.place, self.config.memory.xl)
+            y, _ = self._recall(q, scaled_q, y, heard, jnp.ones((len(q), 1), bool))
+            cache = cache._replace(ring=ring)
+        return self._merge_heads(y), cache
+
+    def _project(self, x: Array) -> tuple[Array, Array, Array, Array]:
+        """Queries, keys and values [B H Q Dh], and the queries as scores need them."""
+        q, k, v = jnp.einsum("btd,shdk->sbhtk", x, self.qkv[...].astype(x.dtype))
+        if not self.normalized:
+            return q, k, v, q * q.shape[-1] ** -0.5
+        q, k = normalize(q), normalize(k)
+        return q, k, v, q * self.scale[...][:, None, None].astype(x.dtype)
+
+    def _merge_heads(self, y: Float[Array, "B H Q Dh"]) -> Float[Array, "B Q D"]:
+        y = jnp.einsum("bhtk,hkd->btd", y, self.out[...].astype(y.dtype))
+        return y if self.out_bias is None else y + self.out_bias[...].astype(y.dtype)
 
     def _attend_window(self, q: Array, keys: Array, values: Array, reading: Reading) -> Array:
         bias = reading.knn_bias if self.has_knn else reading.bias
         if bias is not None:
             return attend(q, keys, values, bias, reading.mask)
-        q_position = jnp.reshape(reading.first, (-1, 1)) + jnp.arange(q.shape[2])
-        k_position = jnp.arange(keys.shape[2])[None]
-        return attend(rotate(q, q_position), rotate(keys, k_position), values, None, reading.mask)
+        position = jnp.arange(keys.shape[2])[None]
+        return attend(rotate(q, position[:, -q.shape[2] :]), rotate(keys, position), values, None, reading.mask)
 
-    def _recall(self, q: Array, scaled_q: Array, local: Array, knn: KNNMemory, song: Array) -> tuple[Array, Statistics]:
+    def _recall(
+        self, q: Array, scaled_q: Array, local: Array, heard: Heard, running: Bool[Array, "B Q"]
+    ) -> tuple[Array, Statistics]:
         """The local output mixed with attention to the memory; the local one alone where that is empty."""
         memory = self.config.memory
-        _, count = mem.song_range(knn, song[:, 0])
         if resolve_backend(memory.backend) == "dense":
-            remembered = attend_ring(scaled_q, knn, song[:, 0])
-            found = ((song == song[:, :1]) & (count > 0)[:, None])[:, None]
-            n_hits = jnp.sum(found * count[:, None, None], dtype=jnp.float32) * q.shape[1]
+            remembered = attend_all(scaled_q, heard)
+            found = (running & (heard.length > 0)[:, None])[:, None]
+            n_hits = jnp.sum(found * heard.length[:, None, None], dtype=jnp.float32) * q.shape[1]
             ages = jnp.zeros(())
         else:
-            hits = mem.retrieve(knn, q, song, memory.top_k, memory.backend)
+            hits = mem.retrieve(heard, q, running, memory.top_k, memory.backend)
             remembered = attend_hits(scaled_q, hits)
             found = hits.found.any(-1)
             n_hits = jnp.sum(hits.found, dtype=jnp.float32)
-            ages = jnp.sum(jnp.where(hits.found, mem.ages(knn, hits.slots, memory.xl), 0), dtype=jnp.float32)
+            ages = jnp.sum(jnp.where(hits.found, mem.ages(heard, hits.slots, memory.xl), 0), dtype=jnp.float32)
         gate = nnx.sigmoid(self.gate[...])
         share = jnp.where(found, gate[:, None], 0)
-        statistics = Statistics(found.mean(), n_hits, ages, gate, share.mean(), count.mean())
+        statistics = Statistics(found.mean(), n_hits, ages, gate, share.mean(), heard.length.mean())
         share = share[..., None].astype(local.dtype)
         return remembered * share + local * (1 - share), jax.lax.stop_gradient(statistics)

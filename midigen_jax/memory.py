@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from . import config as cfg
 from .search import Hits, search
-from .shapes import Array, Float, Int
+from .shapes import Array, Bool, Float, Int
 
 NO_SONG = -1  # of an empty slot
 HITS = "hits"  # the name of what a search found, for `jax.checkpoint`
@@ -63,20 +63,9 @@ def init_memory(config: cfg.Config, lanes: int) -> Memory:
     return Memory(XLMemory(xl_keys, xl_values, no_songs(xl), jnp.zeros((lanes, xl), jnp.int32)), knn)
 
 
-def extend(xl: XLMemory, layer: int, keys: Array, values: Array, at: Array | None) -> tuple[Array, Array]:
-    """A layer's window with new keys and values [B H Q Dh]: appended, or written at the slots `at` [B]."""
-    if at is None:
-        return jnp.concatenate([xl.keys[layer], keys], 2), jnp.concatenate([xl.values[layer], values], 2)
-    put = jax.vmap(lambda window, new, slot: jax.lax.dynamic_update_slice_in_dim(window, new, slot, 1))
-    return put(xl.keys[layer], keys, at), put(xl.values[layer], values, at)
-
-
-def extend_slots(slots: Int[Array, "B XL"], new: Int[Array, "B Q"], at: Array | None) -> Int[Array, "B W"]:
-    """The window's songs or tokens, with the new ones likewise."""
-    if at is None:
-        return jnp.concatenate([slots, new], 1)
-    put = jax.vmap(lambda window, new, slot: jax.lax.dynamic_update_slice_in_dim(window, new, slot, 0))
-    return put(slots, new, at)
+def extend(xl: XLMemory, layer: int, keys: Array, values: Array) -> tuple[Array, Array]:
+    """A layer's window with new keys and values [B H Q Dh] behind it."""
+    return jnp.concatenate([xl.keys[layer], keys], 2), jnp.concatenate([xl.values[layer], values], 2)
 
 
 def roll(window: XLMemory, knn: KNNMemory | None, segment: int, knn_layer: int) -> Memory:
@@ -123,27 +112,33 @@ def after_reading(knn: KNNMemory, result: Array) -> KNNMemory:
     return knn._replace(write=knn.write + (jnp.isnan(first) & (first > 0)).astype(knn.write.dtype))
 
 
-def song_range(knn: KNNMemory, song: Int[Array, " B"]) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
-    """First slot and count of the slots that hold the given song of each lane; they are the ring's newest."""
-    count = jnp.sum((knn.song == song[:, None]) & (song[:, None] != NO_SONG), 1, dtype=jnp.int32)
-    return (knn.write - count) % knn.song.shape[1], count
+class Heard(NamedTuple):
+    """What a lane's ring holds of the song that runs: the `length` slots from `start` on, around the end."""
+
+    keys: Float[Array, "B H M Dh"]
+    values: Float[Array, "B H M Dh"]
+    start: Int[Array, " B"]
+    length: Int[Array, " B"]
+
+
+def heard(knn: KNNMemory, song: Int[Array, " B"]) -> Heard:
+    """The slots of the given song of each lane; they are the ring's newest."""
+    length = jnp.sum((knn.song == song[:, None]) & (song[:, None] != NO_SONG), 1, dtype=jnp.int32)
+    return Heard(knn.keys, knn.values, (knn.write - length) % knn.song.shape[1], length)
 
 
 def retrieve(
-    knn: KNNMemory, queries: Float[Array, "B H T Dh"], song: Int[Array, "B T"], top_k: int, backend: str
+    heard: Heard, queries: Float[Array, "B H Q Dh"], running: Bool[Array, "B Q"], top_k: int, backend: str
 ) -> Hits:
-    """The nearest neighbours of every query among its song's slots. No gradient goes into the memory.
-
-    Only the song that was running at the segment's start, the first token's, can be in the ring.
-    """
-    start, count = song_range(knn, song[:, 0])
-    hits = search(*jax.lax.stop_gradient((queries, knn.keys, knn.values)), start, count, top_k, backend)
+    """The nearest neighbours of every query that belongs to the running song. No gradient goes into the memory."""
+    hits = search(*jax.lax.stop_gradient((queries, *heard)), top_k, backend)
     # The name lets a step that forgets its activations keep these: neither search nor ring is needed again.
     hits = jax.tree.map(partial(checkpoint_name, name=HITS), hits)
-    return hits._replace(slots=jnp.where((song == song[:, :1])[:, None, :, None], hits.slots, -1))
+    return hits._replace(slots=jnp.where(running[:, None, :, None], hits.slots, -1))
 
 
-def ages(knn: KNNMemory, slots: Int[Array, "B H T k"], xl: int) -> Int[Array, "B H T k"]:
+def ages(heard: Heard, slots: Int[Array, "B H Q k"], xl: int) -> Int[Array, "B H Q k"]:
     """How many tokens before its query each hit stood on the tape (of no use where the slot is -1)."""
-    within_ring = (knn.write[:, None, None, None] - 1 - slots) % knn.song.shape[1]
+    newest = (heard.start + heard.length - 1)[:, None, None, None]
+    within_ring = (newest - slots) % heard.keys.shape[2]
     return within_ring + xl + 1 + jnp.arange(slots.shape[2])[:, None]

@@ -13,12 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from . import cache as caches
 from . import config as cfg
 from . import memory as mem
 from . import vocab
-from .attention import Attention, Reading, Statistics, initial_bias, no_statistics, position_bias
+from .attention import (
+    Attention,
+    Decoding,
+    Reading,
+    Statistics,
+    initial_bias,
+    no_statistics,
+    position_bias,
+    t5_bucket,
+)
+from .cache import Cache
 from .memory import KNNMemory, XLMemory
-from .shapes import Array, Float, Int
+from .shapes import Array, Bool, Float, Int
 from .vocab import Vocabulary
 
 BARS = 1024  # bar numbers are taken modulo this
@@ -114,6 +125,12 @@ class Block(nnx.Module):
         with jax.named_scope("ff"):
             return x + self.ff(self.norm2(x), in_ff), extended, statistics
 
+    def decode(self, x: Float[Array, "B 1 D"], cache: Cache, decoding: Decoding) -> tuple[Array, Cache]:
+        """The same for one token a row, and the cache with it."""
+        y, cache = self.attention.decode(self.norm1(x), cache, decoding)
+        x = x + y
+        return x + self.ff(self.norm2(x), None), cache
+
 
 def _fold_in(keys: Array | None, number: int) -> Array | None:
     """A key for every lane from its key and a number."""
@@ -162,25 +179,28 @@ class Decoder(nnx.Module):
         song: Int[Array, "B Q"],
         memory: mem.Memory,
         *,
-        at: Int[Array, " B"] | None = None,
         keys: Array | None = None,
     ) -> Output:
         """Logits of the next tokens.
 
         Args:
-            memory: XL memory whose window ends where these tokens begin, unless `at` is given.
-            at: slots of the window to which one token a lane goes; what lies behind them is not attended.
+            memory: its XL window ends where these tokens begin.
             keys: of the dropout, one a lane; none without.
         """
-        window_song = mem.extend_slots(memory.xl.song, song, at)
-        window_token = mem.extend_slots(memory.xl.token, tokens, at)
-        reading = self._begin(song, window_song, memory, at)
+        window_song = jnp.concatenate([memory.xl.song, song], 1)
+        window_token = jnp.concatenate([memory.xl.token, tokens], 1)
+        reading = self._begin(song, window_song, memory)
         with jax.named_scope("embed"):
-            table = self.embeddings()
-            place = self.bar[...][bar % BARS] + self.step[...][step % len(self.step[...])]
-            x = table[tokens] + place.astype(table.dtype)
+            x = self._embed(tokens, bar, step)
+            first, queries = memory.xl.song.shape[1], song.shape[1]
             for distance in range(1, self.config.model.previous_tokens + 1):
-                x = x + self._previous(distance, reading, window_song, window_token).astype(x.dtype)
+                # Padding first, so that there is a slot so far before each token.
+                back = slice(first, first + queries)
+                before_song, before_token = (
+                    jnp.pad(slots, ((0, 0), (distance, 0)), constant_values=mem.NO_SONG)[:, back]
+                    for slots in (window_song, window_token)
+                )
+                x = x + self._previous(distance, before_token, before_song == song).astype(x.dtype)
         extended, statistics = [], no_statistics(self.config.model.heads)
         for i, block in enumerate(self.blocks):
             with jax.named_scope(f"block{i}"):
@@ -188,37 +208,65 @@ class Decoder(nnx.Module):
             extended.append(keys_and_values)
             if block.attention.has_knn:
                 statistics = block_statistics
-        with jax.named_scope("logits"):
-            output = table if self.config.model.tied else self.output[...].astype(x.dtype)
-            logits = jnp.einsum("btd,vd->btv", self.norm(x), output, preferred_element_type=jnp.float32)
-            if self.config.model.biases:
-                logits = logits + self.output_bias[...]
+        logits = self._logits(x)
         xl_keys, xl_values = zip(*extended, strict=True)
         ring = memory.knn and mem.after_reading(memory.knn, logits)
         window = XLMemory(xl_keys, xl_values, window_song, window_token)
         return Output(logits, window, ring, statistics)
 
-    def _previous(
-        self, distance: int, reading: Reading, window_song: Int[Array, "B W"], window_token: Int[Array, "B W"]
-    ) -> Float[Array, "B Q D"]:
-        """The embedding of the token so far before each token; zeros where that is not in the window or the song."""
-        slot = jnp.reshape(jnp.asarray(reading.first), (-1, 1)) + jnp.arange(reading.song.shape[1]) - distance
-        slot = jnp.broadcast_to(slot, reading.song.shape)
-        song, token = (jnp.take_along_axis(x, jnp.maximum(slot, 0), 1) for x in (window_song, window_token))
-        here = (slot >= 0) & (song == reading.song)
-        return jnp.where(here[..., None], self.previous[...][distance - 1][token], 0)
+    def decode(
+        self,
+        token: Int[Array, " B"],
+        bar: Int[Array, " B"],
+        step: Int[Array, " B"],
+        cache: Cache,
+        active: Bool[Array, " B"],
+    ) -> tuple[Float[Array, "B V"], Cache]:
+        """Logits of the token after this one, and the cache with it; nothing is written in rows that are not active."""
+        place, xl = cache.place, self.config.memory.xl
+        distance = caches.distances(place, cache.keys[0].shape[2])
+        reach = caches.reach(place, xl)
+        bias = knn_bias = None
+        if self.config.model.positions == "t5":
+            bias, knn_bias = (self._bias_of_slots(table, place.slot, distance.shape[1]) for table in self.bias[...])
+        decoding = Decoding(active, distance, distance <= reach[:, None], bias, knn_bias)
+        x = self._embed(token[:, None], bar[:, None], step[:, None])
+        for i in range(self.config.model.previous_tokens):
+            x = x + self._previous(i + 1, cache.previous[:, i : i + 1], (reach > i)[:, None]).astype(x.dtype)
+        for block in self.blocks:
+            x, cache = block.decode(x, cache, decoding)
+        return self._logits(x)[:, 0], caches.advance(cache, token, active, self.config)
 
-    def _begin(
-        self, song: Int[Array, "B Q"], window_song: Int[Array, "B W"], memory: mem.Memory, at: Int[Array, " B"] | None
-    ) -> Reading:
+    def _embed(self, tokens: Int[Array, "B Q"], bar: Array, step: Array) -> Float[Array, "B Q D"]:
+        table = self.embeddings()
+        place = self.bar[...][bar % BARS] + self.step[...][step % len(self.step[...])]
+        return table[tokens] + place.astype(table.dtype)
+
+    def _previous(self, distance: int, tokens: Int[Array, "B Q"], valid: Bool[Array, "B Q"]) -> Float[Array, "B Q D"]:
+        """The embedding of the token so far before each token; zeros where that is not in the window or the song."""
+        return jnp.where(valid[..., None], self.previous[...][distance - 1][tokens], 0)
+
+    def _logits(self, x: Float[Array, "B Q D"]) -> Float[Array, "B Q V"]:
+        with jax.named_scope("logits"):
+            output = self.embeddings() if self.config.model.tied else self.output[...].astype(x.dtype)
+            logits = jnp.einsum("btd,vd->btv", self.norm(x), output, preferred_element_type=jnp.float32)
+            return logits + self.output_bias[...] if self.config.model.biases else logits
+
+    def _begin(self, song: Int[Array, "B Q"], window_song: Int[Array, "B W"], memory: mem.Memory) -> Reading:
         queries, slots = song.shape[1], window_song.shape[1]
-        first = slots - queries if at is None else at
-        distance = jnp.reshape(jnp.asarray(first), (-1, 1, 1)) + jnp.arange(queries)[:, None] - jnp.arange(slots)
+        first = slots - queries
+        distance = first + jnp.arange(queries)[:, None] - jnp.arange(slots)
         mask = ((distance >= 0) & (song[:, :, None] == window_song[:, None, :]))[:, None]
         bias = knn_bias = None
         if self.config.model.positions == "t5":
             bias, knn_bias = (position_bias(table, first, queries, slots) for table in self.bias[...])
-        return Reading(memory.xl, memory.knn, song, at, first, mask, bias, knn_bias)
+        heard = None if memory.knn is None else mem.heard(memory.knn, song[:, 0])
+        return Reading(memory.xl, heard, song == song[:, :1], mask, bias, knn_bias)
+
+    def _bias_of_slots(self, table: Array, slot: Int[Array, " B"], slots: int) -> Float[Array, "B H W"]:
+        """The position bias of a circular window's slots, for the token that goes to `slot`."""
+        row = table[t5_bucket(-jnp.arange(2 * slots) % slots)].T  # of the window if the token went to slot 0, twice
+        return jax.vmap(lambda slot: jax.lax.dynamic_slice_in_dim(row, slots - slot, slots, 1))(slot)
 
 
 def init_params(config: cfg.Config, vocabulary: Vocabulary, *, seed: int) -> tuple[nnx.GraphDef, dict]:

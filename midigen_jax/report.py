@@ -12,7 +12,8 @@ from pathlib import Path
 from . import cli
 from .cli import InputError
 from .midi import read_song
-from .sample import Sampler, cut, write_sample
+from .sample import cut, write_sample
+from .sampler import Sampler
 from .train import get_corpus
 from .watch import typical_song
 
@@ -59,10 +60,10 @@ def main() -> None:
     if len(songs) == 0:
         raise InputError(f"{corpus.path}: has no validation songs; give sample.py a --prompt of your own")
     name = corpus.names[typical_song(corpus, songs)]
-    prompt, prompt_end = cut(read_song(args.data / name, sampler.vocabulary.scheme), args.prompt_bars)
-    (song,) = sampler.continue_song(prompt, prompt_end, bars=args.bars, num=1, seed=args.seed, progress=True)
-    write_sample(song, args.run / "sample", prompt_end=prompt_end, title=f"{name}, continued")
-    new = int((song.notes[:, 0] >= prompt_end).sum())
+    prompt = cut(read_song(args.data / name, sampler.vocabulary.scheme), args.prompt_bars)
+    (song,) = sampler.continue_songs([prompt], bars=args.bars, seed=args.seed, progress=True)
+    write_sample(song, args.run / "sample", prompt_end=prompt.end, title=f"{name}, continued")
+    new = int((song.notes[:, 0] >= prompt.end).sum())
     report = f"""# {args.run.name}
 
 The first {args.prompt_bars} bars of `{name}`, which the model was not trained on, and {args.bars} bars of its own

@@ -151,7 +151,7 @@ def _search_faiss_gpu(queries: Array, keys: Array, start: Array, count: Array, t
     faiss: Any = _faiss()
     # The host does not know the ranges, and to ask would make it wait. A coordinate more (four, for alignment) that no
     # query likes keeps the other slots out.
-    excluded = jnp.where(_in_range(keys.shape[2], start, count), 0.0, -EXCLUDED)[:, None, :, None]
+    excluded = jnp.where(in_range(keys.shape[2], start, count), 0.0, -EXCLUDED)[:, None, :, None]
     keys = _with_coordinates(keys, jnp.broadcast_to(excluded, (*keys.shape[:3], 1)))
     queries = _with_coordinates(queries, jnp.ones((*queries.shape[:3], 1)))
     k = min(top_k, keys.shape[2])
@@ -188,9 +188,9 @@ def _with_coordinates(x: Array, column: Array) -> Array:
     return jnp.pad(jnp.concatenate([x.astype(jnp.float32), column], -1), ((0, 0), (0, 0), (0, 0), (0, 3)))
 
 
-def _in_range(ring: int, start: Array, count: Array) -> Bool[Array, "B M"]:
+def in_range(ring: int, start: Int[Array, "*B"], count: Int[Array, "*B"]) -> Bool[Array, "*B M"]:
     """Which slots are the `count` from `start` on, around the end."""
-    return (jnp.arange(ring) - start[:, None]) % ring < count[:, None]
+    return (jnp.arange(ring) - start[..., None]) % ring < count[..., None]
 
 
 def _padded(slots: Array, top_k: int) -> Array:
@@ -215,4 +215,4 @@ def _search_xla(queries: Array, keys: Array, start: Array, count: Array, top_k: 
         return jax.lax.map(one_head, (queries, keys), batch_size=max(SCORES // (n_queries * ring), 1))
 
     # One lane after the other, and of a large ring few heads at a time: all scores at once would be B H Q M floats.
-    return jax.lax.map(one_lane, (queries, keys, _in_range(ring, start, count)))
+    return jax.lax.map(one_lane, (queries, keys, in_range(ring, start, count)))

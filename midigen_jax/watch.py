@@ -14,7 +14,8 @@ from . import evaluate, hosts
 from .cli import InputError
 from .corpus import Corpus
 from .log import Log
-from .sample import Sampler, cut, write_sample
+from .sample import cut, write_sample
+from .sampler import Prompt, Sampler
 from .song import new_song
 
 PROMPT_BARS, NEW_BARS = 8, 16
@@ -64,11 +65,11 @@ class Samples:
         """Without a validation song the model invents."""
         songs = corpus.songs_of("validation")
         self.config, self.vocabulary, self.folder = config, corpus.vocabulary, folder
-        self.title, self.prompt, self.prompt_end = "invention", new_song(corpus.vocabulary.scheme), 0
+        self.title, self.prompt = "invention", Prompt(new_song(corpus.vocabulary.scheme), 0)
         with contextlib.suppress(InputError):  # no note begins in the song's first bars
             if len(songs):
                 song = typical_song(corpus, songs)
-                self.prompt, self.prompt_end = cut(corpus.song(song), PROMPT_BARS)
+                self.prompt = cut(corpus.song(song), PROMPT_BARS)
                 self.title = f"{corpus.names[song]}, continued"
         self.sampler: Sampler | None = None
 
@@ -82,8 +83,8 @@ class Samples:
         self.sampler.params = params
         stem = self.folder / f"step-{step:08}"
         try:
-            (song,) = self.sampler.continue_song(self.prompt, self.prompt_end, bars=NEW_BARS, num=1, seed=step)
-            write_sample(song, stem, prompt_end=self.prompt_end or None, title=f"{self.title} after {step:,} steps")
+            (song,) = self.sampler.continue_songs([self.prompt], bars=NEW_BARS, seed=step)
+            write_sample(song, stem, prompt_end=self.prompt.end or None, title=f"{self.title} after {step:,} steps")
             log.picture(step, "sample", stem.with_suffix(".png"))
         except OSError as error:  # Numba, which keeps what it compiles, may meet a full disk too
             tqdm.write(f"{stem}: the sample could not be written ({error.strerror}); the run goes on")

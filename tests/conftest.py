@@ -8,7 +8,21 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jaxtyping
 
 # Checks every annotated shape of these modules while the tests run.
-CHECKED = ("attention", "checkpoint", "log", "memory", "model", "sample", "search", "start", "step", "train", "watch")
+CHECKED = (
+    "attention",
+    "cache",
+    "checkpoint",
+    "log",
+    "memory",
+    "model",
+    "sample",
+    "sampler",
+    "search",
+    "start",
+    "step",
+    "train",
+    "watch",
+)
 jaxtyping.install_import_hook([f"midigen_jax.{name}" for name in CHECKED], "beartype.beartype")
 
 from pathlib import Path  # noqa: E402  (the hook has to come before anything imports the package)

@@ -8,6 +8,7 @@ from flax import nnx
 
 from midigen_jax import attention
 from midigen_jax import config as cfg
+from midigen_jax import memory as mem
 from midigen_jax.attention import Attention, Reading
 from midigen_jax.memory import NO_SONG, KNNMemory, XLMemory
 
@@ -44,13 +45,6 @@ def test_position_bias_and_its_gradient_are_those_of_a_gather():
         two, vjp_two = jax.vjp(plain, table)
         assert (one == two).all()
         np.testing.assert_allclose(vjp_one(jnp.cos(one))[0], vjp_two(jnp.cos(two))[0], rtol=1e-4, atol=1e-4)
-
-
-def test_position_bias_of_one_query_a_lane_is_a_row_of_the_others():
-    table = jnp.asarray(np.random.default_rng(0).normal(size=(attention.BUCKETS, 3)), jnp.float32)
-    rows = attention.position_bias(table, 4, 5, 9)
-    one_a_lane = attention.position_bias(table, jnp.array([4, 8]), 1, 9)
-    assert (one_a_lane[:, :, 0] == rows[0, :, [0, 4]]).all()
 
 
 def test_t5_buckets():
@@ -134,7 +128,8 @@ def layer_output(params, x, table, window, ring, song, mask, *, backend, top_k):
     """Output and statistics of `Attention`."""
     layer = nnx.eval_shape(lambda: Attention(knn_config(backend, top_k), 0, rngs=nnx.Rngs(0)))
     bias = attention.position_bias(table, XL, SEGMENT, XL + SEGMENT)
-    reading = Reading(window, ring, song, None, XL, mask, jnp.zeros_like(bias), bias)
+    heard = ring and mem.heard(ring, song[:, 0])
+    reading = Reading(window, heard, song == song[:, :1], mask, jnp.zeros_like(bias), bias)
     y, _, statistics = nnx.merge(nnx.split(layer)[0], params)(x, reading)
     return y, statistics
 

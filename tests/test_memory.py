@@ -42,12 +42,12 @@ def test_the_oldest_leave_for_the_ring_in_tape_order(small):
 
 def test_a_song_s_slots_are_one_range_of_its_lane(small):
     memory = mem.init_memory(small, 2)
-    assert [x.tolist() for x in mem.song_range(memory.knn, jnp.array([0, -1]))][1] == [0, 0]
+    assert mem.heard(memory.knn, jnp.array([0, -1])).length.tolist() == [0, 0]
     lanes = jnp.array([[0] * 16, [0] * 10 + [1] * 6])
     memory = push(memory, small, lanes, 1.0)
     for _ in range(3):
         memory = push(memory, small, jnp.array([[0] * 16, [1] * 16]), 2.0)
-    start, count = mem.song_range(memory.knn, jnp.array([0, 1]))
+    *_, start, count = mem.heard(memory.knn, jnp.array([0, 1]))
     # 64 tokens went in, 24 stay in XL memory; the ring's first 24 slots are the empty XL memory of the start.
     assert count.tolist() == [40, 30]
     assert start.tolist() == [24, 34]
@@ -67,7 +67,7 @@ def test_a_planted_key_is_found_at_every_age(small, backend, tmp_path):
     tape = random.normal(size=(1, 2, segments * segment, 16)).astype(np.float32)
     tape /= np.linalg.norm(tape, axis=-1, keepdims=True)
     config = dataclasses.replace(small, memory=dataclasses.replace(small.memory, backend=backend))
-    find = jax.jit(lambda knn, queries, song: mem.retrieve(knn, queries, song, 4, backend))
+    find = jax.jit(lambda heard, queries, running: mem.retrieve(heard, queries, running, 4, backend))
     roll = jax.jit(lambda window, knn: mem.roll(window, knn, segment, config.memory.knn_layer - 1))
     memory = mem.init_memory(config, 1)
     found_ages = set()
@@ -85,13 +85,14 @@ def test_a_planted_key_is_found_at_every_age(small, backend, tmp_path):
             checkpoints.close()
         in_ring = np.arange(end - xl - ring, end - xl)  # places on the tape, oldest first
         planted = in_ring >= 0
-        hits = find(memory.knn, jnp.asarray(tape[:, :, in_ring * planted]), jnp.zeros((1, ring), jnp.int32))
+        heard = mem.heard(memory.knn, jnp.zeros(1, jnp.int32))
+        hits = find(heard, jnp.asarray(tape[:, :, in_ring * planted]), jnp.ones((1, ring), bool))
         best = np.asarray(hits.slots[0, :, planted, 0])
         assert (best >= 0).all()
         assert (best == (in_ring[planted] + xl)[:, None] % ring).all()  # the XL memory of the start went in first
         assert (hits.keys[0, :, planted, 0] == tape[0][:, in_ring[planted]].swapaxes(0, 1)).all()
         assert (hits.values[0, :, planted, 0] == -hits.keys[0, :, planted, 0]).all()
-        age = np.asarray(mem.ages(memory.knn, hits.slots, xl)[0, :, planted, 0])
+        age = np.asarray(mem.ages(heard, hits.slots, xl)[0, :, planted, 0])
         assert (age == (end + np.arange(ring) - in_ring)[planted, None]).all()
         found_ages |= set((end - 1 - in_ring[planted]).tolist())
     assert found_ages == set(range(xl, xl + ring))
@@ -104,7 +105,8 @@ def test_retrieval_finds_only_the_running_song(small, backend):
     song = np.repeat([3, 4], 32)[None]
     knn = KNNMemory(jnp.asarray(keys), jnp.asarray(-keys), jnp.asarray(song), jnp.zeros(1, jnp.int32))
     queries = jnp.asarray(keys[:, :, 20:40])  # keys of both songs
-    hits = mem.retrieve(knn, queries, jnp.array([[4] * 15 + [5] * 5]), 4, backend)
+    running = jnp.arange(20)[None] < 15  # song 5 has begun
+    hits = mem.retrieve(mem.heard(knn, jnp.array([4])), queries, running, 4, backend)
     assert hits.keys.shape == (1, 2, 20, 4, 16)
     assert (hits.slots[:, :, :15] >= 32).all()
     assert (hits.slots[:, :, 12:15, 0] == np.arange(32, 35)).all()  # each finds itself
@@ -116,7 +118,7 @@ def test_retrieval_finds_only_the_running_song(small, backend):
 def test_ages_count_tokens_along_the_tape(small):
     knn = mem.init_memory(small, 1).knn._replace(write=jnp.array([16]))
     slots = jnp.array([[[[15, 14], [15, 16]]]])
-    assert mem.ages(knn, slots, 24).tolist() == [[[[25, 26], [26, 89]]]]
+    assert mem.ages(mem.heard(knn, jnp.array([0])), slots, 24).tolist() == [[[[25, 26], [26, 89]]]]
 
 
 def test_without_a_ring_there_is_no_knn_memory(small):

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from conftest import random_notes, write_midi
 from flax import nnx
-from test_model import build, changed, logits_in_segments
+from test_model import OPTIONS, build, changed, logits_in_segments
 
-from midigen_jax import memory as mem
 from midigen_jax import midi, model, sample, vocab
+from midigen_jax import sampler as sampler_module
 from midigen_jax.cli import InputError
 from midigen_jax.kernels import meter, score
-from midigen_jax.sample import Controls, Cursor, Sampler, Timeline
+from midigen_jax.sampler import NEVER, Controls, Cursor, Prompt, Sampler, make_timeline
 from midigen_jax.song import new_song, notes_of
 from midigen_jax.vocab import Scheme, Vocabulary
 
@@ -28,43 +28,41 @@ def prompt(tmp_path):
     return midi.read_song(path, Scheme())
 
 
-@pytest.mark.parametrize("backend", ["faiss", "xla"])
-@pytest.mark.parametrize("n_prompt", [1, 16, 40])
-def test_token_by_token_equals_training_in_segments(small, backend, n_prompt):
-    """The same logits as reading the song in segments, both memories included, wherever sampling takes over."""
-    config = changed(small, memory__backend=backend)
+@pytest.mark.parametrize("backend", ["faiss", "xla", "dense"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_token_by_token_equals_training_in_segments(small, backend, options):
+    """The same logits as reading the songs in segments, both memories included, wherever sampling takes over.
+
+    Prompts of other lengths, among them of whole segments; all songs go on until the ring of 64 slots has wrapped
+    around, one of them after it stood still for a while.
+    """
+    config = changed(small, memory__backend=backend, **{f"model__{name}": value for name, value in options.items()})
     graphdef, params = build(config)
-    random = np.random.default_rng(0)
-    n = 112
-    batch = {name: random.integers(0, high, (1, n)) for name, high in (("tokens", 389), ("bar", 99), ("step", 96))}
-    batch = {name: jnp.asarray(x, jnp.int32) for name, x in batch.items()} | {"song": jnp.zeros((1, n), jnp.int32)}
-    expected, _ = logits_in_segments(graphdef, params, config, batch)
+    random, prompts, n = np.random.default_rng(0), [1, 16, 17, 40, 130], 160
+    highs = {"tokens": 389, "bar": 99, "step": 96}
+    songs = {name: random.integers(0, high, (5, n)) for name, high in highs.items()}
+    batch = {name: jnp.asarray(x, jnp.int32) for name, x in songs.items()}
+    expected, _ = logits_in_segments(graphdef, params, config, batch | {"song": jnp.zeros((5, n), jnp.int32)})
 
-    sampler = Sampler(config, params, Vocabulary())
-    parts = (np.asarray(batch[name][0, :n_prompt]) for name in ("tokens", "bar", "step"))
-    memory, cursor = sampler.read(*parts, now=0, rows=1)
-
-    @jax.jit
-    def read_one(memory, token, bar, step, at):
-        decoder = nnx.merge(graphdef, params)
-        return decoder(token, bar, step, jnp.zeros_like(token), memory, at=at)
-
-    at = int(cursor.at[0])
-    for i in range(n_prompt - 1, n):
-        output = read_one(memory, *(batch[name][:, i : i + 1] for name in ("tokens", "bar", "step")), jnp.array([at]))
-        np.testing.assert_allclose(output.logits[:, 0], expected[:, i], atol=2e-4)
-        at += 1
-        memory = mem.Memory(output.window, output.knn)
-        if at == config.memory.xl + config.data.segment:
-            memory, at = sampler._open_segment(output.window, output.knn), config.memory.xl
-    assert (memory.knn.song == 0).any()
+    beginnings = [tuple(x[row, :end] for x in songs.values()) for row, end in enumerate(prompts)]
+    cache = Sampler(config, params, Vocabulary()).read(beginnings)
+    decode = jax.jit(lambda *args: nnx.merge(graphdef, params).decode(*args))
+    at, rows = np.array(prompts) - 1, np.arange(5)
+    for i in range(2 * n):
+        active = (at < n) & ((rows != 2) | (i < 9) | (i > 20))
+        here = np.minimum(at, n - 1)
+        logits, cache = decode(*(x[rows, here] for x in batch.values()), cache, jnp.asarray(active))
+        np.testing.assert_allclose(logits[active], expected[rows, here][active], atol=2e-4)
+        at += active
+    assert (at == n).all()
+    assert (cache.place.before == 24 + 64).all()
 
 
 @pytest.mark.parametrize("bars", [1, 20])
 def test_continuations_begin_with_the_prompt_and_have_their_length(sampler, prompt, bars):
     prompt, end = sample.cut(prompt, 4)
     assert end == 4 * 24
-    songs = sampler.continue_song(prompt, end, bars=bars, num=3, seed=1)
+    songs = sampler.continue_songs([Prompt(prompt, end)] * 3, bars=bars, seed=1)
     heard = prompt.notes[prompt.notes[:, 0] < end][:, :3]
     for song in songs:
         before = song.notes[song.notes[:, 0] < end][:, :3]
@@ -77,7 +75,7 @@ def test_continuations_begin_with_the_prompt_and_have_their_length(sampler, prom
 
 def test_the_seed_and_the_row_decide(sampler, prompt):
     cut = sample.cut(prompt, 4)
-    one, two, other = (sampler.continue_song(*cut, bars=12, num=2, seed=seed) for seed in (7, 7, 8))
+    one, two, other = (sampler.continue_songs([cut] * 2, bars=12, seed=seed) for seed in (7, 7, 8))
     assert all(np.array_equal(a.notes, b.notes) for a, b in zip(one, two, strict=True))
     assert not np.array_equal(one[0].notes, other[0].notes)
 
@@ -87,12 +85,12 @@ def test_sampling_is_without_dropout(sampler, prompt):
     assert sampler.config.model.dropout > 0
     without = Sampler(changed(sampler.config, model__dropout=0.0), sampler.params, Vocabulary())
     cut = sample.cut(prompt, 4)
-    one, two = (x.continue_song(*cut, bars=12, num=2, seed=7) for x in (sampler, without))
+    one, two = (x.continue_songs([cut] * 2, bars=12, seed=7) for x in (sampler, without))
     assert all(np.array_equal(a.notes, b.notes) for a, b in zip(one, two, strict=True))
 
 
 def test_an_invention_has_no_prompt(sampler):
-    (song,) = sampler.continue_song(new_song(Scheme()), 0, bars=3, num=1)
+    (song,) = sampler.continue_songs([Prompt(new_song(Scheme()), 0)], bars=3)
     assert song.notes[0, 0] == 0  # it begins at once
     assert song.n_steps <= 3 * 32
 
@@ -115,18 +113,17 @@ def test_a_meter_change_ends_the_bar_that_it_falls_into(prompt):
 def test_sampled_tokens_have_the_positions_of_the_song(small, prompt, monkeypatch):
     """The bar and step that sampling feeds the model are those that encoding the same notes would give."""
     seen = []
-    call = model.Decoder.__call__
+    decode = model.Decoder.decode
 
-    def spy(self, tokens, bar, step, *rest, at=None, **options):
-        if at is not None:
-            jax.debug.callback(lambda *x: seen.append([int(y[0, 0]) for y in x]), bar, step, ordered=True)
-        return call(self, tokens, bar, step, *rest, at=at, **options)
+    def spy(self, token, bar, step, *rest):
+        jax.debug.callback(lambda *x: seen.append([int(y[0]) for y in x]), bar, step, ordered=True)
+        return decode(self, token, bar, step, *rest)
 
-    monkeypatch.setattr(model.Decoder, "__call__", spy)
+    monkeypatch.setattr(model.Decoder, "decode", spy)
     _, params = build(small)
     bars = np.array([[0, 8, 0], [8, 32, 1], [100, 24, 4]])
     cut, end = sample.cut(prompt._replace(bars=bars), 4)
-    (song,) = Sampler(small, params, Vocabulary()).continue_song(cut, end, bars=15, num=1)
+    (song,) = Sampler(small, params, Vocabulary()).continue_songs([Prompt(cut, end)], bars=15)
     jax.effects_barrier()
     _, steps = score.index_score(score.position_score(song.notes, Scheme()), Scheme())
     expected = np.stack(meter.bar_positions(steps, bars), 1)[:-1].tolist()
@@ -145,18 +142,24 @@ def rich():
     return Vocabulary(scheme, (note, rest, note + rest, rest + note, (vocab.INSTRUMENT_0 + vocab.DRUMS, *note, *rest)))
 
 
+def drawn(sampler, prompt, n_rows, n_tokens):
+    """The tokens [n_rows, n_tokens] that it draws after a prompt, and the time after them."""
+    state, _ = sampler.begin([prompt] * n_rows)
+    timeline = make_timeline([prompt] * n_rows, [NEVER] * n_rows, n_tokens)
+    keys = jax.random.split(jax.random.key(0), n_rows)
+    chunks = list(sampler.draw(state, timeline, keys, Controls()))
+    rows = np.concatenate([chunk for chunk, _ in chunks]).T
+    assert (rows[:, n_tokens:] == vocab.PAD).all()
+    return rows[:, :n_tokens], chunks[-1][1]
+
+
 def test_a_random_model_writes_only_what_the_grammar_allows(small, rich, tmp_path):
     """Whatever is sampled decodes, no token is lost, time is what the grammar says, and the file holds the notes."""
     _, params = model.init_params(small, rich, seed=0)
     sampler = Sampler(small, params, rich)
-    state = sampler.read(np.zeros(1, np.uint16), np.array([0]), np.array([0]), now=0, rows=40)
-    timeline = Timeline(jnp.array([[0, 32, 0]]), jnp.asarray(20))
-    keys, rows = jax.random.split(jax.random.key(0), 40), []
-    for first in range(0, 4 * sample.CHUNK, sample.CHUNK):
-        state, (chunk, now) = sampler._sample(params, state, timeline, keys, jnp.asarray(first), Controls())
-        rows.append(chunk)
+    rows, now = drawn(sampler, Prompt(new_song(rich.scheme), 20), 40, 4 * sampler_module.CHUNK)
     next_state, steps = rich.grammar
-    for row, end in zip(np.concatenate(rows).T.astype(np.uint16), np.asarray(now)[-1], strict=True):
+    for row, end in zip(rows.astype(np.uint16), now, strict=True):
         place, time, n_notes = vocab.START, 0, 0
         for token in row.tolist():
             time += steps[place, token]
@@ -168,7 +171,7 @@ def test_a_random_model_writes_only_what_the_grammar_allows(small, rich, tmp_pat
         notes = notes_of(row, rich)
         assert n_notes - 1 <= len(notes) <= n_notes  # the last one may wait for its duration
         assert notes[0, 0] >= 20
-    (song,) = sampler.continue_song(new_song(rich.scheme), 0, bars=3, num=1)
+    (song,) = sampler.continue_songs([Prompt(new_song(rich.scheme), 0)], bars=3)
     midi.write_song(tmp_path / "a.mid", song)
     written = midi.read_song(tmp_path / "a.mid", rich.scheme)
     assert {tuple(note) for note in written.notes.tolist()} <= {tuple(note) for note in song.notes.tolist()}
@@ -177,43 +180,34 @@ def test_a_random_model_writes_only_what_the_grammar_allows(small, rich, tmp_pat
 
 def test_every_sampled_token_is_one_that_may_follow(small, sampler):
     """From a random model, which would write nonsense if it could."""
-    tokens = [np.zeros(1, np.uint16), np.array([0]), np.array([0])]
-    state = sampler.read(*tokens, now=0, rows=50)
-    timeline = Timeline(jnp.array([[0, 32, 0]]), jnp.asarray(300))
-    keys = jax.random.split(jax.random.key(0), 50)
-    rows, times = [], []
-    for first in range(0, 400, sample.CHUNK):
-        state, (chunk, now) = sampler._sample(sampler.params, state, timeline, keys, jnp.asarray(first), Controls())
-        rows.append(chunk)
-        times.append(now)
-    rows, times = np.concatenate(rows).T, np.concatenate(times).T
+    rows, now = drawn(sampler, Prompt(new_song(Scheme()), 300), 50, 400)
     heads, durations = rows[:, 0::2], rows[:, 1::2]
     assert ((heads >= vocab.SEP) & (heads < vocab.DURATION_0)).all()
     assert (durations > vocab.DURATION_0).all()
     onsets = np.concatenate([score.notes_from_tokens(row, Scheme())[:, 0] for row in rows])
     assert onsets.min() >= 300  # nothing before the prompt's end
     rests = np.where(heads == vocab.SEP, durations - vocab.DURATION_0, 0).cumsum(1)
-    assert (times[:, 1::2] == rests).all()
+    assert (now == rests[:, -1]).all()
 
 
 def test_advance_and_allowed():
     words = Vocabulary(Scheme(), merges=((vocab.SEP, vocab.DURATION_0 + 8), (vocab.NOTE_0, vocab.DURATION_0 + 1)))
-    timeline = Timeline(jnp.array([[0, 32, 0]]), jnp.asarray(10))
+    timeline = make_timeline([Prompt(new_song(words.scheme), 10)], [NEVER], 99)
     cursor = Cursor(*(jnp.array([x]) for x in (vocab.SOS, vocab.START, 0, 0, 5)))
 
     def choices():
-        return np.flatnonzero(sample.allowed(cursor, timeline, words)[0])
+        return np.flatnonzero(sampler_module.allowed(cursor, timeline, words)[0])
 
     assert choices().tolist() == [vocab.SEP]
-    cursor = sample.advance(cursor, jnp.array([vocab.SEP]), words)
+    cursor = sampler_module.advance(cursor, jnp.array([vocab.SEP]), words)
     assert choices().tolist() == [vocab.DURATION_0 + i for i in range(10, 257)]
-    cursor = sample.advance(cursor, jnp.array([vocab.DURATION_0 + 12]), words)
+    cursor = sampler_module.advance(cursor, jnp.array([vocab.DURATION_0 + 12]), words)
     assert [int(x[0]) for x in cursor] == [vocab.DURATION_0 + 12, vocab.START, 0, 12, 7]
     assert choices().tolist() == [*range(vocab.SEP, vocab.DURATION_0), 389, 390]
-    cursor = sample.advance(cursor, jnp.array([vocab.NOTE_0 + 60]), words)
-    cursor = sample.advance(cursor, jnp.array([vocab.DURATION_0 + 4]), words)
+    cursor = sampler_module.advance(cursor, jnp.array([vocab.NOTE_0 + 60]), words)
+    cursor = sampler_module.advance(cursor, jnp.array([vocab.DURATION_0 + 4]), words)
     assert (int(cursor.step[0]), int(cursor.now[0])) == (12, 12)  # a note does not move time
-    cursor = sample.advance(cursor, jnp.array([389]), words)
+    cursor = sampler_module.advance(cursor, jnp.array([389]), words)
     assert (int(cursor.step[0]), int(cursor.now[0])) == (12, 20)  # a merge that holds a rest does
 
 
@@ -230,13 +224,13 @@ def test_advance_and_allowed():
 )
 def test_controls_rule_tokens_out(controls, kept):
     logits = jnp.log(jnp.array([[0.05, 0.5, 0.15, 0.3]]))
-    restricted = np.asarray(sample.restrict(logits, controls))[0]
+    restricted = np.asarray(sampler_module.restrict(logits, controls))[0]
     order = [1, 3, 2, 0]
     assert np.isfinite(restricted[order]).tolist() == [True] * kept + [False] * (4 - kept)
     np.testing.assert_allclose(restricted[order[:kept]], logits[0][jnp.array(order[:kept])] / controls.temperature)
 
 
 def test_files_of_a_prompt_with_a_dotted_name(sampler, tmp_path):
-    (song,) = sampler.continue_song(new_song(Scheme()), 0, bars=2, num=1)
+    (song,) = sampler.continue_songs([Prompt(new_song(Scheme()), 0)], bars=2)
     sample.write_sample(song, tmp_path / "bwv66.6-1", prompt_end=None, title="$a_b$ \udce9")
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"bwv66.6-1.{x}" for x in ("mid", "png", "wav")]
