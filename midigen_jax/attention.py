@@ -14,7 +14,7 @@ from . import config as cfg
 from . import memory as mem
 from .cache import Cache
 from .memory import Heard, XLMemory
-from .search import Hits, in_range, resolve_backend
+from .search import Hits, in_range, resolve_backend, top_k
 from .shapes import Array, Bool, Float, Int
 
 BUCKETS, MAX_DISTANCE = 32, 128  # of the T5 relative position bias
@@ -131,18 +131,20 @@ def _attend_backward(residuals: tuple, dy: Array) -> tuple:
 attend.defvjp(_attend_forward, _attend_backward)
 
 
+def scores_of_one(q: Float[Array, "B H Dh"], k: Float[Array, "B H Dh W"]) -> Float[Array, "B H W"]:
+    """As a sum of products: for a single query XLA's matrix products take five times as long on a CPU."""
+    return jnp.sum(q[..., None].astype(jnp.float32) * k, 2)
+
+
 def attend_one(
     q: Float[Array, "B H Dh"],
-    k: Float[Array, "B H W Dh"],
+    k: Float[Array, "B H Dh W"],
     v: Float[Array, "B H W Dh"],
     bias: Float[Array, "B H W"] | None,
     mask: Bool[Array, "B W"],
 ) -> Float[Array, "B H Dh"]:
-    """The same for one query a row.
-
-    As sums of products: for a single query XLA's matrix products take five times as long on a CPU.
-    """
-    scores = jnp.sum(q[:, :, None].astype(jnp.float32) * k, -1)
+    """The same for one query a row."""
+    scores = scores_of_one(q, k)
     if bias is not None:
         scores = scores + bias
     weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf))
@@ -175,6 +177,41 @@ def attend_all(q: Float[Array, "B H Q Dh"], heard: Heard) -> Float[Array, "B H Q
 
     # One lane after the other: the scores of all at once would be B H Q M numbers.
     return jax.lax.map(one_lane, (q, jax.lax.stop_gradient(heard)))
+
+
+def recall_one(
+    q: Float[Array, "B H Dh"],
+    scale: Float[Array, " H"],
+    ring: caches.Ring,
+    start: Int[Array, " B"],
+    length: Int[Array, " B"],
+    memory: cfg.Memory,
+) -> tuple[Float[Array, "B H Dh"], Bool[Array, " B"]]:
+    """Attention of one query a row to the nearest of the ring's slots, or in the dense memory to all, and whether there
+    are any.
+
+    The search is always XLA's: one more call of the host for every token takes longer than the scores.
+    """
+    valid = in_range(ring.values.shape[2], start, length)
+    scores, first = [], 0
+    for piece in ring.keys:
+        here = valid[:, first : first + piece.shape[3]]
+
+        def score(piece: Array, here: Array) -> Array:
+            return jnp.where(here[:, None], scores_of_one(q, piece), -jnp.inf)
+
+        def nothing(piece: Array, here: Array) -> Array:
+            return jnp.full((*q.shape[:2], piece.shape[3]), -jnp.inf)
+
+        scores.append(jax.lax.cond(here.any(), score, nothing, piece, here))
+        first += piece.shape[3]
+    best, values = jnp.concatenate(scores, 2), ring.values
+    if resolve_backend(memory.backend) != "dense":
+        best, slots = top_k(best, min(memory.top_k, best.shape[2]))
+        values = jnp.take_along_axis(values, slots[..., None], 2)
+    found = length > 0
+    weights = jax.nn.softmax(jnp.where(found[:, None, None], best * scale[:, None], 0.0))
+    return jnp.sum(weights[..., None] * values, 2), found
 
 
 class Statistics(NamedTuple):
@@ -250,13 +287,13 @@ class Attention(nnx.Module):
         keys, values = cache.keys[self.layer], cache.values[self.layer]
         bias = decoding.knn_bias if self.has_knn else decoding.bias
         if bias is None:
-            scaled_q = rotate(scaled_q, jnp.zeros((1, 1), jnp.int32))
-            keys = rotate(keys, -decoding.distance)
+            keys = jnp.swapaxes(rotate(jnp.swapaxes(keys, 2, 3), -decoding.distance), 2, 3)
         y = attend_one(scaled_q[:, :, 0], keys, values, bias, decoding.mask)[:, :, None]
         if self.has_knn and cache.ring is not None:
             ring = caches.write_ring(cache.ring, cache.place, k, v, decoding.active)
-            heard = caches.heard(ring, cache.place, self.config.memory.xl)
-            y, _ = self._recall(q, scaled_q, y, heard, jnp.ones((len(q), 1), bool))
+            where = caches.heard(cache.place, ring, self.config.memory.xl)
+            remembered, found = recall_one(q[:, :, 0], self.scale[...], ring, *where, self.config.memory)
+            y = self._mix(y, remembered[:, :, None], found[:, None, None])
             cache = cache._replace(ring=ring)
         return self._merge_heads(y), cache
 
@@ -296,7 +333,10 @@ class Attention(nnx.Module):
             n_hits = jnp.sum(hits.found, dtype=jnp.float32)
             ages = jnp.sum(jnp.where(hits.found, mem.ages(heard, hits.slots, memory.xl), 0), dtype=jnp.float32)
         gate = nnx.sigmoid(self.gate[...])
-        share = jnp.where(found, gate[:, None], 0)
-        statistics = Statistics(found.mean(), n_hits, ages, gate, share.mean(), heard.length.mean())
-        share = share[..., None].astype(local.dtype)
-        return remembered * share + local * (1 - share), jax.lax.stop_gradient(statistics)
+        mass = jnp.where(found, gate[:, None], 0).mean()
+        statistics = Statistics(found.mean(), n_hits, ages, gate, mass, heard.length.mean())
+        return self._mix(local, remembered, found), jax.lax.stop_gradient(statistics)
+
+    def _mix(self, local: Array, remembered: Array, found: Array) -> Float[Array, "B H Q Dh"]:
+        share = jnp.where(found, nnx.sigmoid(self.gate[...])[:, None], 0)[..., None].astype(local.dtype)
+        return remembered.astype(local.dtype) * share + local * (1 - share)

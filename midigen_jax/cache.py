@@ -3,10 +3,11 @@
 A row writes each token to the next slot of a circular window of XL + T slots, and the kNN layer's keys and values to a
 longer one as well, of M slots more. Which of them are the running segment, XL memory and kNN memory follows from how
 many tokens of the running segment and before it have been read, so that the end of a segment costs nothing and each
-row has its own. Letters of shapes are those of `shapes`; here B are rows, and W = XL + T.
+row has its own. Keys are kept as columns: a CPU that scores them all against one query then multiplies along the slots,
+at the speed of its memory. Letters of shapes are those of `shapes`; here B are rows, and W = XL + T.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ import jax.numpy as jnp
 from . import config as cfg
 from . import memory as mem
 from .shapes import Array, Bool, Float, Int
+
+PIECES = 4  # of a ring's keys
 
 
 class Place(NamedTuple):
@@ -26,12 +29,14 @@ class Place(NamedTuple):
 
 
 class Ring(NamedTuple):
-    keys: Float[Array, "B H R Dh"]  # R = M + W; normalised
+    """R = M + W slots. A row's song begins at slot 0."""
+
+    keys: tuple[Float[Array, "B H Dh piece"], ...]  # normalised; in pieces, since those that hold nothing are not read
     values: Float[Array, "B H R Dh"]
 
 
 class Cache(NamedTuple):
-    keys: tuple[Float[Array, "B H W Dh"], ...]  # one array a layer, as are the values
+    keys: tuple[Float[Array, "B H Dh W"], ...]  # one array a layer, as are the values
     values: tuple[Float[Array, "B H W Dh"], ...]
     ring: Ring | None
     previous: Int[Array, "B n"]  # the tokens before the next one, the newest first
@@ -48,30 +53,37 @@ def distances(place: Place, slots: int) -> Int[Array, "B W"]:
     return (place.slot[:, None] - jnp.arange(slots)) % slots
 
 
-def heard(ring: Ring, place: Place, xl: int) -> mem.Heard:
-    """The tokens that have left XL memory."""
+def heard(place: Place, ring: Ring, xl: int) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
+    """First slot and count of the tokens that have left XL memory, around the ring's end."""
     length = jnp.maximum(place.before - xl, 0)
-    return mem.Heard(*ring, (place.ring_slot - reach(place, xl) - length) % ring.keys.shape[2], length)
+    return (place.ring_slot - reach(place, xl) - length) % ring.values.shape[2], length
 
 
 def write(
     cache: Cache, layer: int, k: Float[Array, "B H Dh"], v: Float[Array, "B H Dh"], active: Bool[Array, " B"]
 ) -> Cache:
     """With the keys and values of the next token in a layer, where a row is active."""
-    keys, values = list(cache.keys), list(cache.values)
-    keys[layer], values[layer] = (
-        _put(x[layer], new, cache.place.slot, active) for x, new in ((cache.keys, k), (cache.values, v))
-    )
+    keys, values, slot = list(cache.keys), list(cache.values), cache.place.slot
+    keys[layer] = _put(keys[layer], 3, slot, k, active)
+    values[layer] = _put(values[layer], 2, slot, v, active)
     return cache._replace(keys=tuple(keys), values=tuple(values))
 
 
 def write_ring(ring: Ring, place: Place, k: Float[Array, "B H Dh"], v: Float[Array, "B H Dh"], active: Array) -> Ring:
-    return Ring(*(_put(x, new, place.ring_slot, active) for x, new in zip(ring, (k, v), strict=True)))
+    """The same for the ring."""
+    pieces, first = [], 0
+    for piece in ring.keys:
+        pieces.append(_put(piece, 3, place.ring_slot - first, k, active))
+        first += piece.shape[3]
+    return Ring(tuple(pieces), _put(ring.values, 2, place.ring_slot, v, active))
 
 
-def _put(buffer: Array, new: Array, slot: Array, active: Array) -> Array:
-    slot = jnp.where(active, slot, buffer.shape[2])  # beyond the end, where nothing is written
-    return buffer.at[jnp.arange(len(new)), :, slot].set(new.astype(buffer.dtype), mode="drop")
+def _put(buffer: Array, axis: int, slot: Array, new: Array, active: Array) -> Array:
+    here = active & (slot >= 0)
+    slot = jnp.where(here, slot, buffer.shape[axis])  # beyond the end, where nothing is written
+    index: list[Any] = [jnp.arange(len(new)), *[slice(None)] * (buffer.ndim - 1)]
+    index[axis] = slot
+    return buffer.at[tuple(index)].set(new.astype(buffer.dtype), mode="drop")
 
 
 def advance(cache: Cache, token: Int[Array, " B"], active: Bool[Array, " B"], config: cfg.Config) -> Cache:
@@ -96,18 +108,25 @@ def from_segments(window: mem.XLMemory, knn: mem.KNNMemory | None, running: Arra
         window: XL memory and the last segment behind it.
         running: Int[B], tokens of the last segment that belong to the song, less than T; those behind them are padding.
     """
-    xl, layer = config.memory.xl, config.memory.knn_layer - 1
+    memory, xl, layer = config.memory, config.memory.xl, config.memory.knn_layer - 1
     before = jnp.sum(window.song[:, :xl] != mem.NO_SONG, 1, dtype=jnp.int32)
-    slot, ring, ring_slot = xl + running, None, jnp.zeros_like(running)
+    slot, ring = xl + running, None
     if knn is not None:
         before = before + jnp.sum(knn.song != mem.NO_SONG, 1, dtype=jnp.int32)
-        in_tape_order = jax.vmap(lambda x, write: jnp.roll(x, -write, 1))
 
-        def whole(oldest: Array, newest: Array) -> Array:
-            return jnp.concatenate([in_tape_order(oldest, knn.write), newest.astype(oldest.dtype)], 2)
+        def in_order(oldest: Array, newest: Array) -> Array:
+            """From slot 0 on, as the ring keeps it."""
+            roll = jax.vmap(lambda x, back: jnp.roll(x, -back, 1))
+            tape = jnp.concatenate([roll(oldest, knn.write), newest.astype(oldest.dtype)], 2)
+            return roll(tape, memory.knn + xl - before)
 
-        ring = Ring(whole(knn.keys, window.keys[layer]), whole(knn.values, window.values[layer]))
-        ring_slot = config.memory.knn + slot
+        keys, values = in_order(knn.keys, window.keys[layer]), in_order(knn.values, window.values[layer])
+        ring = Ring(tuple(jnp.array_split(_columns(keys), PIECES, 3)), values)
     back = slot[:, None] - 1 - jnp.arange(config.model.previous_tokens)
     previous = jnp.take_along_axis(window.token, jnp.maximum(back, 0), 1)
-    return Cache(window.keys, window.values, ring, previous, Place(slot, ring_slot, running, before))
+    place = Place(slot, before + running, running, before)
+    return Cache(tuple(map(_columns, window.keys)), window.values, ring, previous, place)
+
+
+def _columns(keys: Float[Array, "B H W Dh"]) -> Float[Array, "B H Dh W"]:
+    return jnp.swapaxes(keys, 2, 3)

@@ -224,7 +224,7 @@ class Decoder(nnx.Module):
     ) -> tuple[Float[Array, "B V"], Cache]:
         """Logits of the token after this one, and the cache with it; nothing is written in rows that are not active."""
         place, xl = cache.place, self.config.memory.xl
-        distance = caches.distances(place, cache.keys[0].shape[2])
+        distance = caches.distances(place, cache.keys[0].shape[3])
         reach = caches.reach(place, xl)
         bias = knn_bias = None
         if self.config.model.positions == "t5":

@@ -20,6 +20,7 @@ from .cli import InputError
 from .shapes import Array, Bool, Float, Int
 
 EXCLUDED = 1e6  # what a slot that is not searched loses in score
+BLOCK = 32  # slots of which `top_k` looks only at the best at first
 SCORES = 2**25  # so many float32 scores are held at once, or those of one head if they are more
 
 
@@ -216,3 +217,16 @@ def _search_xla(queries: Array, keys: Array, start: Array, count: Array, top_k: 
 
     # One lane after the other, and of a large ring few heads at a time: all scores at once would be B H Q M floats.
     return jax.lax.map(one_lane, (queries, keys, in_range(ring, start, count)))
+
+
+def top_k(scores: Float[Array, "B H M"], k: int) -> tuple[Float[Array, "B H k"], Int[Array, "B H k"]]:
+    """The k best and their slots. They are in the k blocks with the largest maxima, so that few need be sorted."""
+    blocks = jnp.pad(scores, ((0, 0), (0, 0), (0, -scores.shape[2] % BLOCK)), constant_values=-jnp.inf)
+    blocks = blocks.reshape(*scores.shape[:2], -1, BLOCK)
+    if blocks.shape[2] <= k:
+        best, slots = jax.lax.top_k(scores, k)
+        return best, slots
+    _, which = jax.lax.top_k(blocks.max(-1), k)
+    candidates = jnp.take_along_axis(blocks, which[..., None], 2).reshape(*scores.shape[:2], -1)
+    best, place = jax.lax.top_k(candidates, k)
+    return best, jnp.take_along_axis(which, place // BLOCK, 2) * BLOCK + place % BLOCK
