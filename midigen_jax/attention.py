@@ -131,24 +131,20 @@ def _attend_backward(residuals: tuple, dy: Array) -> tuple:
 attend.defvjp(_attend_forward, _attend_backward)
 
 
-def scores_of_one(q: Float[Array, "B H Dh"], k: Float[Array, "B H Dh W"]) -> Float[Array, "B H W"]:
-    """As a sum of products: for a single query XLA's matrix products take five times as long on a CPU."""
-    return jnp.sum(q[..., None].astype(jnp.float32) * k, 2)
-
-
 def attend_one(
-    q: Float[Array, "B H Dh"],
-    k: Float[Array, "B H Dh W"],
-    v: Float[Array, "B H W Dh"],
-    bias: Float[Array, "B H W"] | None,
+    q: Float[Array, "BH Dh"],
+    k: Float[Array, "BH W Dh"],
+    v: Float[Array, "BH W Dh"],
+    bias: Float[Array, "H W"] | None,
     mask: Bool[Array, "B W"],
-) -> Float[Array, "B H Dh"]:
+) -> Float[Array, "BH Dh"]:
     """The same for one query a row."""
-    scores = scores_of_one(q, k)
+    scores = jnp.einsum("bk,bwk->bw", q, k, preferred_element_type=jnp.float32)
+    by_row = scores.reshape(len(mask), -1, k.shape[1])
     if bias is not None:
-        scores = scores + bias
-    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf))
-    return jnp.sum(weights[..., None] * v, 2).astype(v.dtype)
+        by_row = by_row + bias
+    weights = jax.nn.softmax(jnp.where(mask[:, None], by_row, -jnp.inf)).reshape(scores.shape)
+    return jnp.einsum("bw,bwk->bk", weights.astype(v.dtype), v)
 
 
 def attend_hits(q: Float[Array, "B H Q Dh"], hits: Hits) -> Float[Array, "B H Q Dh"]:
@@ -180,38 +176,40 @@ def attend_all(q: Float[Array, "B H Q Dh"], heard: Heard) -> Float[Array, "B H Q
 
 
 def recall_one(
-    q: Float[Array, "B H Dh"],
+    q: Float[Array, "BH Dh"],
     scale: Float[Array, " H"],
     ring: caches.Ring,
     start: Int[Array, " B"],
     length: Int[Array, " B"],
     memory: cfg.Memory,
-) -> tuple[Float[Array, "B H Dh"], Bool[Array, " B"]]:
-    """Attention of one query a row to the nearest of the ring's slots, or in the dense memory to all, and whether there
-    are any.
+) -> Float[Array, "BH Dh"]:
+    """Attention of one query a row to the nearest of the ring's slots, or in the dense memory to all. Of no use where
+    there are none.
 
     The search is always XLA's: one more call of the host for every token takes longer than the scores.
     """
-    valid = in_range(ring.values.shape[2], start, length)
+    heads = len(scale)
+    valid = jnp.repeat(in_range(ring.values.shape[1], start, length), heads, 0)
     scores, first = [], 0
     for piece in ring.keys:
-        here = valid[:, first : first + piece.shape[3]]
+        here = valid[:, first : first + piece.shape[1]]
 
         def score(piece: Array, here: Array) -> Array:
-            return jnp.where(here[:, None], scores_of_one(q, piece), -jnp.inf)
+            scores = jnp.einsum("bk,bmk->bm", q, piece, precision="highest", preferred_element_type=jnp.float32)
+            return jnp.where(here, scores, -jnp.inf)
 
         def nothing(piece: Array, here: Array) -> Array:
-            return jnp.full((*q.shape[:2], piece.shape[3]), -jnp.inf)
+            return jnp.full(here.shape, -jnp.inf)
 
         scores.append(jax.lax.cond(here.any(), score, nothing, piece, here))
-        first += piece.shape[3]
-    best, values = jnp.concatenate(scores, 2), ring.values
+        first += piece.shape[1]
+    best, values = jnp.concatenate(scores, 1), ring.values
     if resolve_backend(memory.backend) != "dense":
-        best, slots = top_k(best, min(memory.top_k, best.shape[2]))
-        values = jnp.take_along_axis(values, slots[..., None], 2)
-    found = length > 0
-    weights = jax.nn.softmax(jnp.where(found[:, None, None], best * scale[:, None], 0.0))
-    return jnp.sum(weights[..., None] * values, 2), found
+        best, slots = top_k(best, min(memory.top_k, best.shape[1]))
+        values = jnp.take_along_axis(values, slots[..., None], 1)
+    found = jnp.repeat(length > 0, heads)[:, None]
+    weights = jax.nn.softmax(jnp.where(found, best * jnp.tile(scale, len(length))[:, None], 0.0))
+    return jnp.einsum("bk,bkd->bd", weights.astype(values.dtype), values)
 
 
 class Statistics(NamedTuple):
@@ -245,10 +243,10 @@ class Decoding(NamedTuple):
     """What all layers share while one token a row is read."""
 
     active: Bool[Array, " B"]
-    distance: Int[Array, "B W"]  # of the window's slots, in tokens
+    distance: Int[Array, " W"]  # of the window's slots, in tokens
     mask: Bool[Array, "B W"]
-    bias: Float[Array, "B H W"] | None
-    knn_bias: Float[Array, "B H W"] | None
+    bias: Float[Array, "H W"] | None
+    knn_bias: Float[Array, "H W"] | None
 
 
 class Attention(nnx.Module):
@@ -279,23 +277,47 @@ class Attention(nnx.Module):
                 y, statistics = self._recall(q, scaled_q, y, reading.heard, reading.running)
         return self._merge_heads(y), (keys, values), statistics
 
-    def decode(self, x: Float[Array, "B 1 D"], cache: Cache, decoding: Decoding) -> tuple[Array, Cache]:
+    def weights_for_decoding(self) -> tuple[Float[Array, "D qkv"], Float[Array, "heads D"]]:
+        """The projections as matrices."""
+        qkv, out = self.qkv[...], self.out[...]
+        dtype, width = self.config.model.dtype, self.config.model.width
+        return jnp.moveaxis(qkv, 2, 0).reshape(width, -1).astype(dtype), out.reshape(-1, width).astype(dtype)
+
+    def decode(
+        self, x: Float[Array, "B D"], weights: tuple[Array, Array], cache: Cache, decoding: Decoding
+    ) -> tuple[Array, Cache]:
         """The same for one token a row, and the cache with it."""
-        q, k, v, scaled_q = self._project(x)
-        k, v = k[:, :, 0], v[:, :, 0]
+        in_weights, out_weights = weights
+        rows, heads = len(x), self.config.model.heads
+        q, k, v = jnp.moveaxis((x @ in_weights).reshape(rows, 3, heads, -1), 1, 0)
+        scale = jnp.full(heads, q.shape[-1] ** -0.5)
+        if self.normalized:
+            q, k, scale = normalize(q), normalize(k), self.scale[...]
         cache = caches.write(cache, self.layer, k, v, decoding.active)
         keys, values = cache.keys[self.layer], cache.values[self.layer]
         bias = decoding.knn_bias if self.has_knn else decoding.bias
         if bias is None:
-            keys = jnp.swapaxes(rotate(jnp.swapaxes(keys, 2, 3), -decoding.distance), 2, 3)
-        y = attend_one(scaled_q[:, :, 0], keys, values, bias, decoding.mask)[:, :, None]
+            keys = rotate(keys[:, None], -decoding.distance[None])[:, 0]
+        scaled_q = (q * scale[:, None].astype(x.dtype)).reshape(-1, q.shape[-1])
+        y = attend_one(scaled_q, keys, values, bias, decoding.mask)
         if self.has_knn and cache.ring is not None:
             ring = caches.write_ring(cache.ring, cache.place, k, v, decoding.active)
             where = caches.heard(cache.place, ring, self.config.memory.xl)
-            remembered, found = recall_one(q[:, :, 0], self.scale[...], ring, *where, self.config.memory)
-            y = self._mix(y, remembered[:, :, None], found[:, None, None])
+            found = where[1] > 0
+            remembered = jax.lax.cond(
+                found.any(),
+                lambda *args: recall_one(*args, self.config.memory),
+                lambda q, *_: jnp.zeros_like(q),
+                q.reshape(scaled_q.shape),
+                self.scale[...],
+                ring,
+                *where,
+            )
+            by_head = (rows, heads, 1, -1)
+            y = self._mix(y.reshape(by_head), remembered.reshape(by_head), found[:, None, None])
             cache = cache._replace(ring=ring)
-        return self._merge_heads(y), cache
+        y = y.reshape(rows, -1) @ out_weights
+        return y if self.out_bias is None else y + self.out_bias[...].astype(y.dtype), cache
 
     def _project(self, x: Array) -> tuple[Array, Array, Array, Array]:
         """Queries, keys and values [B H Q Dh], and the queries as scores need them."""

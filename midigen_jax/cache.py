@@ -1,13 +1,14 @@
 """What sampling keeps of each row's song: both memories of training, in buffers in which nothing moves.
 
-A row writes each token to the next slot of a circular window of XL + T slots, and the kNN layer's keys and values to a
-longer one as well, of M slots more. Which of them are the running segment, XL memory and kNN memory follows from how
-many tokens of the running segment and before it have been read, so that the end of a segment costs nothing and each
-row has its own. Keys are kept as columns: a CPU that scores them all against one query then multiplies along the slots,
-at the speed of its memory. Letters of shapes are those of `shapes`; here B are rows, and W = XL + T.
+A token's keys and values go to the next slot of a circular window of XL + T slots, the same slot for all rows, and
+those of the kNN layer to a longer one as well, of M slots more. Which of them are a row's running segment, XL memory
+and kNN memory follows from how many tokens of the running segment and before it the row has read, so that a segment's
+end costs nothing and each row has its own. Letters of shapes are those of `shapes`; here B are rows, W = XL + T, and BH
+are the heads of all rows: as one dimension, for XLA on the CPU copies a buffer whole if it is written in one shape and
+read in another.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,24 +21,25 @@ PIECES = 4  # of a ring's keys
 
 
 class Place(NamedTuple):
-    """Where a row's next token goes."""
+    """Where the next token goes, and what each row has read."""
 
-    slot: Int[Array, " B"]  # of the window
-    ring_slot: Int[Array, " B"]
+    slot: Int[Array, ""]  # of the window
+    ring_slot: Int[Array, ""]
     running: Int[Array, " B"]  # tokens of the running segment that were read
     before: Int[Array, " B"]  # tokens before it, at most XL + M
+    missed: Int[Array, " B"]  # tokens that others have read since the row stands still
 
 
 class Ring(NamedTuple):
-    """R = M + W slots. A row's song begins at slot 0."""
+    """R = M + W slots."""
 
-    keys: tuple[Float[Array, "B H Dh piece"], ...]  # normalised; in pieces, since those that hold nothing are not read
-    values: Float[Array, "B H R Dh"]
+    keys: tuple[Float[Array, "BH piece Dh"], ...]  # normalised; in pieces, since those that hold nothing are not read
+    values: Float[Array, "BH R Dh"]
 
 
 class Cache(NamedTuple):
-    keys: tuple[Float[Array, "B H Dh W"], ...]  # one array a layer, as are the values
-    values: tuple[Float[Array, "B H W Dh"], ...]
+    keys: tuple[Float[Array, "BH W Dh"], ...]  # one array a layer, as are the values
+    values: tuple[Float[Array, "BH W Dh"], ...]
     ring: Ring | None
     previous: Int[Array, "B n"]  # the tokens before the next one, the newest first
     place: Place
@@ -48,15 +50,15 @@ def reach(place: Place, xl: int) -> Int[Array, " B"]:
     return place.running + jnp.minimum(place.before, xl)
 
 
-def distances(place: Place, slots: int) -> Int[Array, "B W"]:
+def distances(place: Place, slots: int) -> Int[Array, " W"]:
     """How many tokens before the next one each slot of the window was written."""
-    return (place.slot[:, None] - jnp.arange(slots)) % slots
+    return (place.slot - jnp.arange(slots)) % slots
 
 
 def heard(place: Place, ring: Ring, xl: int) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
     """First slot and count of the tokens that have left XL memory, around the ring's end."""
     length = jnp.maximum(place.before - xl, 0)
-    return (place.ring_slot - reach(place, xl) - length) % ring.values.shape[2], length
+    return (place.ring_slot - reach(place, xl) - length) % ring.values.shape[1], length
 
 
 def write(
@@ -64,8 +66,7 @@ def write(
 ) -> Cache:
     """With the keys and values of the next token in a layer, where a row is active."""
     keys, values, slot = list(cache.keys), list(cache.values), cache.place.slot
-    keys[layer] = _put(keys[layer], 3, slot, k, active)
-    values[layer] = _put(values[layer], 2, slot, v, active)
+    keys[layer], values[layer] = _put(keys[layer], slot, k, active), _put(values[layer], slot, v, active)
     return cache._replace(keys=tuple(keys), values=tuple(values))
 
 
@@ -73,32 +74,67 @@ def write_ring(ring: Ring, place: Place, k: Float[Array, "B H Dh"], v: Float[Arr
     """The same for the ring."""
     pieces, first = [], 0
     for piece in ring.keys:
-        pieces.append(_put(piece, 3, place.ring_slot - first, k, active))
-        first += piece.shape[3]
-    return Ring(tuple(pieces), _put(ring.values, 2, place.ring_slot, v, active))
+        slot = place.ring_slot - first
+        here = (slot >= 0) & (slot < piece.shape[1])
+        pieces.append(_put(piece, slot, k, active & here))
+        first += piece.shape[1]
+    return Ring(tuple(pieces), _put(ring.values, place.ring_slot, v, active))
 
 
-def _put(buffer: Array, axis: int, slot: Array, new: Array, active: Array) -> Array:
-    here = active & (slot >= 0)
-    slot = jnp.where(here, slot, buffer.shape[axis])  # beyond the end, where nothing is written
-    index: list[Any] = [jnp.arange(len(new)), *[slice(None)] * (buffer.ndim - 1)]
-    index[axis] = slot
-    return buffer.at[tuple(index)].set(new.astype(buffer.dtype), mode="drop")
+def _put(buffer: Array, slot: Array, new: Float[Array, "B H Dh"], active: Bool[Array, " B"]) -> Array:
+    old = jax.lax.dynamic_slice_in_dim(buffer, slot, 1, 1)
+    new = jnp.where(active[:, None, None], new.astype(buffer.dtype), old.reshape(new.shape))
+    return jax.lax.dynamic_update_slice_in_dim(buffer, new.reshape(old.shape), slot, 1)
 
 
 def advance(cache: Cache, token: Int[Array, " B"], active: Bool[Array, " B"], config: cfg.Config) -> Cache:
     """The cache after a token that has been written in every layer."""
     segment, memory, place = config.data.segment, config.memory, cache.place
     full = place.running + 1 == segment
-    after = Place(
-        (place.slot + 1) % (memory.xl + segment),
-        (place.ring_slot + 1) % (memory.knn + memory.xl + segment),
-        jnp.where(full, 0, place.running + 1),
-        jnp.minimum(place.before + segment * full, memory.xl + memory.knn),
-    )
-    place = Place(*(jnp.where(active, new, old) for new, old in zip(after, place, strict=True)))
+    running = jnp.where(full, 0, place.running + 1)
+    before = jnp.minimum(place.before + segment * full, memory.xl + memory.knn)
     previous = jnp.concatenate([token[:, None], cache.previous], 1)[:, : cache.previous.shape[1]]
-    return cache._replace(previous=jnp.where(active[:, None], previous, cache.previous), place=place)
+    return cache._replace(
+        previous=jnp.where(active[:, None], previous, cache.previous),
+        place=Place(
+            (place.slot + 1) % (memory.xl + segment),
+            (place.ring_slot + 1) % (memory.knn + memory.xl + segment),
+            jnp.where(active, running, place.running),
+            jnp.where(active, before, place.before),
+            place.missed + ~active,
+        ),
+    )
+
+
+def catch_up(cache: Cache) -> Cache:
+    """The same with each row's last token just before the next slot, so that rows that stood still may go on."""
+    place, ring = cache.place, cache.ring
+    if ring is not None:
+        ring = _make_ring(*(_move(x, place.missed) for x in (jnp.concatenate(ring.keys, 1), ring.values)))
+    keys, values = (tuple(_move(x, place.missed) for x in layers) for layers in (cache.keys, cache.values))
+    return Cache(keys, values, ring, cache.previous, place._replace(missed=jnp.zeros_like(place.missed)))
+
+
+def _move(buffer: Float[Array, "BH slots Dh"], by: Int[Array, " B"]) -> Float[Array, "BH slots Dh"]:
+    """Each row by so many slots, around the end."""
+    heads = len(buffer) // len(by)
+    return jax.vmap(lambda head, by: jnp.roll(head, by, 0))(buffer, jnp.repeat(by, heads))
+
+
+def take(cache: Cache, rows: Int[Array, " n"]) -> Cache:
+    """The cache of these rows; a row may be taken several times."""
+    n_rows = len(cache.previous)
+
+    def taken(x: Array) -> Array:
+        if x.ndim == 0:
+            return x
+        return x.reshape(n_rows, -1, *x.shape[1:])[rows].reshape(-1, *x.shape[1:])
+
+    return jax.tree.map(taken, cache)
+
+
+def _make_ring(keys: Float[Array, "BH R Dh"], values: Float[Array, "BH R Dh"]) -> Ring:
+    return Ring(tuple(jnp.array_split(keys, PIECES, 1)), values)
 
 
 def from_segments(window: mem.XLMemory, knn: mem.KNNMemory | None, running: Array, config: cfg.Config) -> Cache:
@@ -108,25 +144,25 @@ def from_segments(window: mem.XLMemory, knn: mem.KNNMemory | None, running: Arra
         window: XL memory and the last segment behind it.
         running: Int[B], tokens of the last segment that belong to the song, less than T; those behind them are padding.
     """
-    memory, xl, layer = config.memory, config.memory.xl, config.memory.knn_layer - 1
-    before = jnp.sum(window.song[:, :xl] != mem.NO_SONG, 1, dtype=jnp.int32)
-    slot, ring = xl + running, None
+    memory, layer = config.memory, config.memory.knn_layer - 1
+    before = jnp.sum(window.song[:, : memory.xl] != mem.NO_SONG, 1, dtype=jnp.int32)
     if knn is not None:
         before = before + jnp.sum(knn.song != mem.NO_SONG, 1, dtype=jnp.int32)
 
-        def in_order(oldest: Array, newest: Array) -> Array:
-            """From slot 0 on, as the ring keeps it."""
-            roll = jax.vmap(lambda x, back: jnp.roll(x, -back, 1))
-            tape = jnp.concatenate([roll(oldest, knn.write), newest.astype(oldest.dtype)], 2)
-            return roll(tape, memory.knn + xl - before)
+    def placed(tape: Float[Array, "B H slots Dh"]) -> Float[Array, "BH slots Dh"]:
+        """A row's slots moved around so that the next token goes to slot 0, whatever other rows hold."""
+        return _move(tape.reshape(-1, *tape.shape[2:]), config.data.segment - running)
 
-        keys, values = in_order(knn.keys, window.keys[layer]), in_order(knn.values, window.values[layer])
-        ring = Ring(tuple(jnp.array_split(_columns(keys), PIECES, 3)), values)
-    back = slot[:, None] - 1 - jnp.arange(config.model.previous_tokens)
+    ring = None
+    if knn is not None:
+        oldest_first = jax.vmap(lambda row, write: jnp.roll(row, -write, 1))
+
+        def tape(old: Array, new: Array) -> Array:
+            return placed(jnp.concatenate([oldest_first(old, knn.write), new.astype(old.dtype)], 2))
+
+        ring = _make_ring(tape(knn.keys, window.keys[layer]), tape(knn.values, window.values[layer]))
+    back = memory.xl + running[:, None] - 1 - jnp.arange(config.model.previous_tokens)
     previous = jnp.take_along_axis(window.token, jnp.maximum(back, 0), 1)
-    place = Place(slot, before + running, running, before)
-    return Cache(tuple(map(_columns, window.keys)), window.values, ring, previous, place)
-
-
-def _columns(keys: Float[Array, "B H W Dh"]) -> Float[Array, "B H Dh W"]:
-    return jnp.swapaxes(keys, 2, 3)
+    first = jnp.zeros((), jnp.int32)
+    place = Place(first, first, running, before, jnp.zeros_like(running))
+    return Cache(tuple(map(placed, window.keys)), tuple(map(placed, window.values)), ring, previous, place)

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,9 @@ from .shapes import Array
 FORMAT_VERSION = 4
 ITEMS = ("params", "optimizer", "memory", "rest", "meta")
 
-# Orbax reports in the log, traceback and all, what it raises as well.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
+# Orbax reports in the log, traceback and all, what it raises as well, and asyncio what Orbax no longer waits for.
+for _logger in ("absl", "asyncio"):
+    logging.getLogger(_logger).setLevel(logging.CRITICAL)
 
 
 def meta_of(config: cfg.Config, corpus: Corpus) -> dict[str, Any]:
@@ -94,12 +96,15 @@ def _in_a_line(error: BaseException) -> str:
 def _hush_abandoned() -> None:
     """When a file fails, Orbax stops waiting for the others, each of which Python would report, screens long, later."""
     report = sys.unraisablehook
+    never_awaited = "coroutine '.*' was never awaited"
+    abandoned = re.compile(f"Event loop is closed|Encountered error while reading array|{never_awaited}")
 
     def hook(unraisable: Any) -> None:
-        if not str(unraisable.exc_value).startswith(("Event loop is closed", "Encountered error while reading array")):
+        if not abandoned.match(str(unraisable.exc_value)):
             report(unraisable)
 
     sys.unraisablehook = hook
+    warnings.filterwarnings("ignore", never_awaited, RuntimeWarning)
 
 
 class Damaged(Exception):

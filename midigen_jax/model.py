@@ -63,7 +63,7 @@ class Output(NamedTuple):
     statistics: Statistics
 
 
-def dropout(x: Float[Array, "B Q F"], rate: float, keys: Array | None) -> Float[Array, "B Q F"]:
+def dropout(x: Float[Array, "*B F"], rate: float, keys: Array | None) -> Float[Array, "*B F"]:
     """Inverted dropout, with a key a lane, so that a lane's mask depends on no other lane and on no device.
 
     The rate is rounded to 1/256: a byte a value costs a quarter of a float's random bits.
@@ -102,7 +102,7 @@ class FeedForward(nnx.Module):
         self.up = nnx.Linear(model.width, n_up * model.ff_width, use_bias=model.biases, dtype=dtype, rngs=rngs)
         self.down = nnx.Linear(model.ff_width, model.width, use_bias=model.biases, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B Q D"], keys: Array | None) -> Float[Array, "B Q D"]:
+    def __call__(self, x: Float[Array, "*B D"], keys: Array | None) -> Float[Array, "*B D"]:
         return self.down(dropout(_ACTIVATIONS[self.activation](self.up(x)), self.rate, keys))
 
 
@@ -125,9 +125,11 @@ class Block(nnx.Module):
         with jax.named_scope("ff"):
             return x + self.ff(self.norm2(x), in_ff), extended, statistics
 
-    def decode(self, x: Float[Array, "B 1 D"], cache: Cache, decoding: Decoding) -> tuple[Array, Cache]:
+    def decode(
+        self, x: Float[Array, "B D"], weights: tuple[Array, Array], cache: Cache, decoding: Decoding
+    ) -> tuple[Array, Cache]:
         """The same for one token a row, and the cache with it."""
-        y, cache = self.attention.decode(self.norm1(x), cache, decoding)
+        y, cache = self.attention.decode(self.norm1(x), weights, cache, decoding)
         x = x + y
         return x + self.ff(self.norm2(x), None), cache
 
@@ -214,42 +216,50 @@ class Decoder(nnx.Module):
         window = XLMemory(xl_keys, xl_values, window_song, window_token)
         return Output(logits, window, ring, statistics)
 
+    def weights_for_decoding(self) -> list[tuple[Array, Array]]:
+        """What `decode` needs of every layer; to be made before a loop over tokens, which would make it for each."""
+        return [block.attention.weights_for_decoding() for block in self.blocks]
+
     def decode(
         self,
         token: Int[Array, " B"],
         bar: Int[Array, " B"],
         step: Int[Array, " B"],
+        weights: list[tuple[Array, Array]],
         cache: Cache,
         active: Bool[Array, " B"],
     ) -> tuple[Float[Array, "B V"], Cache]:
-        """Logits of the token after this one, and the cache with it; nothing is written in rows that are not active."""
+        """Logits of the token after this one, and the cache with it.
+
+        Nothing is written in rows that are not active; before they are again, they need `cache.catch_up`.
+        """
         place, xl = cache.place, self.config.memory.xl
-        distance = caches.distances(place, cache.keys[0].shape[3])
+        distance = caches.distances(place, cache.keys[0].shape[1])
         reach = caches.reach(place, xl)
         bias = knn_bias = None
         if self.config.model.positions == "t5":
-            bias, knn_bias = (self._bias_of_slots(table, place.slot, distance.shape[1]) for table in self.bias[...])
+            bias, knn_bias = (table[t5_bucket(distance)].T for table in self.bias[...])
         decoding = Decoding(active, distance, distance <= reach[:, None], bias, knn_bias)
-        x = self._embed(token[:, None], bar[:, None], step[:, None])
+        x = self._embed(token, bar, step)
         for i in range(self.config.model.previous_tokens):
-            x = x + self._previous(i + 1, cache.previous[:, i : i + 1], (reach > i)[:, None]).astype(x.dtype)
-        for block in self.blocks:
-            x, cache = block.decode(x, cache, decoding)
-        return self._logits(x)[:, 0], caches.advance(cache, token, active, self.config)
+            x = x + self._previous(i + 1, cache.previous[:, i], reach > i).astype(x.dtype)
+        for block, block_weights in zip(self.blocks, weights, strict=True):
+            x, cache = block.decode(x, block_weights, cache, decoding)
+        return self._logits(x), caches.advance(cache, token, active, self.config)
 
-    def _embed(self, tokens: Int[Array, "B Q"], bar: Array, step: Array) -> Float[Array, "B Q D"]:
+    def _embed(self, tokens: Int[Array, "*B"], bar: Array, step: Array) -> Float[Array, "*B D"]:
         table = self.embeddings()
         place = self.bar[...][bar % BARS] + self.step[...][step % len(self.step[...])]
         return table[tokens] + place.astype(table.dtype)
 
-    def _previous(self, distance: int, tokens: Int[Array, "B Q"], valid: Bool[Array, "B Q"]) -> Float[Array, "B Q D"]:
+    def _previous(self, distance: int, tokens: Int[Array, "*B"], valid: Bool[Array, "*B"]) -> Float[Array, "*B D"]:
         """The embedding of the token so far before each token; zeros where that is not in the window or the song."""
         return jnp.where(valid[..., None], self.previous[...][distance - 1][tokens], 0)
 
-    def _logits(self, x: Float[Array, "B Q D"]) -> Float[Array, "B Q V"]:
+    def _logits(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         with jax.named_scope("logits"):
             output = self.embeddings() if self.config.model.tied else self.output[...].astype(x.dtype)
-            logits = jnp.einsum("btd,vd->btv", self.norm(x), output, preferred_element_type=jnp.float32)
+            logits = jnp.einsum("...d,vd->...v", self.norm(x), output, preferred_element_type=jnp.float32)
             return logits + self.output_bias[...] if self.config.model.biases else logits
 
     def _begin(self, song: Int[Array, "B Q"], window_song: Int[Array, "B W"], memory: mem.Memory) -> Reading:
@@ -262,11 +272,6 @@ class Decoder(nnx.Module):
             bias, knn_bias = (position_bias(table, first, queries, slots) for table in self.bias[...])
         heard = None if memory.knn is None else mem.heard(memory.knn, song[:, 0])
         return Reading(memory.xl, heard, song == song[:, :1], mask, bias, knn_bias)
-
-    def _bias_of_slots(self, table: Array, slot: Int[Array, " B"], slots: int) -> Float[Array, "B H W"]:
-        """The position bias of a circular window's slots, for the token that goes to `slot`."""
-        row = table[t5_bucket(-jnp.arange(2 * slots) % slots)].T  # of the window if the token went to slot 0, twice
-        return jax.vmap(lambda slot: jax.lax.dynamic_slice_in_dim(row, slots - slot, slots, 1))(slot)
 
 
 def init_params(config: cfg.Config, vocabulary: Vocabulary, *, seed: int) -> tuple[nnx.GraphDef, dict]:

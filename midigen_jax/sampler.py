@@ -203,7 +203,7 @@ class Sampler:
         cursor = Cursor(*jnp.asarray(places, jnp.int32)[jnp.asarray(rows)].T)
         cache = self.read(read)  # type: ignore[arg-type]
         if rows != list(range(len(read))):
-            cache = jax.tree.map(lambda x: x[jnp.asarray(rows)], cache)
+            cache = caches.take(cache, jnp.asarray(rows))
         return State(cache, cursor), [read[row][0] for row in rows]
 
     def _sample_chunk(
@@ -211,6 +211,7 @@ class Sampler:
     ) -> tuple[State, Int[Array, "n B"], Int[Array, " B"], Bool[Array, " B"]]:
         """Draws up to CHUNK tokens a row, PAD where a row is done; also the time after them, and which rows go on."""
         decoder = nnx.merge(self._graphdef, params)
+        weights = decoder.weights_for_decoding()
 
         def active(cursor: Cursor) -> Bool[Array, " B"]:
             goes_on = (cursor.now < timeline.end) & (cursor.drawn < timeline.most)
@@ -223,7 +224,7 @@ class Sampler:
         def one_token(carry: tuple[State, Array, Array]) -> tuple[State, Array, Array]:
             (cache, cursor), drawn, i = carry
             here = active(cursor)
-            logits, cache = decoder.decode(cursor.token, *position(cursor, timeline), cache, here)
+            logits, cache = decoder.decode(cursor.token, *position(cursor, timeline), weights, cache, here)
             logits = jnp.where(allowed(cursor, timeline, self.vocabulary), logits, -jnp.inf)
             row_keys = jax.vmap(jax.random.fold_in)(keys, cursor.drawn)
             token = jax.vmap(jax.random.categorical)(row_keys, restrict(logits, controls))

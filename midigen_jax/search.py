@@ -219,14 +219,15 @@ def _search_xla(queries: Array, keys: Array, start: Array, count: Array, top_k: 
     return jax.lax.map(one_lane, (queries, keys, in_range(ring, start, count)))
 
 
-def top_k(scores: Float[Array, "B H M"], k: int) -> tuple[Float[Array, "B H k"], Int[Array, "B H k"]]:
+def top_k(scores: Float[Array, "BH M"], k: int) -> tuple[Float[Array, "BH k"], Int[Array, "BH k"]]:
     """The k best and their slots. They are in the k blocks with the largest maxima, so that few need be sorted."""
-    blocks = jnp.pad(scores, ((0, 0), (0, 0), (0, -scores.shape[2] % BLOCK)), constant_values=-jnp.inf)
-    blocks = blocks.reshape(*scores.shape[:2], -1, BLOCK)
-    if blocks.shape[2] <= k:
+    heads = len(scores)
+    blocks = jnp.pad(scores, ((0, 0), (0, -scores.shape[1] % BLOCK)), constant_values=-jnp.inf)
+    blocks = blocks.reshape(heads, -1, BLOCK)
+    if blocks.shape[1] <= k:
         best, slots = jax.lax.top_k(scores, k)
         return best, slots
     _, which = jax.lax.top_k(blocks.max(-1), k)
-    candidates = jnp.take_along_axis(blocks, which[..., None], 2).reshape(*scores.shape[:2], -1)
+    candidates = jnp.take_along_axis(blocks, which[..., None], 1).reshape(heads, -1)
     best, place = jax.lax.top_k(candidates, k)
-    return best, jnp.take_along_axis(which, place // BLOCK, 2) * BLOCK + place % BLOCK
+    return best, jnp.take_along_axis(which, place // BLOCK, 1) * BLOCK + place % BLOCK

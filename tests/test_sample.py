@@ -6,6 +6,7 @@ from conftest import random_notes, write_midi
 from flax import nnx
 from test_model import OPTIONS, build, changed, logits_in_segments
 
+from midigen_jax import cache as caches
 from midigen_jax import midi, model, sample, vocab
 from midigen_jax import sampler as sampler_module
 from midigen_jax.cli import InputError
@@ -46,10 +47,14 @@ def test_token_by_token_equals_training_in_segments(small, backend, options):
 
     beginnings = [tuple(x[row, :end] for x in songs.values()) for row, end in enumerate(prompts)]
     cache = Sampler(config, params, Vocabulary()).read(beginnings)
-    decode = jax.jit(lambda *args: nnx.merge(graphdef, params).decode(*args))
+    decoder = nnx.merge(graphdef, params)
+    weights = decoder.weights_for_decoding()
+    decode = jax.jit(lambda *args: decoder.decode(*args[:3], weights, *args[3:]))
     at, rows = np.array(prompts) - 1, np.arange(5)
     for i in range(2 * n):
         active = (at < n) & ((rows != 2) | (i < 9) | (i > 20))
+        if i == 21:
+            cache = jax.jit(caches.catch_up)(cache)
         here = np.minimum(at, n - 1)
         logits, cache = decode(*(x[rows, here] for x in batch.values()), cache, jnp.asarray(active))
         np.testing.assert_allclose(logits[active], expected[rows, here][active], atol=2e-4)
