@@ -3,6 +3,7 @@
 Functions of arrays first, then the module with their parameters. Letters of shapes are those of `shapes`.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -306,7 +307,7 @@ class Attention(nnx.Module):
             found = where[1] > 0
             remembered = jax.lax.cond(
                 found.any(),
-                lambda *args: recall_one(*args, self.config.memory),
+                partial(recall_one, memory=self.config.memory),
                 lambda q, *_: jnp.zeros_like(q),
                 q.reshape(scaled_q.shape),
                 self.scale[...],

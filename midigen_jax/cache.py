@@ -163,6 +163,6 @@ def from_segments(window: mem.XLMemory, knn: mem.KNNMemory | None, running: Arra
         ring = _make_ring(tape(knn.keys, window.keys[layer]), tape(knn.values, window.values[layer]))
     back = memory.xl + running[:, None] - 1 - jnp.arange(config.model.previous_tokens)
     previous = jnp.take_along_axis(window.token, jnp.maximum(back, 0), 1)
-    first = jnp.zeros((), jnp.int32)
-    place = Place(first, first, running, before, jnp.zeros_like(running))
+    slot, ring_slot = jnp.zeros((2,), jnp.int32)
+    place = Place(slot, ring_slot, running, before, jnp.zeros_like(running))
     return Cache(tuple(map(placed, window.keys)), tuple(map(placed, window.values)), ring, previous, place)
