@@ -31,7 +31,7 @@ _BLACK_ROW = (0.10, 0.16, 0.28, 0.055)
 
 
 def piano_roll(
-    path: str | Path,
+    path: str | Path | io.BytesIO,
     onset: np.ndarray,
     duration: np.ndarray,
     pitch: np.ndarray,
@@ -99,6 +99,9 @@ def piano_roll(
             borderpad=0,
             borderaxespad=0,
         )
+    if isinstance(path, io.BytesIO):
+        figure.savefig(path, format="png")
+        return
     with _renamed(Path(path)) as temporary:
         figure.savefig(temporary, format="png")
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from . import cli
 from .cli import InputError
-from .midi import read_song
-from .sample import cut, write_sample
+from .continuation import Length
 from .sampler import Sampler
 from .train import get_corpus
 from .watch import typical_song
@@ -60,14 +59,13 @@ def main() -> None:
     if len(songs) == 0:
         raise InputError(f"{corpus.path}: has no validation songs; give sample.py a --prompt of your own")
     name = corpus.names[typical_song(corpus, songs)]
-    prompt = cut(read_song(args.data / name, sampler.vocabulary.scheme), args.prompt_bars)
-    (song,) = sampler.continue_songs([prompt], bars=args.bars, seed=args.seed, progress=True)
-    write_sample(song, args.run / "sample", prompt_end=prompt.end, title=f"{name}, continued")
-    new = int((song.notes[:, 0] >= prompt.end).sum())
+    playing = sampler.extend(args.data / name, prompt_bars=args.prompt_bars, length=Length(args.bars), seed=args.seed)
+    (take,) = playing.finish(progress=True)
+    take.save(args.run / "sample", title=f"{name}, continued")
     report = f"""# {args.run.name}
 
 The first {args.prompt_bars} bars of `{name}`, which the model was not trained on, and {args.bars} bars of its own
-({new} notes): [sample.mid](sample.mid), [sample.wav](sample.wav).
+({take.new_notes} notes): [sample.mid](sample.mid), [sample.wav](sample.wav).
 
 ![Piano roll of the prompt and its continuation](sample.png)
 

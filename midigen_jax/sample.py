@@ -1,111 +1,204 @@
 """Continues the first bars of a MIDI file, or invents a piece.
 
     python sample.py RUN --prompt FILE.mid --prompt-bars 8 --bars 16 --num 4
+    python sample.py RUN --prompt FILE.mid --bars 16 --num 1 --save-state moment.state
+    python sample.py RUN --load-state moment.state --bars 16 --num 4
 
-Writes each continuation as a MIDI file, a picture and a WAV file.
+RUN is a run's folder, or a file that midigen_jax.export wrote. Each continuation is written as a MIDI file, a picture
+and a WAV file. A state holds all that has been heard and written; several continuations can go on from it.
 """
 
+import argparse
 import time
 from pathlib import Path
 
-import numpy as np
+import jax
 
-from . import cli, render
+from . import cli, controls, copies, stream, vocab
+from . import held as held_state
 from .cli import InputError
-from .kernels import meter
-from .midi import read_song, write_song
-from .sampler import DEFAULT_CONTROLS, Controls, Prompt, Sampler
-from .song import Song, new_song
+from .continuation import Continuation, Length
+from .controls import Controls
+from .corpus import Corpus, is_corpus, open_corpus
+from .midi import read_song
+from .sampler import DEFAULTS, Sampler
+from .song import Song, parse_key, parse_pitch
 
 
-def cut(song: Song, bars: int) -> Prompt:
-    """The song's first bars as a prompt.
-
-    Kept are the notes that begin in these bars, and meters and tempos up to their end; a meter that begins there holds
-    for what follows. A shorter song ends at the end of the bar in which its last note begins.
-
-    Raises:
-        InputError: no note begins in these bars.
-    """
-    notes = song.notes[song.notes[:, 0] < song.bar_start(bars)]
-    if len(notes) == 0:
-        raise InputError(f"no note begins in the prompt's first {bars} bars; give a larger --prompt-bars")
-    last_bar = int(meter.bar_positions(notes[-1:, 0], song.bars)[0][0])
-    end = song.bar_start(min(bars, last_bar + 1))
-    kept = {name: getattr(song, name) for name in ("bars", "meters", "tempos")}
-    return Prompt(song._replace(notes=notes, **{name: rows[rows[:, 0] <= end] for name, rows in kept.items()}), end)
-
-
-def write_sample(song: Song, stem: Path, *, prompt_end: int | None, title: str) -> None:
-    """Writes stem.mid, stem.png and stem.wav. `prompt_end` is None for an invention."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    midi, picture, sound = (stem.with_name(stem.name + suffix) for suffix in (".mid", ".png", ".wav"))
-    write_song(midi, song)
-    onset, duration, pitch, *_ = song.notes.T
-    render.piano_roll(
-        picture,
-        onset,
-        duration,
-        pitch,
-        bar_lines=song.bar_lines(song.n_steps),
-        prompt_end=prompt_end,
-        steps_per_beat=song.scheme.steps_per_beat,
-        title=title,
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.parser(__doc__)
+    parser.add_argument("run", type=Path, help="a run folder with a checkpoint, or an exported model")
+    parser.add_argument("--best", action="store_true", help="the checkpoint with the lowest validation loss")
+    parser.add_argument("--prompt", type=Path, metavar="FILE.mid", help="the song to go on with; none: invent one")
+    parser.add_argument("--prompt-bars", type=int, metavar="N", help="bars of the prompt to begin with (8)")
+    parser.add_argument("--prompt-seconds", type=float, metavar="S", help="or seconds of it, up to the next bar line")
+    parser.add_argument("--heard", type=Path, metavar="FILE.mid", help="a song that the memories hold from before")
+    parser.add_argument("--bars", type=int, metavar="N", help="bars to add (16)")
+    parser.add_argument("--seconds", type=float, metavar="S", help="or seconds, up to the next bar line")
+    parser.add_argument("--eos", action="store_true", help="let the music end by itself before")
+    parser.add_argument("--min-bars", type=int, metavar="N", help="with --eos: not before so many bars")
+    parser.add_argument("--min-seconds", type=float, metavar="S", help="with --eos: not before so many seconds")
+    parser.add_argument("--num", type=int, metavar="N", help="continuations to write (4)")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same music")
+    parser.add_argument("--out", type=Path, default=Path("samples"), metavar="DIR", help="folder for the files")
+    how = parser.add_argument_group("how notes are drawn")
+    how.add_argument("--temperature", type=float, default=DEFAULTS.temperature, help="below 1 safer, above 1 wilder")
+    how.add_argument("--top-k", type=int, default=DEFAULTS.top_k, help="from so many likeliest tokens; 0: all")
+    how.add_argument("--top-p", type=float, default=DEFAULTS.top_p, help="from the likeliest of this probability")
+    how.add_argument("--min-p", type=float, default=DEFAULTS.min_p, help="from those this share as likely as the first")
+    how.add_argument(
+        "--loop-bars", type=int, default=DEFAULTS.loop_bars, help="bars that a loop or silence may last; 0: any"
     )
-    render.wav(midi, sound)
+    how.add_argument("--key", metavar="KEY", help='such as "C major", "F# minor"; no other notes are written')
+    how.add_argument("--lowest", default="0", metavar="PITCH", help="as a MIDI number or a name: 60 is C4")
+    how.add_argument("--highest", default="127", metavar="PITCH", help="the same")
+    how.add_argument("--instruments", metavar="LIST", help="programs from 0, and drums, such as 0,32,drums")
+    state = parser.add_argument_group("states")
+    state.add_argument("--save-state", type=Path, metavar="FILE", help="what all continuations can go on from")
+    state.add_argument("--load-state", type=Path, metavar="FILE", help="goes on from there; --num takes them in turn")
+    live = parser.add_argument_group("while it plays")
+    live.add_argument("--stream", action="store_true", help="each MIDI file grows as notes come, and can be played")
+    live.add_argument("--port", metavar="NAME", help="plays the first continuation on a MIDI port")
+    parser.add_argument("--data", type=Path, metavar="CORPUS", help="the training songs, to find copies of; RUN knows")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda or tpu; else the fastest that JAX finds")
+    return parser
 
 
 def main() -> None:
-    parser = cli.parser(__doc__)
-    parser.add_argument("run", type=Path, help="a run folder with a checkpoint")
-    parser.add_argument(
-        "--best", action="store_true", help="the checkpoint with the lowest validation loss; else the newest"
+    args = make_parser().parse_args()
+    for name in ("num", "prompt_bars"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} {value}: give at least 1")
+    for one, other in (("prompt_bars", "prompt_seconds"), ("load_state", "prompt"), ("load_state", "heard")):
+        if getattr(args, one) is not None and getattr(args, other) is not None:
+            raise InputError(f"give --{one.replace('_', '-')} or --{other.replace('_', '-')}, not both")
+    length = Length(args.bars, args.seconds, args.min_bars, args.min_seconds, args.eos)
+    settings = Controls(
+        *(args.temperature, args.top_k, args.top_p, args.min_p, args.loop_bars),
+        *(
+            parse_pitch(args.lowest),
+            parse_pitch(args.highest),
+            parse_key(args.key),
+            parse_instruments(args.instruments),
+        ),
     )
-    parser.add_argument("--prompt", type=Path, metavar="FILE.mid", help="the song to go on with; none: invent one")
-    parser.add_argument("--prompt-bars", type=int, default=8, help="bars of the prompt to begin with")
-    parser.add_argument("--bars", type=int, default=16, help="bars to add")
-    parser.add_argument("--num", type=int, default=4, help="continuations to write")
-    parser.add_argument(
-        "--temperature", type=float, default=DEFAULT_CONTROLS.temperature, help="below 1 safer, above 1 wilder"
-    )
-    parser.add_argument("--top-k", type=int, default=0, help="draw from so many likeliest tokens; 0: all")
-    parser.add_argument(
-        "--top-p", type=float, default=DEFAULT_CONTROLS.top_p, help="draw from the likeliest tokens of this probability"
-    )
-    parser.add_argument(
-        "--min-p", type=float, default=0.0, help="draw from tokens this share as likely as the likeliest"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same music")
-    parser.add_argument("--out", type=Path, default=Path("samples"), metavar="DIR", help="folder for the files")
-    args = parser.parse_args()
-    for name in ("prompt_bars", "bars", "num"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(args, name)}: give at least 1")
-    if args.temperature <= 0 or not 0 < args.top_p <= 1 or not 0 <= args.min_p <= 1:
-        raise InputError("--temperature has to be above 0, --top-p above 0 and up to 1, --min-p from 0 to 1")
-    sampler = Sampler.from_run(args.run, best=args.best)
-    if not 0 <= args.top_k <= sampler.vocabulary.size:
-        raise InputError(f"--top-k {args.top_k}: give 0 to {sampler.vocabulary.size}, the size of the vocabulary")
-    name = args.prompt.stem if args.prompt else "invention"
-    prompt = Prompt(new_song(sampler.vocabulary.scheme), 0)
-    if args.prompt:
-        try:
-            prompt = cut(read_song(args.prompt, sampler.vocabulary.scheme), args.prompt_bars)
-        except InputError as error:
-            raise InputError(f"--prompt {args.prompt}: {str(error).removeprefix(f'{args.prompt}: ')}") from None
-    controls = Controls(args.temperature, args.top_k, args.top_p, args.min_p)
+    choose_device(args.device)
+    sampler = Sampler.open(args.run, best=args.best)
+    controls.make_rules(settings, sampler.vocabulary)  # says what doesn't fit before anything is read
+    port = stream.open_port(args.port) if args.port else None
+    corpus = training_songs(sampler, args.data)
     began = time.perf_counter()
-    songs = sampler.continue_songs(
-        [prompt] * args.num, bars=args.bars, controls=controls, seed=args.seed, progress=True
-    )
+    if args.load_state:
+        prompt: Song | list[Continuation] | None = sampler.load_state(args.load_state)
+        name, num = args.load_state.stem, args.num or 1
+    else:
+        prompt = read_prompt("--prompt", args.prompt, sampler) if args.prompt else None
+        name, num = args.prompt.stem if args.prompt else "invention", args.num or 4
+    prompt_bars = args.prompt_bars or 8
+    if args.prompt_seconds is not None and isinstance(prompt, Song):
+        prompt_bars = bars_in(args.prompt_seconds, prompt)
+    try:
+        playing = sampler.extend(
+            prompt,
+            length=length,
+            prompt_bars=prompt_bars,
+            heard=read_prompt("--heard", args.heard, sampler) if args.heard else None,
+            num=num,
+            settings=settings,
+            seed=args.seed,
+        )
+    except InputError as error:
+        raise InputError(f"{args.prompt or args.load_state}: {error}") from None
+    stems = [args.out / f"{name}-{i}" for i in range(1, len(playing.rows) + 1)]
+    if args.stream or port:
+        takes = stream.play(playing, stems if args.stream else [], port)
+    else:
+        takes = playing.finish(progress=True)
     seconds = time.perf_counter() - began
-    for i, song in enumerate(songs, 1):
-        stem = args.out / f"{name}-{i}"
-        title = f"{name}, continuation {i}" if args.prompt else f"{name} {i}"
-        write_sample(song, stem, prompt_end=prompt.end if args.prompt else None, title=title)
-        new = int(np.sum(song.notes[:, 0] >= prompt.end))
-        print(f"{stem}.mid .png .wav: {args.bars} new bars, {new} new notes")
+    for i, (take, stem) in enumerate(zip(takes, stems, strict=True), 1):
+        kind = "continuation " if args.prompt or args.load_state else ""
+        try:
+            take.save(stem, title=f"{name}, {kind}{i}" if kind else f"{name} {i}")
+        except InputError as error:  # no notes to draw
+            print(f"{stem}: {error}")
+            continue
+        print(f"{stem}.mid .png .wav: {take.summary()}{copied(take, corpus)}")
+    if args.save_state:
+        assert playing.held is not None
+        held_state.save(args.save_state, playing.held)
+        size = args.save_state.stat().st_size / 1e6
+        print(f"{args.save_state}: {len(takes)} songs to go on from, {size:.0f} MB")
     print(f"sampled in {seconds:.1f} s, compilation included")
+
+
+def choose_device(name: str | None) -> None:
+    """
+    Raises:
+        InputError: there is no such device.
+    """
+    if name is None:
+        return
+    platform = {"gpu": "cuda"}.get(name, name)
+    jax.config.update("jax_platforms", platform)
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise InputError(f"--device {name}: no such device here ({str(error).splitlines()[0]})") from None
+
+
+def read_prompt(option: str, path: Path, sampler: Sampler) -> Song:
+    try:
+        return read_song(path, sampler.vocabulary.scheme)
+    except InputError as error:
+        raise InputError(f"{option} {path}: {str(error).removeprefix(f'{path}: ')}") from None
+
+
+def bars_in(seconds: float, song: Song) -> int:
+    """How many bars begin in the first seconds of a song."""
+    if seconds <= 0:
+        raise InputError(f"--prompt-seconds {seconds}: give a number above 0")
+    return song.bar_of(song.step_at(seconds) - 1) + 1
+
+
+def parse_instruments(text: str | None) -> tuple[int, ...]:
+    """
+    Raises:
+        InputError: they are no programs.
+    """
+    if text is None:
+        return ()
+    programs = []
+    for word in text.split(","):
+        word = word.strip()
+        if word != "drums" and not (word.isdecimal() and int(word) < 128):
+            raise InputError(f"--instruments {text}: give programs from 0 to 127, and drums, such as 0,32,drums")
+        programs.append(vocab.DRUMS if word == "drums" else int(word))
+    return tuple(programs)
+
+
+def training_songs(sampler: Sampler, data: Path | None) -> Corpus | None:
+    """The corpus that the model was trained on, where it is at hand."""
+    if data is not None:
+        return open_corpus(data)
+    if sampler.run is None:
+        return None
+    path = sampler.run / "corpus"
+    return open_corpus(path) if is_corpus(path) else None
+
+
+def copied(take: Continuation, corpus: Corpus | None) -> str:
+    """The longest stretches of notes that were heard before, in words."""
+    notes, begins = take.song.notes, take.begins
+    new, prompt = notes[notes[:, 0] >= begins], notes[notes[:, 0] < begins]
+    said, multi = [], take.vocabulary.scheme.multi
+    if len(prompt):
+        said.append(f"{copies.longest_copy(new, [prompt], multi=multi).notes} notes with the prompt")
+    if corpus is not None:
+        songs, others = copies.training_notes(corpus)
+        found = copies.longest_copy(new, others, multi=multi)
+        source = f" ({corpus.names[songs[found.song]]})" if found.song >= 0 else ""
+        said.append(f"{found.notes} with a training song{source}")
+    return f"; longest stretch shared: {', '.join(said)}" if said else ""
 
 
 if __name__ == "__main__":

@@ -6,134 +6,55 @@ the others go on. Letters of shapes are those of `shapes`; B are rows.
 
 import contextlib
 from collections.abc import Generator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from tqdm import tqdm
 
 from . import cache as caches
-from . import checkpoint, model, vocab
+from . import checkpoint, controls, export, model, vocab
 from . import config as cfg
+from . import held as held_state
 from . import memory as mem
 from .cache import Cache
-from .kernels import meter
-from .shapes import Array, Bool, Float, Int
-from .song import Song, notes_of, tokens_of
+from .cli import InputError
+from .continuation import Continuation, Length
+from .controls import Controls, Rules
+from .cursor import Cursor, Timeline, advance, allowed, choose, position
+from .held import Held, Row, State
+from .midi import read_song
+from .playing import Drawn, Playing, make_timeline
+from .shapes import Array, Bool, Int
+from .song import Prompt, Song, cut, new_song, tokens_of
 from .step import init_state
 from .vocab import Vocabulary
 
-CHUNK = 64  # tokens a row that are sampled between two looks at the host
-NOTES_PER_BAR = 256  # a row that writes more than this on average is stuck and is cut off
-NEVER = np.iinfo(np.int32).max
-
-
-class Controls(NamedTuple):
-    """How tokens are drawn from the model's distribution; 0 switches top_k and min_p off, 1 top_p."""
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0  # the most likely tokens that together have this probability (Holtzman et al. 2020)
-    min_p: float = 0.0  # tokens at least this share as likely as the likeliest (Nguyen et al. 2024)
-
-
-DEFAULT_CONTROLS = Controls(temperature=0.9, top_p=0.95)
-
-
-class Prompt(NamedTuple):
-    """The beginning of a song, to go on from."""
-
-    song: Song
-    end: int  # the step at which what is new begins
-
-
-class Cursor(NamedTuple):
-    """Where each row is. Times are in steps."""
-
-    token: Int[Array, " B"]  # the last one; it has not been read yet
-    state: Int[Array, " B"]  # of the grammar, after it
-    step: Int[Array, " B"]  # where it stands
-    now: Int[Array, " B"]  # where the next token will stand
-    drawn: Int[Array, " B"]  # tokens that were drawn
-
-
-class State(NamedTuple):
-    """What sampling carries from token to token."""
-
-    cache: Cache
-    cursor: Cursor
-
-
-class Timeline(NamedTuple):
-    """What times mean for each row, and where it begins and ends."""
-
-    bars: Int[Array, "B n 3"]  # first step, steps a bar, number of the first bar, of every meter
-    prompt_end: Int[Array, " B"]  # no sampled event begins before this step
-    end: Int[Array, " B"]  # the row stops when time has come so far ...
-    most: Int[Array, " B"]  # ... or when so many tokens were drawn
-
-
-def allowed(cursor: Cursor, timeline: Timeline, vocabulary: Vocabulary) -> Bool[Array, "B V"]:
-    """The tokens that may come next by the grammar, eos aside.
-
-    Before the prompt's end nothing but rests that lead up to it; an invention begins with a note.
-    """
-    next_state, _ = vocabulary.grammar
-    ids = jnp.arange(vocabulary.size)
-    legal = jnp.asarray(next_state >= 0)[cursor.state] & (ids != vocab.EOS)
-    missing = jnp.clip(timeline.prompt_end - cursor.now, 0, vocab.MAX_DURATION)[:, None]
-    resting = jnp.isin(cursor.state, jnp.array([vocab.REST, vocab.START_REST]))[:, None]
-    leading_up = jnp.where(resting, ids >= vocab.DURATION_0 + missing, ids == vocab.SEP)
-    begins = (cursor.token == vocab.SOS)[:, None]
-    notes = jnp.asarray(vocabulary.begins_with_note)
-    return legal & ((missing == 0) | leading_up) & (~begins | (missing > 0) | notes)
-
-
-def advance(cursor: Cursor, token: Int[Array, " B"], vocabulary: Vocabulary) -> Cursor:
-    """The cursor after a token."""
-    next_state, steps = vocabulary.grammar
-    now = cursor.now + jnp.asarray(steps)[cursor.state, token]
-    state = jnp.asarray(next_state, jnp.int32)[cursor.state, token]
-    return Cursor(token, state, cursor.now, now, cursor.drawn + 1)
-
-
-def position(cursor: Cursor, timeline: Timeline) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
-    """Bar of the last token and its step within the bar."""
-    i = jnp.sum(timeline.bars[:, :, 0] <= cursor.step[:, None], 1) - 1
-    first_step, bar_length, first_bar = jnp.take_along_axis(timeline.bars, i[:, None, None], 1)[:, 0].T
-    since = cursor.step - first_step
-    return first_bar + since // bar_length, since % bar_length
-
-
-def restrict(logits: Float[Array, "B V"], controls: Controls) -> Float[Array, "B V"]:
-    """Logits with what the controls rule out at minus infinity."""
-    logits = logits / controls.temperature
-    probabilities = jax.nn.softmax(logits)
-    ranked = jnp.sort(probabilities, -1, descending=True)
-    floor = controls.min_p * ranked[:, :1]
-    if controls.top_k:
-        floor = jnp.maximum(floor, ranked[:, controls.top_k - 1 : controls.top_k])
-    if controls.top_p < 1:
-        # A token stays if those before it have less than top_p, so that the likeliest always does.
-        kept = jnp.cumsum(ranked, -1) - ranked < controls.top_p
-        floor = jnp.maximum(floor, jnp.min(jnp.where(kept, ranked, 1.0), -1, keepdims=True))
-    return jnp.where(probabilities >= floor, logits, -jnp.inf)
+CHUNK = 32  # tokens a row that are sampled between two looks at the host
+MOST_READ = 1 << 20  # tokens that a row may begin with
+DEFAULTS = Controls()
 
 
 class Sampler:
     """A trained model, ready to continue songs."""
 
-    def __init__(self, config: cfg.Config, params: dict, vocabulary: Vocabulary):
-        self.config, self.params, self.vocabulary = config, params, vocabulary
+    def __init__(self, config: cfg.Config, params: dict, vocabulary: Vocabulary, run: Path | None = None):
+        """
+        Args:
+            run: the folder of its run, where there is one.
+        """
+        self.config, self.params, self.vocabulary, self.run = config, params, vocabulary, run
         self._graphdef = model.abstract(config, vocabulary)
         self._read = jax.jit(self._read_segment)
         self._roll = jax.jit(
             lambda window, knn: mem.roll(window, knn, config.data.segment, config.memory.knn_layer - 1)
         )
-        self._sample = jax.jit(self._sample_chunk, static_argnames="controls", donate_argnames="state")
+        self._from_segments = jax.jit(caches.from_segments, static_argnames="config")
+        self._sample = jax.jit(self._sample_chunk, donate_argnames="state")
+        self._catch_up = jax.jit(caches.catch_up)
 
     @classmethod
     def from_run(cls, run: Path, *, best: bool = False) -> "Sampler":
@@ -152,7 +73,53 @@ class Sampler:
         with contextlib.closing(checkpoint.open_run(run)) as checkpoints:
             found = checkpoints.newest(shapes, best=best)
         config, vocabulary = parts(found.meta)
-        return cls(config, found.items["params"], vocabulary)
+        return cls(config, found.items["params"], vocabulary, run)
+
+    @classmethod
+    def open(cls, path: Path, *, best: bool = False) -> "Sampler":
+        """A run's folder, or a file that `midigen_jax.export` wrote.
+
+        Raises:
+            InputError: it can't be used.
+        """
+        if path.is_file():
+            return cls(*export.read(path))
+        return cls.from_run(path, best=best)
+
+    def use(self, params: dict) -> None:
+        """Goes on with other parameters; what is compiled stays."""
+        self.params = params
+        self.__dict__.pop("fingerprint", None)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The same for the same parameters."""
+        return held_state.fingerprint(self.params)
+
+    def load_state(self, path: Path | str) -> list[Continuation]:
+        """The continuations of a state file, to be gone on from.
+
+        Raises:
+            InputError: it can't be read, or is of another model.
+        """
+        held = held_state.load(Path(path), self._abstract_state, self.fingerprint, self.vocabulary.scheme)
+        return [
+            Continuation(row.song_so_far(self.vocabulary), row.end, held, i, self.vocabulary)
+            for i, row in enumerate(held.rows)
+        ]
+
+    def _abstract_state(self, n_rows: int) -> State:
+        """The shapes of the state of so many rows."""
+
+        def state() -> State:
+            segments = jnp.zeros((n_rows, self.config.data.segment), jnp.int32)
+            memory = mem.init_memory(self.config, n_rows)
+            output = self._read_segment(self.params, memory, segments, segments, segments, segments)
+            ints = jnp.zeros(n_rows, jnp.int32)
+            cache = caches.from_segments(output.window, output.knn, ints, self.config)
+            return State(cache, Cursor(ints, ints, ints, ints, ints, ints, controls.init_echo(ints)))
+
+        return jax.eval_shape(state)
 
     def _read_segment(
         self, params: dict, memory: mem.Memory, tokens: Array, bar: Array, step: Array, song: Array
@@ -185,33 +152,55 @@ class Sampler:
                 memory = self._roll(output.window, output.knn)
         order = np.argsort(np.concatenate([rows for rows, _ in ended]))
         window, knn = jax.tree.map(lambda *x: jnp.concatenate(x)[order], *(memories for _, memories in ended))
-        return caches.from_segments(window, knn, jnp.asarray(n_read % segment, jnp.int32), self.config)
+        return self._from_segments(window, knn, jnp.asarray(n_read % segment, jnp.int32), config=self.config)
 
-    def begin(self, prompts: Sequence[Prompt]) -> tuple[State, list[np.ndarray]]:
-        """The state after the prompts, a row each, and their tokens."""
-        distinct = {id(prompt): prompt for prompt in prompts}
-        read = [tuple(x[:-1] for x in tokens_of(prompt.song, self.vocabulary)) for prompt in distinct.values()]
-        row_of = dict(zip(distinct, range(len(distinct)), strict=True))
-        rows = [row_of[id(prompt)] for prompt in prompts]
-        places = []
-        for (tokens, _, _), prompt in zip(read, distinct.values(), strict=True):
-            state, notes = vocab.START, prompt.song.notes
+    def begin(self, prompts: Sequence[Prompt]) -> Held:
+        """Reads the prompts, a row each; one that is given several times is read once.
+
+        Raises:
+            InputError: a prompt is too long.
+        """
+        distinct = list({id(prompt): prompt for prompt in prompts}.values())
+        read = [self._tokens(prompt) for prompt in distinct]
+        songs = [zip(before, own, strict=True) for before, own in read]
+        cursors, rows = [], []
+        for (_, (tokens, _, _)), prompt in zip(read, distinct, strict=True):
+            state = vocab.START
             for token in tokens[1:].tolist():
                 state = int(self.vocabulary.grammar[0][state, token])
-            now = int(notes[-1, 0]) if len(notes) else 0
-            places.append((int(tokens[-1]), state, now, now, 0))
-        cursor = Cursor(*jnp.asarray(places, jnp.int32)[jnp.asarray(rows)].T)
-        cache = self.read(read)  # type: ignore[arg-type]
-        if rows != list(range(len(read))):
-            cache = caches.take(cache, jnp.asarray(rows))
-        return State(cache, cursor), [read[row][0] for row in rows]
+            named = controls.instruments_named(self.vocabulary)[tokens]
+            instrument = next((i for i in named[::-1].tolist() if i != controls.NO_INSTRUMENT), controls.NO_INSTRUMENT)
+            now = int(prompt.song.notes[-1, 0]) if len(prompt.song.notes) else 0
+            cursors.append((int(tokens[-1]), state, instrument, now, now, 0))
+            rows.append(Row(prompt.song, tokens, prompt.end, prompt.end, now))
+        token, state_of, instrument_of, step, now_of, drawn = jnp.asarray(cursors, jnp.int32).T
+        echo = controls.init_echo(jnp.asarray([prompt.end for prompt in distinct], jnp.int32))
+        cache = self.read([(np.concatenate(a), np.concatenate(b), np.concatenate(c)) for a, b, c in songs])
+        held = Held(
+            State(cache, Cursor(token, state_of, instrument_of, step, now_of, drawn, echo)), rows, self.fingerprint
+        )
+        which = [next(i for i, x in enumerate(distinct) if x is prompt) for prompt in prompts]
+        return held if which == list(range(len(distinct))) else held.take(which)
+
+    def _tokens(self, prompt: Prompt) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+        """Tokens, bars and steps of what was heard before, and of the prompt, without its eos."""
+        empty = tuple(x[:0] for x in tokens_of(prompt.song, self.vocabulary))
+        before = tokens_of(prompt.heard, self.vocabulary) if prompt.heard else empty
+        own = tuple(x[:-1] for x in tokens_of(prompt.song, self.vocabulary))
+        if (length := len(before[0]) + len(own[0])) > MOST_READ:
+            raise InputError(f"the prompt has {length:,} tokens, and at most {MOST_READ:,} are read; give fewer bars")
+        return before, own
 
     def _sample_chunk(
-        self, params: dict, state: State, timeline: Timeline, keys: Array, controls: Controls
-    ) -> tuple[State, Int[Array, "n B"], Int[Array, " B"], Bool[Array, " B"]]:
+        self, params: dict, state: State, timeline: Timeline, keys: Array, rules: Rules
+    ) -> tuple[State, tuple[Int[Array, "n B"], Int[Array, " B"], Bool[Array, " B"]]]:
         """Draws up to CHUNK tokens a row, PAD where a row is done; also the time after them, and which rows go on."""
         decoder = nnx.merge(self._graphdef, params)
         weights = decoder.weights_for_decoding()
+        # As much noise as the chunk can need, at once: token by token it would take as long as a layer.
+        places = state.cursor.drawn + jnp.arange(CHUNK)[:, None]
+        row_keys = jax.vmap(jax.vmap(jax.random.fold_in), (None, 0))(keys, places)
+        noise = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (self.vocabulary.size,))))(row_keys)
 
         def active(cursor: Cursor) -> Bool[Array, " B"]:
             goes_on = (cursor.now < timeline.end) & (cursor.drawn < timeline.most)
@@ -224,90 +213,152 @@ class Sampler:
         def one_token(carry: tuple[State, Array, Array]) -> tuple[State, Array, Array]:
             (cache, cursor), drawn, i = carry
             here = active(cursor)
-            logits, cache = decoder.decode(cursor.token, *position(cursor, timeline), weights, cache, here)
-            logits = jnp.where(allowed(cursor, timeline, self.vocabulary), logits, -jnp.inf)
-            row_keys = jax.vmap(jax.random.fold_in)(keys, cursor.drawn)
-            token = jax.vmap(jax.random.categorical)(row_keys, restrict(logits, controls))
-            after = advance(cursor, token, self.vocabulary)
-            cursor = Cursor(*(jnp.where(here, new, old) for new, old in zip(after, cursor, strict=True)))
-            drawn = drawn.at[i].set(jnp.where(here, token, vocab.PAD))
-            return State(cache, cursor), drawn, i + 1
+            bar, step, bar_length = position(cursor, timeline)
+            logits, cache = decoder.decode(cursor.token, bar, step, weights, cache, here)
+            legal = allowed(cursor, timeline, bar_length, rules, self.vocabulary)
+            logits = controls.restrict(jnp.where(legal, logits, -jnp.inf), rules)
+            token = jnp.argmax(logits + noise[i], -1)
+            cursor = choose(here, advance(cursor, token, self.vocabulary), cursor)
+            return State(cache, cursor), drawn.at[i].set(jnp.where(here, token, vocab.PAD)), i + 1
 
         drawn = jnp.full((CHUNK, len(keys)), vocab.PAD, jnp.int32)
         state, drawn, _ = jax.lax.while_loop(go_on, one_token, (state, drawn, jnp.zeros((), jnp.int32)))
-        return state, drawn, state.cursor.now, active(state.cursor)
+        return state, (drawn, state.cursor.now, active(state.cursor))
 
-    def draw(
-        self, state: State, timeline: Timeline, keys: Array, controls: Controls
-    ) -> Generator[tuple[np.ndarray, np.ndarray], None, State]:
-        """Yields chunks of drawn tokens, int [n, B] with PAD where a row is done, and the time [B] after each.
+    def draw(self, state: State, timeline: Timeline, rules: Rules, seed: int = 0) -> Generator[Drawn, None, State]:
+        """Yields what is drawn, chunk by chunk, until all rows are done; the state after it is returned.
 
-        The state before is given up; the one after all chunks is returned.
+        What row i draws follows from its state, the rules, the seed and i.
         """
-        chunk = self._sample(self.params, state, timeline, keys, controls=controls)
+        # The states that are given and returned are the caller's; those between are overwritten.
+        state = State(self._catch_up(state.cache), jax.tree.map(jnp.copy, state.cursor))
+        n_rows = len(timeline.end)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(n_rows))
+        chunk = self._sample(self.params, state, timeline, keys, rules)
         goes_on = True
         while goes_on:
-            state, *said = chunk
+            state, said = chunk
             # The next chunk is on its way while the host looks at this one; if all rows are done it draws nothing.
-            chunk = self._sample(self.params, state, timeline, keys, controls=controls)
-            drawn, now, active = jax.device_get(said)
-            goes_on = active.any()
-            yield drawn, now
+            chunk = self._sample(self.params, state, timeline, keys, rules)
+            drawn = Drawn(*jax.device_get(said))
+            goes_on = bool(drawn.active.any())
+            yield drawn
         return chunk[0]
 
-    def continue_songs(
+    def play(
         self,
-        prompts: Sequence[Prompt],
+        held: Held,
+        ends: Sequence[int],
         *,
-        bars: int = 16,
-        controls: Controls = DEFAULT_CONTROLS,
+        eos_from: Sequence[int] | None = None,
+        settings: Controls = DEFAULTS,
         seed: int = 0,
-        progress: bool = False,
-    ) -> list[Song]:
-        """Continuations of prompts, one each; a prompt may be given several times.
-
-        Row i depends on its prompt, the controls, the seed and i.
+    ) -> "Playing":
+        """Goes on with each row; iterate over the result for the songs so far.
 
         Args:
-            bars: how many to add.
+            ends: the step at which each row stops.
+            eos_from: the step from which on each may end by itself; none: it does not.
         """
-        ends = []
-        for song, end in prompts:
-            bar = int(meter.bar_positions(np.array([end]), song.bars)[0][0])
-            ends.append(song.bar_start(bar + bars))
-        state, streams = self.begin(prompts)
-        scheme = self.vocabulary.scheme
-        most = bars * NOTES_PER_BAR * (2 + scheme.multi + scheme.velocities)
-        timeline = make_timeline(prompts, ends, most)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(prompts)))
-        rows = [np.zeros((0, len(prompts)), np.int32)]
-        first = np.array([end for _, end in prompts])
-        with tqdm(total=int(max(ends - first)), unit="step", desc="sampling", disable=not progress) as shown:
-            for drawn, now in self.draw(state, timeline, keys, controls):
-                rows.append(drawn)
-                done = np.minimum(now, ends) - first
-                shown.update(max(0, int(done.min()) - shown.n))
-        songs = []
-        for prompt, old, new, end in zip(prompts, streams, np.concatenate(rows).T, ends, strict=True):
-            stream = np.concatenate([old, new[new != vocab.PAD].astype(np.uint16)])
-            songs.append(_finish(prompt.song, notes_of(stream, self.vocabulary), end))
-        return songs
+        rules = controls.make_rules(settings, self.vocabulary)
+        chunks = self.draw(held.state, make_timeline(held, ends, eos_from), rules, seed)
+        return Playing(chunks, held, ends, self.vocabulary)
 
+    def extend(
+        self,
+        prompt: Path | str | Song | Prompt | Continuation | Sequence[Continuation] | None = None,
+        *,
+        length: Length = Length(),  # noqa: B008  (it is frozen)
+        prompt_bars: int = 8,
+        heard: Path | str | Song | None = None,
+        num: int = 1,
+        settings: Controls = DEFAULTS,
+        seed: int = 0,
+    ) -> "Playing":
+        """What `continue_` does, to be iterated over while it plays.
 
-def make_timeline(prompts: Sequence[Prompt], ends: Sequence[int], most: int) -> Timeline:
-    """
-    Args:
-        ends: the step at which each row ends.
-        most: so many tokens are drawn at most.
-    """
-    longest = max(len(song.bars) for song, _ in prompts)
-    bars = [np.pad(song.bars, ((0, longest - len(song.bars)), (0, 0)), constant_values=NEVER) for song, _ in prompts]
-    arrays = (np.stack(bars), [end for _, end in prompts], ends, [most] * len(prompts))
-    return Timeline(*(jnp.asarray(x, jnp.int32) for x in arrays))
+        Raises:
+            InputError: the prompt can't be read, has no notes in these bars, or is of another model.
+        """
+        if prompt is None or isinstance(prompt, str | Path | Song | Prompt):
+            held = self.begin([self.prompt(prompt, prompt_bars=prompt_bars, heard=heard)] * num)
+        else:
+            if heard is not None:
+                raise InputError("a song that was begun has heard what it has; give `heard` with a file as prompt")
+            takes = [prompt] if isinstance(prompt, Continuation) else list(prompt)
+            if not all(take.held is takes[0].held for take in takes):
+                raise InputError("these continuations were not played together; go on with each by itself")
+            held = takes[0].held.take([takes[i % len(takes)].row for i in range(max(num, len(takes)))])
+        self._check(held)
+        spans = [length.span(row.song, row.end) for row in held.rows]
+        return self.play(
+            held, [end for _, end in spans], eos_from=[first for first, _ in spans], settings=settings, seed=seed
+        )
 
+    def continue_(
+        self,
+        prompt: Path | str | Song | Continuation | Sequence[Continuation] | None = None,
+        *,
+        bars: int | None = None,
+        seconds: float | None = None,
+        min_bars: int | None = None,
+        min_seconds: float | None = None,
+        eos: bool = False,
+        prompt_bars: int = 8,
+        heard: Path | str | Song | None = None,
+        num: int = 1,
+        seed: int = 0,
+        progress: bool = False,
+        **settings: Any,
+    ) -> list[Continuation]:
+        """Continues a song, or invents one.
 
-def _finish(prompt: Song, notes: np.ndarray, end: int) -> Song:
-    """The song of a row's notes, cut at its end."""
-    notes = notes[notes[:, 0] < end]
-    notes[:, 1] = np.minimum(notes[:, 1], end - notes[:, 0])
-    return prompt._replace(notes=notes)
+            music = midigen_jax.load("runs/mine")
+            takes = music.continue_("tune.mid", prompt_bars=8, bars=16, num=4, temperature=0.8)
+            takes[2].save("tune-3")  # .mid, .png, .wav
+            more = music.continue_(takes[2], bars=16, num=4)  # as if it had never stopped
+
+        Args:
+            prompt: a MIDI file, of which the first `prompt_bars` are read; a song; continuations, to go on from where
+                they stopped, with all that they remember; none, to invent.
+            bars, seconds: how much to add; in seconds up to the next bar line. 16 bars where neither is given.
+            eos: it may end by itself, after `min_bars` or `min_seconds`.
+            heard: a song that the memories hold from before.
+            num: so many continuations.
+            settings: those of `Controls`.
+
+        Raises:
+            InputError: something can't be used; the message names it.
+        """
+        playing = self.extend(
+            prompt,
+            length=Length(bars, seconds, min_bars, min_seconds, eos),
+            prompt_bars=prompt_bars,
+            heard=heard,
+            num=num,
+            settings=Controls(**settings),
+            seed=seed,
+        )
+        return playing.finish(progress=progress)
+
+    def prompt(
+        self,
+        song: Path | str | Song | Prompt | None,
+        *,
+        prompt_bars: int = 8,
+        heard: Path | str | Song | None = None,
+    ) -> Prompt:
+        """The first bars of a song, or none of any."""
+        if song is None:
+            begun = Prompt(new_song(self.vocabulary.scheme), 0)
+        else:
+            begun = song if isinstance(song, Prompt) else cut(self._song(song), prompt_bars)
+        return begun if heard is None else begun._replace(heard=self._song(heard))
+
+    def _song(self, song: Path | str | Song) -> Song:
+        return song if isinstance(song, Song) else read_song(Path(song), self.vocabulary.scheme)
+
+    def _check(self, held: Held) -> None:
+        """Raises InputError if it is not of this model."""
+        if held.fingerprint != self.fingerprint:
+            raise InputError("this state is of another model, or of another checkpoint of it; use the one it came from")

@@ -1,9 +1,11 @@
 """A song on the grid, and its tokens."""
 
+import re
 from typing import NamedTuple
 
 import numpy as np
 
+from .cli import InputError
 from .kernels import encode, merges, meter, score
 from .vocab import Scheme, Vocabulary
 
@@ -27,12 +29,72 @@ class Song(NamedTuple):
         first_step, length, first_bar = self.bars[np.searchsorted(self.bars[:, 2], bar, side="right") - 1]
         return int(first_step + (bar - first_bar) * length)
 
+    def bar_of(self, step: int) -> int:
+        """The bar in which a step lies, counted from 0."""
+        return int(meter.bar_positions(np.array([step]), self.bars)[0][0])
+
+    def seconds_at(self, step: int) -> float:
+        """When a step sounds, at the song's tempos."""
+        return float(meter.seconds_at(step, self.tempos, self.scheme.steps_per_beat))
+
+    def step_at(self, seconds: float) -> int:
+        """The first step that sounds at this time or later."""
+        tempos = self.tempos if len(self.tempos) else np.array([[0, meter.DEFAULT_TEMPO]])
+        starts = [self.seconds_at(int(step)) for step in tempos[:, 0]]
+        i = max(int(np.searchsorted(starts, seconds, side="right")) - 1, 0)
+        step, per_quarter = tempos[i].tolist()
+        per_step = per_quarter / self.scheme.steps_per_beat / 1e6
+        return step + int(np.ceil(round((seconds - self.seconds_at(step)) / per_step, 6)))
+
     def bar_lines(self, until: int) -> np.ndarray:
         """The steps at which bars begin, up to and including `until`."""
         ends = [*self.bars[1:, 0], until + 1]
         return np.concatenate(
             [np.arange(start, end, length) for (start, length, _), end in zip(self.bars, ends, strict=True)]
         )
+
+
+_PITCH_CLASSES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
+_MODES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
+
+
+def _pitch_class(name: str) -> int | None:
+    """0 for C; None for what is no name of a pitch class."""
+    letter, accidentals = name[:1].upper(), name[1:].replace("♯", "#").replace("♭", "b")
+    if letter not in _PITCH_CLASSES or accidentals.strip("#b"):
+        return None
+    return (_PITCH_CLASSES[letter] + accidentals.count("#") - accidentals.count("b")) % 12
+
+
+def parse_pitch(text: str) -> int:
+    """A MIDI number, or a name such as C4 (60), F#3 or Bb-1.
+
+    Raises:
+        InputError: it is neither.
+    """
+    number = int(text) if text.isdecimal() else -1
+    if found := re.fullmatch(r"([A-Ga-g][#b♯♭]*)(-?\d)", text):
+        pitch_class = _pitch_class(found[1])
+        assert pitch_class is not None
+        number = 12 * (int(found[2]) + 1) + pitch_class
+    if not 0 <= number <= 127:
+        raise InputError(f"{text}: no pitch; give a MIDI number from 0 to 127, or a name such as C4 or F#3")
+    return number
+
+
+def parse_key(text: str | None) -> tuple[int, ...]:
+    """The pitch classes of a key such as "C major" or "F# minor" (natural minor); all of them for none.
+
+    Raises:
+        InputError: it is no key.
+    """
+    if text is None:
+        return tuple(range(12))
+    tonic, _, mode = text.strip().partition(" ")
+    pitch_class, steps = _pitch_class(tonic), _MODES.get(mode.strip().lower() or "major")
+    if pitch_class is None or steps is None:
+        raise InputError(f'--key {text}: no key; give one such as "C major" or "F# minor"')
+    return tuple(sorted((pitch_class + step) % 12 for step in steps))
 
 
 def pitch_name(pitch: int) -> str:
@@ -52,6 +114,32 @@ def new_song(scheme: Scheme) -> Song:
     meters = np.array([[0, meter.BEATS_PER_BAR, 4]], np.int32)
     tempos = np.array([[0, meter.DEFAULT_TEMPO]], np.int32)
     return make_song(np.empty((0, 5), np.int32), meters, tempos, scheme)
+
+
+class Prompt(NamedTuple):
+    """The beginning of a song, to go on from."""
+
+    song: Song
+    end: int  # the step at which what is new begins
+    heard: Song | None = None  # another song, which the memories hold as if this one went on from it
+
+
+def cut(song: Song, bars: int) -> Prompt:
+    """The song's first bars as a prompt.
+
+    Kept are the notes that begin in these bars, and meters and tempos up to their end; a meter that begins there holds
+    for what follows. A shorter song ends at the end of the bar in which its last note begins.
+
+    Raises:
+        InputError: no note begins in these bars.
+    """
+    notes = song.notes[song.notes[:, 0] < song.bar_start(bars)]
+    if len(notes) == 0:
+        raise InputError(f"no note begins in the prompt's first {bars} bars; give a larger --prompt-bars")
+    last_bar = song.bar_of(int(notes[-1, 0]))
+    end = song.bar_start(min(bars, last_bar + 1))
+    kept = {name: getattr(song, name) for name in ("bars", "meters", "tempos")}
+    return Prompt(song._replace(notes=notes, **{name: rows[rows[:, 0] <= end] for name, rows in kept.items()}), end)
 
 
 def tokens_of(song: Song, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,11 +12,11 @@ from tqdm import tqdm
 from . import config as cfg
 from . import evaluate, hosts
 from .cli import InputError
+from .continuation import Length
 from .corpus import Corpus
 from .log import Log
-from .sample import cut, write_sample
-from .sampler import Prompt, Sampler
-from .song import new_song
+from .sampler import Sampler
+from .song import Prompt, cut, new_song
 
 PROMPT_BARS, NEW_BARS = 8, 16
 
@@ -80,11 +80,11 @@ class Samples:
         params = jax.device_put(jax.device_get(params), jax.local_devices()[0])
         if self.sampler is None:
             self.sampler = Sampler(self.config, params, self.vocabulary)
-        self.sampler.params = params
+        self.sampler.use(params)
         stem = self.folder / f"step-{step:08}"
         try:
-            (song,) = self.sampler.continue_songs([self.prompt], bars=NEW_BARS, seed=step)
-            write_sample(song, stem, prompt_end=self.prompt.end or None, title=f"{self.title} after {step:,} steps")
+            (take,) = self.sampler.extend(self.prompt, length=Length(NEW_BARS), seed=step).finish()
+            take.save(stem, title=f"{self.title} after {step:,} steps")
             log.picture(step, "sample", stem.with_suffix(".png"))
         except OSError as error:  # Numba, which keeps what it compiles, may meet a full disk too
             tqdm.write(f"{stem}: the sample could not be written ({error.strerror}); the run goes on")

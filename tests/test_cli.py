@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import write_midi
 
-from midigen_jax import cli, encode, report, sample, train
+from midigen_jax import cli, encode, export, report, sample, train
 
 POP909 = Path(__file__).parent.parent / "configs" / "pop909.py"
 
@@ -38,8 +38,19 @@ def folder(tmp_path, monkeypatch):
         (encode.main, "music --out corpus --split 1 1 1", "give three shares that add up to 1"),
         (sample.main, "missing", "missing: no such run folder"),
         (sample.main, "empty", "empty: holds no checkpoint"),
-        (sample.main, "empty --temperature 0", "--temperature has to be above 0"),
-        (sample.main, "empty --bars 0", "--bars 0: give at least 1"),
+        (sample.main, "empty --temperature 0", "temperature 0.0: give a number above 0"),
+        (sample.main, "empty --top-p 0", "top-p 0.0: give a number above 0"),
+        (sample.main, "empty --bars 0", "bars 0: give a number above 0"),
+        (sample.main, "empty --bars 2 --seconds 3", "give bars or seconds, not both"),
+        (sample.main, "empty --num 0", "--num 0: give at least 1"),
+        (sample.main, "empty --prompt-bars 2 --prompt-seconds 3", "give --prompt-bars or --prompt-seconds, not both"),
+        (sample.main, "empty --prompt a.mid --load-state b", "give --load-state or --prompt, not both"),
+        (sample.main, "empty --key H", "--key H: no key"),
+        (sample.main, "empty --instruments piano", "--instruments piano: give programs from 0 to 127, and drums"),
+        (sample.main, "empty --device quantum", "--device quantum: no such device here"),
+        (sample.main, "music/a.mid", "can't be read as a midigen_jax model file"),
+        (export.main, "missing out", "missing: no such run folder"),
+        (export.main, "empty out", "empty: holds no checkpoint"),
         (report.main, "empty --data music", "empty: holds no checkpoint"),
     ],
 )

@@ -7,13 +7,18 @@ from flax import nnx
 from test_model import OPTIONS, build, changed, logits_in_segments
 
 from midigen_jax import cache as caches
-from midigen_jax import midi, model, sample, vocab
-from midigen_jax import sampler as sampler_module
+from midigen_jax import controls, cursor, midi, model, vocab
 from midigen_jax.cli import InputError
+from midigen_jax.continuation import Length, write_sample
+from midigen_jax.controls import Controls
+from midigen_jax.cursor import NEVER, Cursor
 from midigen_jax.kernels import meter, score
-from midigen_jax.sampler import NEVER, Controls, Cursor, Prompt, Sampler, make_timeline
-from midigen_jax.song import new_song, notes_of
+from midigen_jax.playing import make_timeline
+from midigen_jax.sampler import CHUNK, Sampler
+from midigen_jax.song import Prompt, cut, new_song, notes_of
 from midigen_jax.vocab import Scheme, Vocabulary
+
+FREE = Controls(temperature=1.0, top_p=1.0, loop_bars=0)
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +68,18 @@ def test_token_by_token_equals_training_in_segments(small, backend, options):
     assert (cache.place.before == 24 + 64).all()
 
 
+def same_notes(some, others):
+    return all(np.array_equal(a.song.notes, b.song.notes) for a, b in zip(some, others, strict=True))
+
+
 @pytest.mark.parametrize("bars", [1, 20])
 def test_continuations_begin_with_the_prompt_and_have_their_length(sampler, prompt, bars):
-    prompt, end = sample.cut(prompt, 4)
-    assert end == 4 * 24
-    songs = sampler.continue_songs([Prompt(prompt, end)] * 3, bars=bars, seed=1)
+    end = 4 * 24
+    takes = sampler.continue_(prompt, prompt_bars=4, bars=bars, num=3, seed=1)
+    songs = [take.song for take in takes]
     heard = prompt.notes[prompt.notes[:, 0] < end][:, :3]
-    for song in songs:
+    for take, song in zip(takes, songs, strict=True):
+        assert (take.begins, take.stopped) == (end, "at the bar line")
         before = song.notes[song.notes[:, 0] < end][:, :3]
         assert before[:, [0, 2]].tolist() == heard[:, [0, 2]].tolist()
         assert (before[:, 1] <= heard[:, 1]).all()  # cut at most at the very end
@@ -79,40 +89,38 @@ def test_continuations_begin_with_the_prompt_and_have_their_length(sampler, prom
 
 
 def test_the_seed_and_the_row_decide(sampler, prompt):
-    cut = sample.cut(prompt, 4)
-    one, two, other = (sampler.continue_songs([cut] * 2, bars=12, seed=seed) for seed in (7, 7, 8))
-    assert all(np.array_equal(a.notes, b.notes) for a, b in zip(one, two, strict=True))
-    assert not np.array_equal(one[0].notes, other[0].notes)
+    one, two, other = (sampler.continue_(prompt, prompt_bars=4, bars=12, num=2, seed=seed) for seed in (7, 7, 8))
+    assert same_notes(one, two)
+    assert not same_notes(one, other)
+    assert not np.array_equal(one[0].song.notes, one[1].song.notes)
 
 
 def test_sampling_is_without_dropout(sampler, prompt):
     """Which the model was trained with."""
     assert sampler.config.model.dropout > 0
     without = Sampler(changed(sampler.config, model__dropout=0.0), sampler.params, Vocabulary())
-    cut = sample.cut(prompt, 4)
-    one, two = (x.continue_songs([cut] * 2, bars=12, seed=7) for x in (sampler, without))
-    assert all(np.array_equal(a.notes, b.notes) for a, b in zip(one, two, strict=True))
+    assert same_notes(*(x.continue_(prompt, prompt_bars=4, bars=12, num=2, seed=7) for x in (sampler, without)))
 
 
 def test_an_invention_has_no_prompt(sampler):
-    (song,) = sampler.continue_songs([Prompt(new_song(Scheme()), 0)], bars=3)
-    assert song.notes[0, 0] == 0  # it begins at once
-    assert song.n_steps <= 3 * 32
+    (take,) = sampler.continue_(bars=3)
+    assert take.song.notes[0, 0] == 0  # it begins at once
+    assert take.song.n_steps <= 3 * 32
 
 
 def test_a_shorter_prompt_ends_at_its_last_bar_and_a_silent_one_is_refused(tmp_path):
     song = midi.read_song(write_midi(tmp_path / "a.mid", [[(5, 1, 60), (6, 4, 64)]]), Scheme())
-    assert sample.cut(song, 8)[1] == 2 * 32
+    assert cut(song, 8)[1] == 2 * 32
     with pytest.raises(InputError, match="no note begins in the prompt's first 1 bars"):
-        sample.cut(song, 1)
+        cut(song, 1)
 
 
 def test_a_meter_change_ends_the_bar_that_it_falls_into(prompt):
     """A pickup of one beat, 4/4, and 3/4 from step 100 on, which is in the middle of bar 3."""
     song = prompt._replace(bars=np.array([[0, 8, 0], [8, 32, 1], [100, 24, 4], [500, 16, 21]]))
     for bars, end, meters in ((1, 8, 2), (3, 72, 2), (4, 100, 3), (5, 124, 3)):
-        cut, prompt_end = sample.cut(song, bars)
-        assert (prompt_end, len(cut.bars)) == (end, meters)
+        kept, prompt_end, _ = cut(song, bars)
+        assert (prompt_end, len(kept.bars)) == (end, meters)
 
 
 def test_sampled_tokens_have_the_positions_of_the_song(small, prompt, monkeypatch):
@@ -127,12 +135,12 @@ def test_sampled_tokens_have_the_positions_of_the_song(small, prompt, monkeypatc
     monkeypatch.setattr(model.Decoder, "decode", spy)
     _, params = build(small)
     bars = np.array([[0, 8, 0], [8, 32, 1], [100, 24, 4]])
-    cut, end = sample.cut(prompt._replace(bars=bars), 4)
-    (song,) = Sampler(small, params, Vocabulary()).continue_songs([Prompt(cut, end)], bars=15)
+    begun = cut(prompt._replace(bars=bars), 4)
+    (take,) = Sampler(small, params, Vocabulary()).extend(begun, length=Length(15)).finish()
     jax.effects_barrier()
-    _, steps = score.index_score(score.position_score(song.notes, Scheme()), Scheme())
+    _, steps = score.index_score(score.position_score(take.song.notes, Scheme()), Scheme())
     expected = np.stack(meter.bar_positions(steps, bars), 1)[:-1].tolist()
-    n_prompt = 2 * len(score.position_score(cut.notes, Scheme()))
+    n_prompt = 2 * len(score.position_score(begun.song.notes, Scheme()))
     compared = len(expected) - n_prompt  # sampling went on beyond the end
     assert compared > 20
     assert seen[:compared] == expected[n_prompt : n_prompt + compared]
@@ -147,22 +155,21 @@ def rich():
     return Vocabulary(scheme, (note, rest, note + rest, rest + note, (vocab.INSTRUMENT_0 + vocab.DRUMS, *note, *rest)))
 
 
-def drawn(sampler, prompt, n_rows, n_tokens):
+def drawn(sampler, prompt, n_rows, n_tokens, settings=FREE):
     """The tokens [n_rows, n_tokens] that it draws after a prompt, and the time after them."""
-    state, _ = sampler.begin([prompt] * n_rows)
-    timeline = make_timeline([prompt] * n_rows, [NEVER] * n_rows, n_tokens)
-    keys = jax.random.split(jax.random.key(0), n_rows)
-    chunks = list(sampler.draw(state, timeline, keys, Controls()))
-    rows = np.concatenate([chunk for chunk, _ in chunks]).T
+    held = sampler.begin([prompt] * n_rows)
+    timeline = make_timeline(held, [NEVER] * n_rows)._replace(most=jnp.full(n_rows, n_tokens, jnp.int32))
+    chunks = list(sampler.draw(held.state, timeline, controls.make_rules(settings, sampler.vocabulary)))
+    rows = np.concatenate([chunk.tokens for chunk in chunks]).T
     assert (rows[:, n_tokens:] == vocab.PAD).all()
-    return rows[:, :n_tokens], chunks[-1][1]
+    return rows[:, :n_tokens], chunks[-1].now
 
 
 def test_a_random_model_writes_only_what_the_grammar_allows(small, rich, tmp_path):
     """Whatever is sampled decodes, no token is lost, time is what the grammar says, and the file holds the notes."""
     _, params = model.init_params(small, rich, seed=0)
     sampler = Sampler(small, params, rich)
-    rows, now = drawn(sampler, Prompt(new_song(rich.scheme), 20), 40, 4 * sampler_module.CHUNK)
+    rows, now = drawn(sampler, Prompt(new_song(rich.scheme), 20), 40, 8 * CHUNK)
     next_state, steps = rich.grammar
     for row, end in zip(rows.astype(np.uint16), now, strict=True):
         place, time, n_notes = vocab.START, 0, 0
@@ -176,7 +183,7 @@ def test_a_random_model_writes_only_what_the_grammar_allows(small, rich, tmp_pat
         notes = notes_of(row, rich)
         assert n_notes - 1 <= len(notes) <= n_notes  # the last one may wait for its duration
         assert notes[0, 0] >= 20
-    (song,) = sampler.continue_songs([Prompt(new_song(rich.scheme), 0)], bars=3)
+    song = sampler.continue_(bars=3)[0].song
     midi.write_song(tmp_path / "a.mid", song)
     written = midi.read_song(tmp_path / "a.mid", rich.scheme)
     assert {tuple(note) for note in written.notes.tolist()} <= {tuple(note) for note in song.notes.tolist()}
@@ -195,47 +202,58 @@ def test_every_sampled_token_is_one_that_may_follow(small, sampler):
     assert (now == rests[:, -1]).all()
 
 
-def test_advance_and_allowed():
+def test_advance_and_allowed(sampler):
     words = Vocabulary(Scheme(), merges=((vocab.SEP, vocab.DURATION_0 + 8), (vocab.NOTE_0, vocab.DURATION_0 + 1)))
-    timeline = make_timeline([Prompt(new_song(words.scheme), 10)], [NEVER], 99)
-    cursor = Cursor(*(jnp.array([x]) for x in (vocab.SOS, vocab.START, 0, 0, 5)))
+    prompt, bar = Prompt(new_song(words.scheme), 10), jnp.array([32])
+    timeline = make_timeline(sampler.begin([prompt]), [NEVER])
+    echo = controls.init_echo(jnp.array([10]))
+    place = Cursor(*(jnp.array([x]) for x in (vocab.SOS, vocab.START, controls.NO_INSTRUMENT, 0, 0, 5)), echo)
+    rules = controls.make_rules(FREE, words)
 
     def choices():
-        return np.flatnonzero(sampler_module.allowed(cursor, timeline, words)[0])
+        return np.flatnonzero(cursor.allowed(place, timeline, bar, rules, words)[0])
 
     assert choices().tolist() == [vocab.SEP]
-    cursor = sampler_module.advance(cursor, jnp.array([vocab.SEP]), words)
+    place = cursor.advance(place, jnp.array([vocab.SEP]), words)
     assert choices().tolist() == [vocab.DURATION_0 + i for i in range(10, 257)]
-    cursor = sampler_module.advance(cursor, jnp.array([vocab.DURATION_0 + 12]), words)
-    assert [int(x[0]) for x in cursor] == [vocab.DURATION_0 + 12, vocab.START, 0, 12, 7]
+    place = cursor.advance(place, jnp.array([vocab.DURATION_0 + 12]), words)
+    assert [int(x[0]) for x in place[:6]] == [vocab.DURATION_0 + 12, vocab.START, controls.NO_INSTRUMENT, 0, 12, 7]
     assert choices().tolist() == [*range(vocab.SEP, vocab.DURATION_0), 389, 390]
-    cursor = sampler_module.advance(cursor, jnp.array([vocab.NOTE_0 + 60]), words)
-    cursor = sampler_module.advance(cursor, jnp.array([vocab.DURATION_0 + 4]), words)
-    assert (int(cursor.step[0]), int(cursor.now[0])) == (12, 12)  # a note does not move time
-    cursor = sampler_module.advance(cursor, jnp.array([389]), words)
-    assert (int(cursor.step[0]), int(cursor.now[0])) == (12, 20)  # a merge that holds a rest does
+    place = cursor.advance(place, jnp.array([vocab.NOTE_0 + 60]), words)
+    place = cursor.advance(place, jnp.array([vocab.DURATION_0 + 4]), words)
+    assert (int(place.step[0]), int(place.now[0])) == (12, 12)  # a note does not move time
+    assert vocab.EOS not in choices()
+    ending = timeline._replace(eos_from=jnp.array([12]))
+    assert vocab.EOS in np.flatnonzero(cursor.allowed(place, ending, bar, rules, words)[0])
+    place = cursor.advance(place, jnp.array([389]), words)
+    assert (int(place.step[0]), int(place.now[0])) == (12, 20)  # a merge that holds a rest does
 
 
 @pytest.mark.parametrize(
-    ("controls", "kept"),
+    ("settings", "kept"),
     [
-        (Controls(), 4),
-        (Controls(top_k=2), 2),
-        (Controls(top_p=0.5), 1),
-        (Controls(top_p=0.51), 2),
-        (Controls(min_p=0.4), 2),
-        (Controls(temperature=0.1, min_p=0.01), 1),
+        ({}, 4),
+        ({"top_k": 2}, 2),
+        ({"top_p": 0.5}, 1),
+        ({"top_p": 0.51}, 2),
+        ({"min_p": 0.4}, 2),
+        ({"temperature": 0.1, "min_p": 0.01}, 1),
     ],
 )
-def test_controls_rule_tokens_out(controls, kept):
+def test_controls_rule_tokens_out(settings, kept):
+    settings = {"temperature": 1.0, "top_p": 1.0} | settings
+    rules = controls.make_rules(Controls(**settings), Vocabulary())
+    if "top_k" not in settings:
+        rules = rules._replace(top_k=jnp.int32(4))  # all that there are here
     logits = jnp.log(jnp.array([[0.05, 0.5, 0.15, 0.3]]))
-    restricted = np.asarray(sampler_module.restrict(logits, controls))[0]
+    restricted = np.asarray(controls.restrict(logits, rules))[0]
     order = [1, 3, 2, 0]
     assert np.isfinite(restricted[order]).tolist() == [True] * kept + [False] * (4 - kept)
-    np.testing.assert_allclose(restricted[order[:kept]], logits[0][jnp.array(order[:kept])] / controls.temperature)
+    expected = logits[0][jnp.array(order[:kept])] / settings["temperature"]
+    np.testing.assert_allclose(restricted[order[:kept]], expected, rtol=1e-6)
 
 
 def test_files_of_a_prompt_with_a_dotted_name(sampler, tmp_path):
-    (song,) = sampler.continue_songs([Prompt(new_song(Scheme()), 0)], bars=2)
-    sample.write_sample(song, tmp_path / "bwv66.6-1", prompt_end=None, title="$a_b$ \udce9")
+    (take,) = sampler.continue_(bars=2)
+    write_sample(take.song, tmp_path / "bwv66.6-1", prompt_end=None, title="$a_b$ \udce9")
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"bwv66.6-1.{x}" for x in ("mid", "png", "wav")]

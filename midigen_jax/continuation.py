@@ -1,0 +1,123 @@
+"""What sampling gives: a song with a part of its own, to be looked at, played and gone on from."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import held as holding
+from . import render, vocab
+from .cli import InputError
+from .held import Held
+from .midi import write_song
+from .song import Song
+from .vocab import Vocabulary
+
+DEFAULT_BARS = 16
+NEVER_ENDS = (1 << 31) - 1
+
+
+@dataclass(frozen=True)
+class Length:
+    """How much to add, in bars or in seconds up to the next bar line, and from where on the song may end by itself."""
+
+    bars: int | None = None
+    seconds: float | None = None
+    min_bars: int | None = None
+    min_seconds: float | None = None
+    eos: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("bars", "seconds"):
+            value, least = getattr(self, name), getattr(self, f"min_{name}")
+            if value is not None and value <= 0:
+                raise InputError(f"{name} {value}: give a number above 0")
+            if least is not None and (least < 0 or not self.eos):
+                raise InputError(f"min-{name} {least}: give at least 0, and eos, for only that ends a song before")
+        if self.bars is not None and self.seconds is not None:
+            raise InputError("give bars or seconds, not both")
+
+    def span(self, song: Song, begins: int) -> tuple[int, int]:
+        """The steps from which on the song may end, and at which it stops, if what is new begins at a step."""
+        bar, time = song.bar_of(begins), song.seconds_at(begins)
+        if self.seconds is None:
+            end = song.bar_start(bar + (self.bars or DEFAULT_BARS))
+        else:
+            end = song.step_at(time + self.seconds)
+            line = song.bar_start(song.bar_of(end))
+            end = end if line == end else song.bar_start(song.bar_of(end) + 1)
+        least = song.bar_start(bar + (self.min_bars or 0))
+        if self.min_seconds:
+            least = max(least, song.step_at(time + self.min_seconds))
+        return (least if self.eos else NEVER_ENDS), end
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """One row of what was sampled."""
+
+    song: Song  # from its beginning on
+    begins: int  # the step at which what is new begins
+    held: Held  # goes on from here
+    row: int
+    vocabulary: Vocabulary
+
+    @property
+    def stopped(self) -> str:
+        """Why it stopped."""
+        row = self.held.rows[self.row]
+        if row.tokens[-1] == vocab.EOS:
+            return "ended by itself"
+        return "at the bar line" if row.now >= row.end else "cut off: too many notes"
+
+    @property
+    def new_notes(self) -> int:
+        return int((self.song.notes[:, 0] >= self.begins).sum())
+
+    def summary(self) -> str:
+        """Bars, notes, seconds, and why it stopped, in a line."""
+        end = self.held.rows[self.row].end if self.stopped == "at the bar line" else self.song.n_steps
+        seconds = self.song.seconds_at(end) - self.song.seconds_at(self.begins)
+        bars = self.song.bar_of(max(end - 1, self.begins)) + 1 - self.song.bar_of(self.begins)
+        notes = self.new_notes
+        return (
+            f"{bars} bars, {notes} notes in {seconds:.1f} s ({notes / max(seconds, 1e-9):.1f} a second), {self.stopped}"
+        )
+
+    def save(self, stem: Path | str, *, title: str = "") -> None:
+        """Writes stem.mid, stem.png and stem.wav."""
+        write_sample(self.song, Path(stem), prompt_end=self.begins or None, title=title or Path(stem).name)
+
+    def save_state(self, path: Path | str) -> None:
+        """Writes all that this song, or others from here, can go on from."""
+        holding.save(Path(path), self.held.take([self.row]))
+
+    def _repr_png_(self) -> bytes | None:
+        """The piano roll, which a notebook shows."""
+        if len(self.song.notes) == 0:
+            return None
+        picture = io.BytesIO()
+        draw(picture, self.song, prompt_end=self.begins or None, title=self.summary())
+        return picture.getvalue()
+
+
+def draw(target: Path | io.BytesIO, song: Song, *, prompt_end: int | None, title: str) -> None:
+    onset, duration, pitch, *_ = song.notes.T
+    render.piano_roll(
+        target,
+        onset,
+        duration,
+        pitch,
+        bar_lines=song.bar_lines(song.n_steps),
+        prompt_end=prompt_end,
+        steps_per_beat=song.scheme.steps_per_beat,
+        title=title,
+    )
+
+
+def write_sample(song: Song, stem: Path, *, prompt_end: int | None, title: str) -> None:
+    """Writes stem.mid, stem.png and stem.wav. `prompt_end` is None for an invention."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    midi, picture, sound = (stem.with_name(stem.name + suffix) for suffix in (".mid", ".png", ".wav"))
+    write_song(midi, song)
+    draw(picture, song, prompt_end=prompt_end, title=title)
+    render.wav(midi, sound)

@@ -1,0 +1,55 @@
+"""How much of a continuation was heard before: the longest stretch of notes that it shares with other songs."""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from . import vocab
+from .corpus import Corpus
+from .kernels import copies
+
+
+class Copy(NamedTuple):
+    """The longest stretch that is shared."""
+
+    notes: int
+    song: int  # index of the song that has it; -1: none
+
+
+def steps_of(notes: np.ndarray, *, multi: bool = False) -> np.ndarray:
+    """From note to note, the steps that pass and the semitones: int64 [N - 1], the same in every key.
+
+    Args:
+        notes: int [N, 5] of a `Song`.
+        multi: instruments are kept apart; then the drums are left out.
+    """
+    if multi:
+        notes = notes[notes[:, 3] != vocab.DRUMS]
+    notes = notes[np.lexsort((-notes[:, 2], notes[:, 0]))].astype(np.int64)
+    return np.diff(notes[:, 0]) * 256 + np.diff(notes[:, 2])
+
+
+def longest_copy(notes: np.ndarray, others: Iterable[np.ndarray], *, multi: bool = False) -> Copy:
+    """The longest run of notes that one of the other songs has too, transposed or not.
+
+    Args:
+        notes: int [N, 5] of a `Song`, as are those of the others.
+    """
+    own = steps_of(notes, multi=multi)
+    best = Copy(int(len(notes) > 0), -1)  # a note alone is in every song
+    if len(own) == 0:
+        return best
+    automaton = copies.build(own)
+    for i, other in enumerate(others):
+        shared = int(copies.longest_shared(automaton, steps_of(other, multi=multi)))
+        if shared and shared + 1 > best.notes:
+            best = Copy(shared + 1, i)
+    return best
+
+
+def training_notes(corpus: Corpus) -> tuple[np.ndarray, Iterator[np.ndarray]]:
+    """Indices of the training songs as they were written, and the notes of each, one after the other."""
+    songs = corpus.songs_of("train")
+    songs = songs[corpus.semitones[songs] == 0]
+    return songs, (corpus.song(song).notes for song in songs)

@@ -1,0 +1,108 @@
+"""Music while it is sampled: MIDI files that grow, and a MIDI port that plays.
+
+A file is written whole again and again under its name, so that at any moment it can be played as it is.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import mido
+import numpy as np
+
+from . import vocab
+from .cli import InputError
+from .continuation import Continuation
+from .kernels import smf
+from .midi import write_song
+from .playing import Playing
+from .song import Song
+
+SECONDS = 1.0  # between two versions of a file
+HEAD_START = 0.2  # seconds that a port waits for the first notes
+
+
+def open_port(name: str) -> Any:
+    """A MIDI port to play on.
+
+    Raises:
+        InputError: there is none of this name; the message names those that there are.
+    """
+    try:
+        names = mido.get_output_names()
+    except (ImportError, OSError, RuntimeError) as error:
+        raise InputError(
+            f"--port {name}: no MIDI ports can be reached ({error}); pip install python-rtmidi, or use --stream"
+        ) from None
+    if name not in names:
+        found = ", ".join(names) or "none"
+        raise InputError(f"--port {name}: no such MIDI port; there are: {found}")
+    return mido.open_output(name)
+
+
+def play(playing: Playing, stems: Sequence[Path], port: Any = None) -> list[Continuation]:
+    """Samples to the end; writes the songs as far as they are to stem.mid, and plays the first one's new notes."""
+    vocabulary = playing.vocabulary
+    for stem in stems:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+    written = -SECONDS
+    performer = Performer(port, playing.first[0]) if port else None
+    for rows in playing:
+        if stems and time.monotonic() - written >= SECONDS:
+            for stem, row in zip(stems, rows, strict=True):
+                write_song(stem.with_name(stem.name + ".mid"), row.song_so_far(vocabulary))
+            written = time.monotonic()
+        if performer:
+            performer.hear(rows[0].song_so_far(vocabulary), rows[0].now)
+            performer.catch_up()
+    takes = playing.continuations()
+    if performer:
+        performer.hear(takes[0].song, vocab.MAX_DURATION + takes[0].song.n_steps)
+        performer.finish()
+    return takes
+
+
+class Performer:
+    """Plays a song that grows on a MIDI port, in time."""
+
+    def __init__(self, port: Any, begins: int):
+        self.port, self.known = port, begins  # notes that begin before this step have been taken
+        self.begins, self.start = begins, float("nan")
+        self.due: list[tuple[float, int, mido.Message]] = []
+
+    def hear(self, song: Song, now: int) -> None:
+        """Takes the notes that are new; none will come any more that begin before `now`."""
+        new = song.notes[(song.notes[:, 0] >= self.known) & (song.notes[:, 0] < now)]
+        self.known = max(self.known, now)
+        origin = song.seconds_at(self.begins)
+        for message in messages(new, song):
+            seconds, order, event = message
+            self.due.append((seconds - origin, order, event))
+        self.due.sort(key=lambda x: x[:2])
+        if self.due and np.isnan(self.start):
+            self.start = time.monotonic() + HEAD_START
+
+    def catch_up(self) -> None:
+        """Sends what is due."""
+        while self.due and self.start + self.due[0][0] <= time.monotonic():
+            self.port.send(self.due.pop(0)[2])
+
+    def finish(self) -> None:
+        """Plays what is left; whatever happens, no note hangs."""
+        try:
+            while self.due:
+                time.sleep(max(0.0, self.start + self.due[0][0] - time.monotonic()))
+                self.catch_up()
+        finally:
+            self.port.reset()
+            self.port.close()
+
+
+def messages(notes: np.ndarray, song: Song) -> Iterator[tuple[float, int, mido.Message]]:
+    """Seconds from the song's start, whether it begins a note (1) or ends one (0), and the message."""
+    for onset, duration, pitch, part, velocity in notes.tolist():
+        drums = song.scheme.multi and part == vocab.DRUMS
+        channel = smf.DRUM_CHANNEL if drums else (part % 9 if song.scheme.multi else 0)
+        yield song.seconds_at(onset), 1, mido.Message("note_on", channel=channel, note=pitch, velocity=velocity)
+        yield song.seconds_at(onset + duration), 0, mido.Message("note_off", channel=channel, note=pitch)

@@ -1,0 +1,178 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_model import build
+from test_sample import FREE, drawn, rich  # noqa: F401  (a fixture)
+
+from midigen_jax import controls, model, vocab
+from midigen_jax.cli import InputError
+from midigen_jax.continuation import Length
+from midigen_jax.controls import LAGS, Controls
+from midigen_jax.cursor import NEVER
+from midigen_jax.kernels import score
+from midigen_jax.sampler import Sampler
+from midigen_jax.song import Prompt, new_song, notes_of, parse_key, parse_pitch
+from midigen_jax.vocab import Scheme, Vocabulary
+
+
+@pytest.fixture(scope="module")
+def sampler(small):
+    return Sampler(small, build(small)[1], Vocabulary())
+
+
+def test_a_million_tokens_of_a_random_model_are_music(sampler):
+    """Each is one that may follow, and together they decode to as many notes as were written."""
+    tokens, now = drawn(sampler, Prompt(new_song(Scheme()), 0), 500, 2000)
+    assert tokens.size == 10**6
+    next_state, steps = sampler.vocabulary.grammar
+    state, time = np.full(len(tokens), vocab.START), np.zeros(len(tokens), int)
+    for column in tokens.T:
+        time += steps[state, column]
+        state = next_state[state, column]
+        assert (state != vocab.FORBIDDEN).all()
+        assert (state != vocab.END).all()
+    assert (time == now).all()
+    notes = [len(notes_of(row.astype(np.uint16), sampler.vocabulary)) for row in tokens]
+    heads = tokens[:, 0::2]
+    written = ((heads >= vocab.NOTE_0) & (heads < vocab.DURATION_0)).sum(1)
+    assert (notes == written).all()
+
+
+def test_pitches_and_key_are_kept_to(sampler):
+    settings = Controls(lowest=48, highest=72, key=parse_key("D minor"), loop_bars=0)
+    tokens, _ = drawn(sampler, Prompt(new_song(Scheme()), 0), 20, 200, settings)
+    notes = np.concatenate([score.notes_from_tokens(row.astype(np.uint16), Scheme()) for row in tokens])
+    assert len(notes) > 500
+    assert set(notes[:, 2] % 12) == {2, 4, 5, 7, 9, 10, 0}
+    assert 48 <= notes[:, 2].min() <= notes[:, 2].max() <= 72
+
+
+def test_only_the_instruments_that_are_wanted_play(small, rich):  # noqa: F811
+    """With merges that name instruments, and those that go on with the one before."""
+    sampler = Sampler(small, model.init_params(small, rich, seed=0)[1], rich)
+    for wanted in ((0, 40), (vocab.DRUMS,), (7, vocab.DRUMS)):
+        settings = Controls(instruments=wanted, highest=59, temperature=1.0, top_p=1.0, loop_bars=0)
+        tokens, _ = drawn(sampler, Prompt(new_song(rich.scheme), 0), 20, 200, settings)
+        notes = np.concatenate([notes_of(row.astype(np.uint16), rich) for row in tokens])
+        assert set(notes[:, score.PART]) == set(wanted)
+        pitched = notes[notes[:, score.PART] != vocab.DRUMS]
+        assert (pitched[:, 2] <= 59).all()
+        if vocab.DRUMS in wanted:
+            assert (notes[:, 2] > 59).any()  # drums have no pitch
+
+
+def heard(pairs, words):
+    """The echo of a melody: notes (pitch, rest after it in steps)."""
+    echo, now, state = controls.init_echo(jnp.array([0])), 0, vocab.START
+    for pitch, rest in pairs:
+        for token in (vocab.NOTE_0 + pitch, vocab.DURATION_0 + 1 + pitch % 7, vocab.SEP, vocab.DURATION_0 + rest):
+            echo = controls.hear(echo, *(jnp.array([x]) for x in (state, token, now)), words)
+            now += int(words.grammar[1][state, token])
+            state = int(words.grammar[0][state, token])
+    return echo, now
+
+
+def ruled_out(echo, now, words, state=vocab.EVENT, loop_bars=8):
+    rules = controls.make_rules(Controls(loop_bars=loop_bars), words)
+    mask = controls.goes_in_circles(echo, *(jnp.array([x]) for x in (state, now, 32)), rules, words)
+    return np.flatnonzero(mask[0]).tolist()
+
+
+@pytest.mark.parametrize("period", [1, 2, 4])
+def test_a_loop_of_some_bars_is_left_after_seven(period):
+    words, random = Vocabulary(), np.random.default_rng(0)
+    bars = [[(int(pitch), 8) for pitch in random.integers(40, 80, 4)] for _ in range(period)]
+    melody = [note for _ in range(20) for bar in bars for note in bar]
+    for n_bars in range(period, 12):
+        echo, now = heard(melody[: 4 * n_bars], words)
+        assert now == 32 * n_bars
+        expected = [] if n_bars <= 7 else [vocab.NOTE_0 + melody[4 * n_bars][0]]
+        assert ruled_out(echo, now, words) == expected, n_bars
+        assert ruled_out(echo, now, words, loop_bars=0) == []
+    # One note is another: half of what was repeated counts on.
+    melody[4 * 8] = (5, 8)
+    assert ruled_out(*heard(melody[: 4 * 9], words), words) == []
+    assert ruled_out(*heard(melody[: 4 * 14], words), words) == [vocab.NOTE_0 + melody[4 * 14][0]]
+
+
+def test_what_repeats_itself_more_slowly_is_no_loop():
+    words, random = Vocabulary(), np.random.default_rng(0)
+    melody = [(int(pitch), 8) for pitch in random.integers(40, 80, 5 * 4)] * 6
+    assert ruled_out(*heard(melody, words), words) == []
+    assert LAGS > 5 * 4 * 2
+
+
+def test_silence_ends():
+    words = Vocabulary()
+    echo, now = heard([(60, 8)], words)
+    rests = ruled_out(echo, now, words, vocab.REST)
+    assert rests == list(range(vocab.DURATION_0 + 8 * 32 - now + 1, vocab.DURATION_0 + vocab.MAX_DURATION + 1))
+    assert ruled_out(echo, 8 * 32, words) == [vocab.SEP]
+
+
+def test_lengths():
+    song = new_song(Scheme())._replace(
+        bars=np.array([[0, 32, 0], [64, 24, 2]]), tempos=np.array([[0, 500_000], [64, 1_000_000]], np.int32)
+    )
+    assert Length().span(song, 32) == (NEVER, 64 + 15 * 24)
+    assert Length(bars=3).span(song, 32) == (NEVER, 64 + 2 * 24)
+    assert Length(seconds=2.0).span(song, 32) == (NEVER, 64)  # one bar of 4/4 at 120
+    assert Length(seconds=2.1).span(song, 32) == (NEVER, 64 + 24)
+    assert Length(seconds=5.0).span(song, 32) == (NEVER, 64 + 24)  # and one of 3/4 at 60
+    assert Length(bars=9, eos=True, min_bars=2).span(song, 32) == (64 + 24, 64 + 8 * 24)
+    assert Length(bars=9, eos=True, min_seconds=3.5).span(song, 32) == (64 + 12, 64 + 8 * 24)
+    assert [song.step_at(song.seconds_at(step)) for step in range(200)] == list(range(200))
+
+
+def test_music_may_end_by_itself(small):
+    """A model that wants nothing but to end does so as soon as it may."""
+    graph, params = build(small)
+    params["output_bias"] = params["output_bias"].at[vocab.EOS].add(100)
+    sampler = Sampler(small, params, Vocabulary())
+    (take,) = sampler.continue_(bars=20, eos=True, min_bars=3)
+    assert take.stopped == "ended by itself"
+    assert take.held.rows[0].tokens[-1] == vocab.EOS
+    assert 3 * 32 <= take.held.rows[0].now < 13 * 32
+    assert sampler.continue_(bars=20)[0].stopped == "at the bar line"
+    assert len(sampler.continue_(take, bars=5)[0].song.notes) == len(take.song.notes)  # over is over
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": 0.0}, "temperature 0.0: give a number above 0"),
+        ({"temperature": float("nan")}, "temperature nan"),
+        ({"top_p": 0.0}, "top-p 0.0: give a number above 0"),
+        ({"top_k": -1}, "top-k -1"),
+        ({"top_k": 500}, "top-k 500: the vocabulary has 389 tokens"),
+        ({"min_p": 2.0}, "min-p 2"),
+        ({"loop_bars": 1}, "loop-bars 1"),
+        ({"lowest": 61, "highest": 61, "key": parse_key("C major")}, "no pitch from 61 to 61 is in the key"),
+        ({"instruments": (0,)}, "instruments: this model knows none"),
+        ({"bars": 0}, "bars 0: give a number above 0"),
+        ({"bars": 2, "seconds": 2.0}, "not both"),
+        ({"min_bars": 2}, "min-bars 2: give at least 0, and eos"),
+    ],
+)
+def test_misuse_is_named(sampler, settings, message):
+    with pytest.raises(InputError, match=message):
+        sampler.continue_(**settings)
+
+
+def test_a_prompt_that_is_too_long_is_named(sampler, monkeypatch):
+    monkeypatch.setattr("midigen_jax.sampler.MOST_READ", 100)
+    notes = np.array([[8 * i, 8, 60 + i % 7, 0, 80] for i in range(99)], np.int32)
+    with pytest.raises(InputError, match=r"the prompt has 3\d\d tokens, and at most 100 are read; give fewer bars"):
+        sampler.continue_(new_song(Scheme())._replace(notes=notes), prompt_bars=99)
+
+
+def test_names_of_pitches_and_keys():
+    assert [parse_pitch(x) for x in ("0", "127", "C4", "c-1", "F#3", "Bb2", "G9")] == [0, 127, 60, 0, 54, 46, 127]
+    assert parse_key("C") == parse_key("c major") == (0, 2, 4, 5, 7, 9, 11) == parse_key("A minor")
+    assert parse_key("Eb major") == parse_key("C minor") == (0, 2, 3, 5, 7, 8, 10)
+    for wrong in ("H4", "128", "C", "G#9", "-3", ""):
+        with pytest.raises(InputError, match="no pitch"):
+            parse_pitch(wrong)
+    for wrong in ("H major", "C dorian", "", "C#x"):
+        with pytest.raises(InputError, match="no key"):
+            parse_key(wrong)

@@ -1,0 +1,144 @@
+"""States that are kept, forked and exported."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import random_notes, write_midi
+from test_model import build, changed
+
+from midigen_jax import export
+from midigen_jax import held as held_state
+from midigen_jax.cli import InputError
+from midigen_jax.sampler import Sampler
+from midigen_jax.vocab import Vocabulary
+
+
+@pytest.fixture(scope="module")
+def sampler(small):
+    """A random model, whose ring wraps around within a few bars."""
+    return Sampler(small, build(small)[1], Vocabulary())
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    notes = random_notes(np.random.default_rng(3), 60, beats=30)
+    return write_midi(tmp_path_factory.mktemp("prompt") / "prompt.mid", [notes])
+
+
+def tokens(takes):
+    return [take.held.rows[take.row].tokens.tolist() for take in takes]
+
+
+@pytest.fixture(scope="module")
+def never_stopped(sampler, file):
+    return sampler.continue_(file, prompt_bars=4, bars=24, num=3, seed=5)
+
+
+def test_going_on_gives_the_tokens_of_never_stopping(sampler, file, never_stopped, tmp_path):
+    """From memory and from a file, though the rows stopped at different tokens."""
+    first = sampler.continue_(file, prompt_bars=4, bars=9, num=3, seed=5)
+    drawn = first[0].held.state.cursor.drawn
+    assert len(set(drawn.tolist())) == 3
+    held_state.save(tmp_path / "a.state", first[0].held)
+    loaded = sampler.load_state(tmp_path / "a.state")
+    for takes in (first, loaded, first):  # going on leaves a state as it was
+        rest = sampler.continue_(takes, bars=15, seed=5)
+        assert tokens(rest) == tokens(never_stopped)
+        assert [take.begins for take in rest] == [13 * 32] * 3
+    same = zip(jax.tree.leaves(first[0].held.state), jax.tree.leaves(loaded[0].held.state), strict=True)
+    assert all(np.array_equal(a, b) for a, b in same)
+
+
+def test_a_fork_goes_different_ways_from_the_same_past(sampler, file, never_stopped):
+    (first,) = sampler.continue_(file, prompt_bars=4, bars=9, seed=5)
+    past = tokens([first])[0]
+    forks = tokens(sampler.continue_(first, bars=15, num=3, seed=5))
+    assert all(fork[: len(past)] == past for fork in forks)
+    assert len({tuple(fork) for fork in forks}) == 3
+    assert forks[0] == tokens(never_stopped)[0]
+
+
+def test_what_was_heard_before_matters(sampler, file, tmp_path):
+    other = write_midi(tmp_path / "other.mid", [random_notes(np.random.default_rng(4), 90, beats=40)])
+    plain, after = (sampler.continue_(file, prompt_bars=1, bars=9, seed=5, heard=heard) for heard in (None, other))
+    assert tokens(plain) != tokens(after)
+    assert np.array_equal(plain[0].song.bars, after[0].song.bars)
+    counts = [
+        sampler.begin([sampler.prompt(file, prompt_bars=1, heard=x)]).state.cache.place.before for x in (None, other)
+    ]
+    assert counts[0] < counts[1]
+    with pytest.raises(InputError, match="has heard what it has"):
+        sampler.continue_(plain, heard=other)
+
+
+def test_a_row_depends_on_no_other(sampler, file, tmp_path):
+    """To the bit, whatever is beside it: another prompt, a longer one, one whose ring is full."""
+    other = write_midi(tmp_path / "other.mid", [random_notes(np.random.default_rng(4), 200, beats=60)])
+    a, b, c = (sampler.prompt(path, prompt_bars=n) for path, n in ((file, 4), (other, 15), (file, 2)))
+    results = []
+    for rows in ([a, b], [a, c], [a, a]):
+        held = sampler.begin(rows)
+        playing = sampler.play(held, [prompt.end + 12 * 32 for prompt in rows], seed=3)
+        takes = playing.finish()
+        results.append(tokens(takes)[0])
+    assert results[0] == results[1] == results[2]
+    assert len(results[0]) > 150
+
+
+def test_a_state_is_refused_where_it_does_not_belong(small, sampler, file, tmp_path):
+    (take,) = sampler.continue_(file, bars=1)
+    take.save_state(tmp_path / "a.state")
+    other = Sampler(small, build(small, seed=1)[1], Vocabulary())
+    with pytest.raises(InputError, match=r"a\.state: a state of another model"):
+        other.load_state(tmp_path / "a.state")
+    with pytest.raises(InputError, match="of another model"):
+        other.continue_(take)
+    with pytest.raises(InputError, match="no such file"):
+        sampler.load_state(tmp_path / "b.state")
+    content = (tmp_path / "a.state").read_bytes()
+    (tmp_path / "a.state").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match="can't be read as a midigen_jax state file"):
+        sampler.load_state(tmp_path / "a.state")
+    export.write(tmp_path / "model", small, sampler.params, Vocabulary())
+    with pytest.raises(InputError, match="no midigen_jax state file but a midigen_jax model file"):
+        sampler.load_state(tmp_path / "model")
+
+
+def test_states_of_a_bfloat16_model(small, file, tmp_path):
+    config = changed(small, model__dtype="bfloat16", memory__dtype="bfloat16")
+    sampler = Sampler(config, build(config)[1], Vocabulary())
+    (take,) = sampler.continue_(file, prompt_bars=4, bars=4)
+    take.save_state(tmp_path / "a.state")
+    loaded = sampler.load_state(tmp_path / "a.state")
+    assert tokens(sampler.continue_(loaded, bars=4)) == tokens(sampler.continue_(take, bars=4))
+
+
+def test_an_exported_model_is_one_file_that_samples_the_same(small, sampler, file, tmp_path):
+    export.write(tmp_path / "model.safetensors", small, sampler.params, Vocabulary())
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+    exported = Sampler.open(tmp_path / "model.safetensors")
+    assert (exported.config, exported.vocabulary) == (small, Vocabulary())
+    assert exported.fingerprint == sampler.fingerprint
+    assert tokens(exported.continue_(file, bars=2)) == tokens(sampler.continue_(file, bars=2))
+
+
+def test_a_damaged_export_is_refused(small, sampler, tmp_path):
+    path = tmp_path / "model"
+    wider = changed(small, model__ff_width=128)
+    export.write(path, wider, sampler.params, Vocabulary())
+    with pytest.raises(InputError, match="damaged model file; export it again"):
+        Sampler.open(path)
+    path.write_text("not a model")
+    with pytest.raises(InputError, match="can't be read as a midigen_jax model file"):
+        Sampler.open(path)
+
+
+def test_the_package_loads_without_jax():
+    """Which the loader's processes count on."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import midigen_jax, sys; sys.exit('jax' in sys.modules)"], check=False
+    )
+    assert done.returncode == 0

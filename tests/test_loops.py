@@ -1,0 +1,53 @@
+import numpy as np
+
+from midigen_jax.loops import Loop, find_loops
+from midigen_jax.song import new_song
+from midigen_jax.vocab import Scheme
+
+
+def song_of(bars, length=32):
+    """Two notes a bar, named by a number."""
+    notes = [(length * i + x, 4, 40 + bar % 50 + x, 0, 80) for i, bar in enumerate(bars) for x in (0, 8) if bar >= 0]
+    return new_song(Scheme())._replace(notes=np.array(notes, np.int32).reshape(-1, 5))
+
+
+def test_a_bar_may_come_eight_times():
+    assert find_loops(song_of([1, 2, *[3] * 8, 4, 5])) == []
+    assert find_loops(song_of([1, 2, *[3] * 9, 4, 5])) == [Loop(2, 9, 1)]
+    assert find_loops(song_of([3] * 9)) == [Loop(0, 9, 1)]
+
+
+def test_periods_up_to_four_bars():
+    for period in (2, 3, 4):
+        loop = list(range(period)) * 9
+        assert find_loops(song_of([9, *loop[:8], 10, 11])) == []
+        assert find_loops(song_of([9, *loop[:9], 10, 11])) == [Loop(1, 9, period)]
+    assert find_loops(song_of([0, 1, 2, 3, 4] * 6)) == []
+
+
+def test_silence_is_a_loop_and_what_follows_the_last_note_is_not():
+    assert find_loops(song_of([1, *[-1] * 9, 2])) == [Loop(1, 9, 1)]
+    assert find_loops(song_of([1, *[-1] * 8, 2])) == []
+    assert find_loops(song_of([1, *[-1] * 9])) == []
+    assert find_loops(song_of([])) == []
+
+
+def test_the_shortest_period_counts_once_and_two_loops_are_two():
+    assert find_loops(song_of([*[1] * 12, 7, *[2, 3] * 6])) == [Loop(0, 12, 1), Loop(13, 12, 2)]
+
+
+def test_bars_of_another_length_and_notes_of_another_onset_are_others():
+    song = song_of([1] * 9)
+    changed = song._replace(bars=np.array([[0, 32, 0], [6 * 32, 16, 6]]))
+    assert find_loops(changed) == []
+    moved = song.notes.copy()
+    moved[12, 0] += 1
+    assert find_loops(song._replace(notes=moved)) == []
+    longer = song.notes.copy()
+    longer[12, 1] += 1  # only held longer
+    assert find_loops(song._replace(notes=longer)) == [Loop(0, 9, 1)]
+
+
+def test_the_prompt_does_not_count():
+    assert find_loops(song_of([1] * 12), first_step=3 * 32) == [Loop(3, 9, 1)]
+    assert find_loops(song_of([1] * 12), first_step=3 * 32 + 1) == []
