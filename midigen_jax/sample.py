@@ -138,11 +138,12 @@ def choose_device(name: str | None) -> None:
     """
     if name is None:
         return
-    platform = {"gpu": "cuda"}.get(name, name)
+    platform, before = {"gpu": "cuda"}.get(name, name), jax.config.jax_platforms
     jax.config.update("jax_platforms", platform)
     try:
-        jax.devices()
+        jax.devices(platform)
     except RuntimeError as error:
+        jax.config.update("jax_platforms", before)
         raise InputError(f"--device {name}: no such device here ({str(error).splitlines()[0]})") from None
 
 
