@@ -3,6 +3,8 @@
 python benchmarks/kills.py --data CORPUS_OR_MIDI_DIR --kills 50
 """
 
+import contextlib
+import json
 import os
 import random
 import re
@@ -41,23 +43,32 @@ def command(corpus: Corpus, run: Path, steps: int) -> list[str]:
     return [*train, "--data", str(corpus.path), "--workdir", str(run), *sets]
 
 
-def start_killing(run: list[str], seconds: float, *, after_first_step: bool = True) -> str | None:
-    """Starts a run and kills it so many seconds after its start or first step; what it said if it ended before."""
+def begin(run: list[str]) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    process = subprocess.Popen(
+    return subprocess.Popen(
         run, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
     )
+
+
+def hear_first_step(process: subprocess.Popen) -> str:
+    """Waits for it; returns what was said until then."""
     assert process.stdout is not None
     said = ""
     # After the first step the bar knows the time left.
-    while after_first_step and not re.search(r"<\d\d:", said[-8:]) and (letter := process.stdout.read(1)):
+    while not re.search(r"<\d\d:", said[-8:]) and (letter := process.stdout.read(1)):
         said += letter
-    try:
-        return said + process.communicate(timeout=seconds)[0]
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()  # its loader's processes hold the pipe open until they end as well
-        return None
+    return said
+
+
+def newest(run: Path) -> int:
+    """The step of its newest checkpoint, 0 if there is none."""
+    return max((int(path.name) for path in run.glob("checkpoints/*") if path.name.isdigit()), default=0)
+
+
+def wait_for_checkpoint(process: subprocess.Popen, run: Path) -> None:
+    before = newest(run)
+    while newest(run) <= before and process.poll() is None:
+        time.sleep(0.002)
 
 
 def state_after(run: Path, config: cfg.Config, corpus: Corpus) -> dict[str, np.ndarray]:
@@ -70,44 +81,59 @@ def state_after(run: Path, config: cfg.Config, corpus: Corpus) -> dict[str, np.n
     )
 
 
-def survive(corpus: Corpus, folder: Path, *, steps: int, kills: int, longest: float, seed: int = 0) -> dict[str, Any]:
+def survive(corpus: Corpus, folder: Path, *, steps: int, kills: int, seed: int = 0) -> dict[str, Any]:
     """Trains twice, once killed at random moments, and compares what is left.
 
-    Args:
-        longest: seconds of training between two kills, at most; evenly distributed. Every third one comes before, at
-            any moment of the eight seconds after the start.
+    In turn the kills fall some time after the first step of a start, after its first checkpoint, and at any moment of
+    its start-up. The run without kills tells how long all that takes here and now.
 
     Returns:
-        The number of kills, how many fell on a save, how many arrays differ at the end, and what was left behind.
+        The steps from which the killed run began, how many kills fell on a save, how many arrays differ at the end, and
+        what was left behind.
     """
     config = cfg.override(cfg.load(ROOT / "configs" / "pop909.py"), [*SETTINGS, f"train.steps={steps}"])
-    moments, killed, in_a_save = random.Random(seed), 0, 0
-    said = start_killing(command(corpus, folder / "straight", steps), 3600)
-    assert said is not None
+    straight, run, asked = folder / "straight", folder / "killed", time.monotonic()
+    process = begin(command(corpus, straight, steps))
+    said, first_step = hear_first_step(process), time.monotonic()
+    wait_for_checkpoint(process, straight)
+    first_checkpoint = time.monotonic()
+    said += process.communicate()[0]
     assert "has trained" in said, said
-    while True:
-        early = killed % 3 == 2
-        seconds = moments.uniform(0, 8 if early else longest) if killed < kills else 3600
-        said = start_killing(
-            command(corpus, folder / "killed", steps), seconds, after_first_step=killed >= kills or not early
-        )
-        if said is not None:
-            assert "has trained" in said, said
-            assert "damaged" not in said, said
-            break
-        killed += 1
-        in_a_save += any(".orbax-checkpoint-tmp" in path.name for path in (folder / "killed").glob("checkpoints/*"))
-    one, other = (state_after(folder / name, config, corpus) for name in ("straight", "killed"))
+    training = time.monotonic() - first_step
+    # All that is trained before kills is about half of the run.
+    longest = max(0.5 * training * 3 / kills - (first_checkpoint - first_step), 0.1)
+    moments, in_a_save = random.Random(seed), 0
+    for kill in range(kills):
+        process = begin(command(corpus, run, steps))
+        if kill % 3 != 2:
+            hear_first_step(process)
+        if kill % 3 == 1:
+            wait_for_checkpoint(process, run)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            said = process.communicate(timeout=moments.uniform(0, first_step - asked if kill % 3 == 2 else longest))[0]
+            raise AssertionError(f"it ended before kill {kill + 1}; give more --steps: {said}")
+        process.send_signal(signal.SIGKILL)
+        process.communicate()  # its loader's processes hold the pipe open until they end as well
+        in_a_save += any(".orbax-checkpoint-tmp" in path.name for path in run.glob("checkpoints/*"))
+    said = begin(command(corpus, run, steps)).communicate()[0]
+    assert "has trained" in said, said
+    assert "damaged" not in said, said
+    starts = [begun["step"] for begun in json.loads((run / "run.json").read_text())["starts"]]
+    assert len(set(starts)) > kills // 3, starts  # else nothing was tested
+    one, other = (state_after(path, config, corpus) for path in (straight, run))
     assert one.keys() == other.keys()
     validations = [
-        [line for line in (folder / name / "metrics.jsonl").read_text().splitlines() if "validation/" in line]
-        for name in ("straight", "killed")
+        [line for line in (path / "metrics.jsonl").read_text().splitlines() if "validation/" in line]
+        for path in (straight, run)
     ]
-    left = [path.name for path in (folder / "killed" / "checkpoints").iterdir() if not path.name.isdigit()]
+    left = [path.name for path in (run / "checkpoints").iterdir() if not path.name.isdigit()]
     return {
         "steps": steps,
-        "kills": killed,
+        "seconds of training without kills": training,
+        "seconds until a kill, at most": longest,
+        "kills": kills,
         "kills that fell on a save": in_a_save,
+        "steps from which starts went on": starts,
         "arrays": len(one),
         "arrays that differ": sum(one[path].tobytes() != other[path].tobytes() for path in one),
         "validations": len(validations[0]),
@@ -121,15 +147,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="CORPUS_OR_MIDI_DIR", help="music to learn from")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--steps", type=int, default=6000, help="of each run")
-    parser.add_argument("--longest", type=float, default=1.5, help="seconds of training between two kills, at most")
     args = parser.parse_args()
-    begin = time.monotonic()
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         corpus = get_corpus(args.data, Path(folder))
-        result = survive(corpus, Path(folder), steps=args.steps, kills=args.kills, longest=args.longest)
+        result = survive(corpus, Path(folder), steps=args.steps, kills=args.kills)
         config = cfg.override(cfg.load(ROOT / "configs" / "pop909.py"), [*SETTINGS, f"train.steps={args.steps}"])
         around = circumstances(config, corpus)
-    print(f"{', '.join(f'{value} {name}' for name, value in result.items())} ({time.monotonic() - begin:.0f} s)")
+    print(f"{', '.join(f'{value} {name}' for name, value in result.items())} ({time.monotonic() - began:.0f} s)")
     save(f"kills-{args.data.name}", {**around, **result}, otherwise=args.kills != parser.get_default("kills"))
     if result["arrays that differ"] or result["validations that differ"] or result["left behind"]:
         sys.exit(1)

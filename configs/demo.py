@@ -14,5 +14,5 @@ def config() -> Config:
         memory=Memory(xl=256, knn=2048, knn_layer=3, top_k=8),
         # Short segments: more updates for the tokens, and half the scores a token.
         data=Data(lanes=8, segment=128),
-        train=Train(steps=700, learning_rate=2e-3, warmup=50, validate_every=350, save_every=350, keep=1),
+        train=Train(steps=700, learning_rate=2e-3, warmup=50, validate_every=350, save_every=350, keep=2),
     )

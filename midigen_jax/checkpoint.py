@@ -92,6 +92,32 @@ def _in_a_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+def _damage(error: BaseException, checkpoint: Path) -> str:
+    """What of a checkpoint can't be read and why, in a line; files and arrays by their paths in it."""
+    text = " ".join(str(error).split()).partition(" [tensorstore_spec")[0]
+    # TensorStore names from the outside to the inside what it failed at: an array, the item that has it, a file.
+    if named := list(re.finditer(rf'{re.escape(str(checkpoint))}/([^"]*?)("| not found)', text)):
+        what, reason = named[-1][1], text[named[-1].end() :].strip(":. ")
+        if what.endswith("/") and (array := re.search(r'"([^"]+)/[^"/]+" in OCDBT', text)):
+            what += array[1]
+        if reason in ("", "does not exist"):
+            return f"{what} is missing"
+    else:
+        what = next(_broken_json(checkpoint), "its metadata")
+        reason = text if isinstance(error, ValueError) else f"{type(error).__name__} {text}"
+    return f"{what} can't be read: {reason[:120]}"
+
+
+def _broken_json(checkpoint: Path) -> Iterator[str]:
+    """Orbax doesn't say which of its files of JSON it could not read."""
+    for path in sorted(checkpoint.rglob("*")):
+        if path.name in ("metadata", "_METADATA") or path.parent.name == "array_metadatas":
+            try:
+                json.loads(path.read_bytes())
+            except (OSError, ValueError):
+                yield str(path.relative_to(checkpoint))
+
+
 @functools.cache
 def _hush_abandoned() -> None:
     """When a file fails, Orbax stops waiting for the others, each of which Python would report, screens long, later."""
@@ -125,10 +151,10 @@ class Checkpoint(NamedTuple):
 
 @dataclass
 class _NewestAndBest(PreservationPolicy):
-    """Keeps so many of the newest checkpoints, and the one with the lowest loss."""
+    """Keeps so many of the newest checkpoints, and the one with the lowest loss of the songs last validated on."""
 
     keep: int
-    losses: dict[int, float]  # of the checkpoints that were saved with one
+    losses: dict[int, tuple[int, float]]  # of the checkpoints that were saved with one, and of how many songs it is
 
     def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
         steps = [checkpoint.step for checkpoint in checkpoints]
@@ -136,7 +162,9 @@ class _NewestAndBest(PreservationPolicy):
         return [step in kept for step in steps]
 
     def best(self, steps: list[int]) -> int | None:
-        return min((step for step in steps if step in self.losses), key=self.losses.__getitem__, default=None)
+        losses = {step: self.losses[step] for step in steps if step in self.losses}
+        songs = losses[max(losses)][0] if losses else 0
+        return min((step for step in losses if losses[step][0] == songs), key=losses.__getitem__, default=None)
 
 
 class Checkpoints:
@@ -159,12 +187,15 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.path, options=options, item_names=ITEMS)
         for step in self.steps():
             with contextlib.suppress(Damaged):
-                if (loss := self._meta(step)["loss"]) is not None:
-                    self._policy.losses[step] = loss
+                self._remember_loss(step, self._meta(step))
 
     def steps(self) -> list[int]:
         """Of all checkpoints, the newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
+
+    def _remember_loss(self, step: int, meta: dict[str, Any]) -> None:
+        if meta["loss"] is not None:
+            self._policy.losses[step] = meta["config"].get("train.validation_songs", 0), meta["loss"]
 
     def save(self, step: int, items: dict[str, Any], meta: dict[str, Any], loss: float | None = None) -> None:
         """Begins to write the arrays as they are now. The save before has been waited for.
@@ -179,8 +210,7 @@ class Checkpoints:
         text = json.dumps(meta, sort_keys=True)
         arguments = {name: ocp.args.StandardSave(by_path(tree)) for name, tree in items.items()}
         written = ocp.args.JsonSave({"meta": text, "digest": _digest(text)})
-        if loss is not None:
-            self._policy.losses[step] = loss
+        self._remember_loss(step, meta)
         with self._failing():
             self._manager.save(step, args=ocp.args.Composite(**arguments, meta=written), force=True)
 
@@ -253,7 +283,7 @@ class Checkpoints:
         except PermissionError as error:
             raise InputError(f"{self.path / str(step)}: {error.strerror}; let this user read it") from error
         except Exception as error:  # whatever Orbax, TensorStore or JSON make of damaged files
-            failure = _in_a_line(error.__cause__ or error)
+            failure = _damage(error.__cause__ or error, self.path / str(step))
         if hosts.on_any([bool(failure)])[0]:
             raise Damaged(failure or "on another host")
         return items

@@ -8,16 +8,16 @@ more than the number of its step. This module does not import JAX, so that loade
 import bisect
 import contextlib
 import multiprocessing
-import os
 import signal
 import threading
 from collections.abc import Generator, Iterator
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
-from absl import flags
+from tqdm import tqdm
 
 from . import config as cfg
 from . import vocab
@@ -258,7 +258,8 @@ def training_steps(
 ) -> Generator[dict[str, np.ndarray], None, None]:
     """Steps `first` to `train.steps` of the endless tapes, read ahead by threads or processes.
 
-    What they hold depends on neither. Close it, or its processes stay.
+    What they hold depends on neither. If a process of the loader is killed, threads go on in its place. Close it, or
+    its processes stay.
     """
     settings = config.data
     lanes = Lanes(
@@ -273,23 +274,54 @@ def training_steps(
     )
     tokens_per_step = settings.segment * settings.segments
     source = Steps(lanes, tokens_per_step, config.train.steps, places=settings.location == "device")
-    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-    steps = grain.MapDataset.source(source)[first:].to_iter_dataset(options)
     if settings.workers:
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain asks for its flags, which none but a program of Abseil parses
-        # A killed run would leave its batches in shared memory for ever, so they go through pipes.
-        through_pipes = grain.experimental.DatasetOptions(min_shm_size=1 << 62)
-        steps = grain.experimental.WithOptionsIterDataset(steps, through_pipes)
-        processes = grain.MultiprocessingOptions(settings.workers, per_worker_buffer_size=8)
-        steps = steps.mp_prefetch(processes, worker_init_fn=_die_with_the_parent)
-    with contextlib.closing(iter(steps)) as iterator:
-        if settings.workers:
+        first = yield from _through_pipes(source, first, settings.workers)
+    with contextlib.closing(_read_ahead(source, slice(first, None))) as steps:
+        yield from steps
+
+
+def _read_ahead(source: Steps, part: slice) -> grain.DatasetIterator[dict[str, np.ndarray]]:
+    return iter(grain.MapDataset.source(source)[part].to_iter_dataset(grain.ReadOptions(2, prefetch_buffer_size=8)))
+
+
+def _through_pipes(source: Steps, first: int, workers: int) -> Generator[dict[str, np.ndarray], None, int]:
+    """Steps from `first` on, one of each process in turn, and then which would be the next: if one ends they all do.
+
+    Grain's own processes keep steps in a queue that waits for ever if one is killed while it writes into it.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    pipes, processes = [], []
+    try:
+        for i in range(workers):
+            pipe, end = spawn.Pipe(duplex=False)
+            pipes.append(pipe)
+            part = slice(first + i, None, workers)
+            process = spawn.Process(target=_send, args=(end, source, part), daemon=True)
             with _signals_held():
-                batch = next(iterator, None)
-            if batch is not None:
-                yield batch
-        yield from iterator
+                process.start()
+            processes.append(process)
+            end.close()  # now the pipe ends when the process does
+        for step in range(first, len(source)):
+            try:
+                batch = pipes[(step - first) % workers].recv()
+            except (EOFError, OSError):
+                tqdm.write("a process of the loader was killed or failed; the run goes on with threads in its place")
+                return step
+            yield batch
+        return len(source)
+    finally:
+        for pipe in pipes:
+            pipe.close()
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _send(pipe: Connection, source: Steps, part: slice) -> None:
+    """What a loader's process does, until it is done or nobody reads any more."""
+    with contextlib.suppress(BrokenPipeError), contextlib.closing(_read_ahead(source, part)) as steps:
+        for batch in steps:
+            pipe.send(batch)
 
 
 @contextlib.contextmanager
@@ -304,18 +336,6 @@ def _signals_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _die_with_the_parent(index: int, count: int) -> None:
-    """Of a loader's process, which a killed parent can't tell."""
-
-    def watch() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def whole_songs(

@@ -1,6 +1,8 @@
 """Checkpoints: what was saved comes back to the bit or not at all."""
 
+import contextlib
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -137,7 +139,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(saved, tmp_pat
         if found.step == 1:
             n_found += 1
             assert f"{run / 'checkpoints' / '2'}: damaged checkpoint (" in said, path
-            assert "; that of step 1 is used" in said
+            assert said.endswith("; that of step 1 is used\n")
+            # It says in a line which file, array or item, and why.
+            assert said.count("\n") == 1
+            assert len(said) < len(str(run)) + 300, path
+            item = file.relative_to(saved / "checkpoints" / "2").parts[0]
+            assert re.search(rf"\(({item}|its metadata)[^ ]* (is missing|can't be read: .|is not what)", said), path
             # It makes room for the step to be saved again, and is not lost.
             assert (run / "damaged" / "2").is_dir()
             if n_found == 1:
@@ -149,6 +156,17 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(saved, tmp_pat
         checkpoints.close()
         shutil.rmtree(run)
     assert n_found > len(files) / 5
+
+
+def test_losses_on_other_songs_are_not_compared(tmp_path):
+    """The best is the best of those that were validated like the newest one."""
+    with contextlib.closing(Checkpoints(tmp_path, keep=1)) as checkpoints:
+        for step, songs, loss in ((1, 0, 1.0), (2, 20, 3.0), (3, 20, 4.0), (4, 20, 5.0)):
+            meta = META | {"config": {"train.validation_songs": songs}}
+            checkpoints.save(step, {"rest": items_of(step)["rest"]}, meta, loss)
+            checkpoints.wait()
+        assert checkpoints.steps() == [4, 2]
+    assert checkpoint.open_run(tmp_path).newest(lambda meta: {}, best=True).step == 2
 
 
 def test_if_none_can_be_read_the_run_ends(saved, tmp_path):

@@ -1,5 +1,9 @@
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -197,6 +201,25 @@ if __name__ == "__main__":
     # The pipe ends when the last of them does.
     said = subprocess.run([sys.executable, "main.py"], cwd=tmp_path, stdout=subprocess.PIPE, timeout=60).stdout
     assert len(said.split()) == 2
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_if_a_loader_s_process_is_killed_threads_go_on(small, corpus, workers, capsys):
+    """Its last step is half in the pipe, which holds 64 kB."""
+    config = changed(small, data__lanes=16, data__segment=256, memory__knn=0, train__steps=24)
+    expected = list(data.training_steps(config, corpus, first=3))
+    loader = data.training_steps(changed(config, data__workers=workers), corpus, first=3)
+    read = [next(loader) for _ in range(4)]
+    assert read[0]["tokens"].nbytes * 5 > 1 << 16
+    time.sleep(0.5)
+    processes = multiprocessing.active_children()
+    assert len(processes) == workers
+    os.kill(processes[0].pid, signal.SIGKILL)
+    read += loader
+    assert len(read) == 21
+    assert all(same(x, y) for x, y in zip(read, expected, strict=True))
+    assert "the run goes on with threads in its place" in capsys.readouterr().out
+    assert not multiprocessing.active_children()
 
 
 def test_whole_songs_cover_every_token_once(corpus):

@@ -80,9 +80,10 @@ def test_killed_in_its_first_save_a_run_still_begins_from_the_other(small, corpu
 
 
 def test_killed_three_times_it_ends_as_if_never_killed(corpus, tmp_path):
-    result = survive(corpus, tmp_path, steps=600, kills=3, longest=0.8)
+    result = survive(corpus, tmp_path, steps=300, kills=3)
     assert result["kills"] == 3
+    assert result["steps from which starts went on"][-1] > 0
     assert result["arrays"] > 20
-    assert result["validations"] == 3
+    assert result["validations"] == 2
     assert result["arrays that differ"] == result["validations that differ"] == 0
     assert result["left behind"] == []

@@ -98,59 +98,65 @@ def test_the_first_loss_is_that_of_a_uniform_guess(small, corpus):
     assert int(state.step) == 1
 
 
-@pytest.fixture
-def stop_after(monkeypatch):
-    """Makes `train` get Ctrl-C while it is at a step, or at several one after the other."""
-    make = train.make_train_step
-
-    def stop_after(*steps):
-        def interrupted(*args):
-            step = make(*args)
-
-            def one(state, batch):
-                if int(state.step) + 1 in steps:
-                    os.kill(os.getpid(), signal.SIGINT)
-                return step(state, batch)
-
-            return one
-
-        monkeypatch.setattr(train, "make_train_step", interrupted)
-
-    return stop_after
+STOPPED = """
+import os, signal, sys
+from midigen_jax import cli, train
+if __name__ == "__main__":  # what Ctrl-C does while it is at a step
+    stop, make = int(sys.argv.pop()), train.make_train_step
+    def interrupted(*args):
+        step = make(*args)
+        def one(state, batch):
+            if int(state.step) + 1 == stop:
+                os.kill(os.getpid(), signal.SIGINT)
+            return step(state, batch)
+        return one
+    train.make_train_step = interrupted
+    cli.run(train.main)
+"""
 
 
-def test_stopping_and_resuming_gives_the_same_bits(small, tmp_path, stop_after):
-    """Stopped in the middle of a song, of an epoch and at an epoch's end, and resumed with other loaders."""
-    random = np.random.default_rng(0)
-    for i in range(12):
-        write_midi(tmp_path / "midi" / f"{i}.mid", [random_notes(random, 8 + 2 * i, beats=4 + i)])
-    encode_folder(tmp_path / "midi", tmp_path / "corpus", fractions=(0.8, 0.2, 0))
-    corpus = open_corpus(tmp_path / "corpus")
-    config = changed(small, train__steps=24, train__validate_every=8, data__transpose=2)
-    lanes = data.Lanes(corpus, corpus.songs_of("train"), 3, seed=0)
-    lanes.read(0, 24 * 32)
-    ends = np.array(lanes.ends[1:]) / 32  # in steps, of the epochs in every lane
-    assert len(ends) > 3
-    epoch_end = int(np.ceil(ends[1].max()))  # the first step that begins in the third epoch in every lane
-    in_a_song = next(k for k in range(epoch_end + 1, 24) if (lanes.read(32 * k, 32 * k + 1)["tokens"] != 0).all())
-    stops = [2, epoch_end, in_a_song]
-    assert not np.isclose(ends, 2).any()
+def one_lane_of_whole_epochs(folder: Path, steps: int) -> tuple[Path, int]:
+    """A corpus, and how many tokens a step has of which so many steps are an epoch in one lane."""
+    for seed in range(100):
+        random, midi = np.random.default_rng(seed), folder / f"midi{seed}"
+        for i in range(8):
+            write_midi(midi / f"{i}.mid", [random_notes(random, 12 + 3 * i, beats=6 + i)])
+        encode_folder(midi, folder / f"corpus{seed}", fractions=(0.7, 0.3, 0))
+        corpus = open_corpus(folder / f"corpus{seed}")
+        tokens = int(np.diff(corpus.offsets)[corpus.songs_of("train")].sum())
+        if tokens % steps == 0 and len(corpus.songs_of("validation")):
+            return corpus.path, tokens // steps
+    raise AssertionError
 
-    assert train.train(config, corpus.path, tmp_path / "straight") == 0
-    stop_after(*stops)
-    locations, n_workers = ("disk", "device", "host", "disk"), (2, 0, 1, 0)
-    for stop, location, workers in zip([*stops, 24], locations, n_workers, strict=True):
-        here = changed(config, data__location=location, data__workers=workers)
-        assert train.train(here, corpus.path, tmp_path / "run") == (signal.SIGINT if stop < 24 else 0)
+
+def test_stopping_and_resuming_in_new_processes_gives_the_same_bits(small, tmp_path):
+    """Stopped in the middle of a song, at an epoch's end and in the middle of one; with other loaders each time."""
+    path, tokens = one_lane_of_whole_epochs(tmp_path, steps=5)
+    stops = (2, 10, 13)
+    lanes = data.Lanes(open_corpus(path), open_corpus(path).songs_of("train"), 1, seed=0)
+    song = lanes.read(0, 13 * tokens)["song"][0]
+    assert [int(end[0]) for end in lanes.ends[:3]] == [0, 5 * tokens, 10 * tokens]
+    assert [song[stop * tokens - 1] == song[stop * tokens] for stop in stops[:2]] == [True, False]
+    config = changed(small, train__steps=16, train__validate_every=5, train__save_every=100, data__transpose=2)
+    config = changed(config, data__lanes=1, data__segment=tokens, data__segments=1, memory__knn=4 * tokens)
+    write_config(tmp_path / "config.py", config)
+    (tmp_path / "stopped.py").write_text(STOPPED)
+    for stop, workers, location in zip((*stops, 16), (0, 2, 2, 0), ("disk", "device", "host", "disk"), strict=True):
+        sets = ["--set", f"data.workers={workers}", "--set", f"data.location={location}"]
+        command = [sys.executable, "stopped.py", "config.py", "--data", path, "--workdir", "run", *sets, str(stop)]
+        done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+        assert done.returncode == (128 + signal.SIGINT if stop < 16 else 0), done.stderr[-2000:]
         assert steps_of(tmp_path / "run")[0] == stop
-        if stop < 24:
-            # Lines after the checkpoint, of a machine that went away, are done again; a half-written one is dropped.
+        # Lines after the checkpoint, of a machine that went away, are done again; a half-written one is dropped.
+        if stop < 16:
             with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
-                file.write('{"step": 23, "loss": 0}\n{"step": 23, "lo')
+                file.write('{"step": 15, "loss": 0}\n{"step": 15, "lo')
+    assert train.train(config, path, tmp_path / "straight") == 0
     one, two = (checkpoint_of(tmp_path / name, config) for name in ("straight", "run"))
     assert equal(one.items, two.items)
     straight, stopped = lines_of(tmp_path / "straight"), lines_of(tmp_path / "run")
     validations = [[x for x in lines if "validation/nats_per_token" in x] for lines in (straight, stopped)]
+    assert len(validations[0]) == 4
     assert validations[0] == validations[1]
     starts = json.loads((tmp_path / "run" / "run.json").read_text())["starts"]
     assert [x["step"] for x in starts] == [0, *stops]
