@@ -23,7 +23,7 @@ test: $(VENV)/installed-dev $(VENV)/installed-demo
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
 
 bench: $(VENV)/installed-demo
 	$(BIN)/python -m midigen_jax.music21_corpus --out $(RUN)/midi

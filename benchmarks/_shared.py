@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from midigen_jax.cli import InputError
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -23,3 +25,11 @@ def save(name: str, result: dict[str, Any], *, otherwise: bool = False) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
     os.replace(temporary, path)
+
+
+def resident_megabytes() -> float:
+    """Peak of this process; what `getrusage` gives begins with that of the process which started it."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    raise InputError("the peak memory of a process is read from /proc, which Linux has")

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import _ours
@@ -23,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _ours import Ours, batches_of, circumstances
-from _shared import save
+from _shared import resident_megabytes, save
 
 from midigen_jax import cli, step, vocab
 from midigen_jax import config as cfg
@@ -88,14 +87,6 @@ def alone(side: str, config: cfg.Config, corpus: Corpus, steps: int) -> dict[str
 
             peak = torch.cuda.max_memory_allocated() / 2**20
     return {"first_step_seconds": first, "peak_megabytes": peak}
-
-
-def resident_megabytes() -> float:
-    """Peak of this process; what `getrusage` gives begins with that of the process which started it."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) / 1024
-    raise cli.InputError("the peak memory of a process is read from /proc, which Linux has")
 
 
 def compare(config: cfg.Config, corpus: Corpus, steps: int) -> dict[str, dict[str, float]]:

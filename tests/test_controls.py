@@ -126,7 +126,7 @@ def test_lengths():
 
 def test_music_may_end_by_itself(small):
     """A model that wants nothing but to end does so as soon as it may."""
-    graph, params = build(small)
+    _, params = build(small)
     params["output_bias"] = params["output_bias"].at[vocab.EOS].add(100)
     sampler = Sampler(small, params, Vocabulary())
     (take,) = sampler.continue_(bars=20, eos=True, min_bars=3)

@@ -82,5 +82,5 @@ def test_a_port_that_is_not_there_is_named(monkeypatch):
         raise ModuleNotFoundError("No module named 'rtmidi'")
 
     monkeypatch.setattr(mido, "get_output_names", no_backend)
-    with pytest.raises(InputError, match="no MIDI ports can be reached .*pip install python-rtmidi"):
+    with pytest.raises(InputError, match=r"no MIDI ports can be reached .*pip install python-rtmidi"):
         stream.open_port("C")
