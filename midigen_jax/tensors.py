@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import safetensors
-from safetensors.flax import save_file
+from safetensors.flax import save
 
 from .cli import InputError
 
@@ -19,7 +19,7 @@ def write_tensors(path: Path, arrays: dict[str, Any], kind: str, words: dict[str
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
     try:
-        save_file({name: jnp.asarray(x) for name, x in arrays.items()}, temporary, metadata)
+        temporary.write_bytes(save({name: jnp.asarray(x) for name, x in arrays.items()}, metadata))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
