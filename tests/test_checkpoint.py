@@ -1,12 +1,14 @@
 """Checkpoints: what was saved comes back to the bit or not at all."""
 
 import contextlib
+import gc
 import os
 import re
 import resource
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -156,6 +158,19 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(saved, tmp_pat
         checkpoints.close()
         shutil.rmtree(run)
     assert n_found > len(files) / 5
+
+
+def test_what_orbax_no_longer_waits_for_is_not_reported(saved):
+    """After a failure, whenever the garbage is collected: in another test the warning may be an error again."""
+
+    async def abandoned():
+        pass
+
+    checkpoint.open_run(saved).close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        abandoned()
+        gc.collect()
 
 
 def test_losses_on_other_songs_are_not_compared(tmp_path):
