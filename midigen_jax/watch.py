@@ -86,5 +86,7 @@ class Samples:
             (take,) = self.sampler.extend(self.prompt, length=Length(NEW_BARS), seed=step).finish()
             take.save(stem, title=f"{self.title} after {step:,} steps")
             log.picture(step, "sample", stem.with_suffix(".png"))
+        except InputError as error:  # it wrote no notes
+            tqdm.write(f"{stem}: no sample ({error}); the run goes on")
         except OSError as error:  # Numba, which keeps what it compiles, may meet a full disk too
             tqdm.write(f"{stem}: the sample could not be written ({error.strerror}); the run goes on")
