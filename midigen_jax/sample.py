@@ -94,6 +94,7 @@ def main() -> None:
     else:
         prompt = read_prompt("--prompt", args.prompt, sampler) if args.prompt else None
         name, num = args.prompt.stem if args.prompt else "invention", args.num or 4
+    heard = read_prompt("--heard", args.heard, sampler) if args.heard else None
     prompt_bars = args.prompt_bars or 8
     if args.prompt_seconds is not None and isinstance(prompt, Song):
         prompt_bars = bars_in(args.prompt_seconds, prompt)
@@ -102,13 +103,14 @@ def main() -> None:
             prompt,
             length=length,
             prompt_bars=prompt_bars,
-            heard=read_prompt("--heard", args.heard, sampler) if args.heard else None,
+            heard=heard,
             num=num,
             settings=settings,
             seed=args.seed,
         )
     except InputError as error:
-        raise InputError(f"{args.prompt or args.load_state}: {error}") from None
+        source = args.prompt or args.load_state
+        raise InputError(f"{source}: {error}" if source else str(error)) from None
     stems = [args.out / f"{name}-{i}" for i in range(1, len(playing.rows) + 1)]
     if args.stream or port:
         takes = stream.play(playing, stems if args.stream else [], port)

@@ -1,5 +1,6 @@
 """States that are kept, forked and exported."""
 
+import contextlib
 import subprocess
 import sys
 
@@ -9,11 +10,11 @@ import pytest
 from conftest import random_notes, write_midi
 from test_model import build, changed
 
-from midigen_jax import export
+from midigen_jax import cli, export, midi, sample
 from midigen_jax import held as held_state
 from midigen_jax.cli import InputError
 from midigen_jax.sampler import Sampler
-from midigen_jax.vocab import Vocabulary
+from midigen_jax.vocab import Scheme, Vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +143,59 @@ def test_the_package_loads_without_jax():
         [sys.executable, "-c", "import midigen_jax, sys; sys.exit('jax' in sys.modules)"], check=False
     )
     assert done.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def exported(small, sampler, tmp_path_factory):
+    path = tmp_path_factory.mktemp("exported") / "model.safetensors"
+    export.write(path, small, sampler.params, Vocabulary())
+    return path
+
+
+def command(monkeypatch, capsys, *arguments):
+    """What sample.py says."""
+    monkeypatch.setattr("sys.argv", ["sample.py", *map(str, arguments)])
+    with contextlib.suppress(SystemExit):
+        cli.run(sample.main)
+    return capsys.readouterr()
+
+
+def test_the_command_continues_holds_and_goes_on(exported, file, tmp_path, monkeypatch, capsys):
+    out, state = tmp_path / "out", tmp_path / "a.state"
+    common = (exported, "--out", out, "--bars", 3)
+    said = command(monkeypatch, capsys, *common, "--prompt", file, "--prompt-seconds", 5, "--num", 1).out
+    assert "3 bars, " in said
+    assert "at the bar line; longest stretch shared: " in said
+    command(monkeypatch, capsys, *common, "--prompt", file, "--num", 2, "--save-state", state)
+    said = command(monkeypatch, capsys, *common, "--load-state", state, "--num", 3, "--stream").out
+    assert said.count("3 bars, ") == 3
+    names = [f"prompt-{i}" for i in (1, 2)] + [f"a-{i}" for i in (1, 2, 3)]
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        f"{n}.{x}" for n in names for x in ("mid", "png", "wav")
+    )
+    one, two = (midi.read_song(out / f"a-{i}.mid", Scheme()) for i in (1, 3))
+    begins = one.bar_start(11)
+    assert np.array_equal(
+        *(song.notes[song.notes[:, 0] < begins][:, [0, 2]] for song in (one, two))
+    )  # the same song ...
+    assert not np.array_equal(one.notes, two.notes)  # ... and two ways on
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--instruments 3", "instruments: this model knows none; train one on a corpus encoded with --tracks multi"),
+        ("--top-k 999", "top-k 999: the vocabulary has 389 tokens; give fewer, or 0"),
+        ("--prompt nothing.mid", "--prompt nothing.mid: No such file or directory; give the path of a MIDI file"),
+        ("--heard nothing.mid", "--heard nothing.mid: No such file or directory"),
+        ("--load-state nothing", "nothing: no such file"),
+        ("--port nowhere", "--port nowhere: no "),
+        ("--data nothing", "nothing: no corpus"),
+    ],
+)
+def test_misuse_of_the_command_is_one_line(exported, monkeypatch, capsys, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    said = command(monkeypatch, capsys, exported, *arguments.split())
+    assert said.err.startswith(f"error: {message}")
+    assert len(said.err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
