@@ -17,16 +17,26 @@ class Copy(NamedTuple):
     song: int  # index of the song that has it; -1: none
 
 
-def steps_of(notes: np.ndarray, *, multi: bool = False) -> np.ndarray:
-    """From note to note, the steps that pass and the semitones: int64 [N - 1], the same in every key.
+def pitched(notes: np.ndarray, *, multi: bool = False) -> np.ndarray:
+    """The notes without the drums, by onset and from the top of each chord down.
 
     Args:
         notes: int [N, 5] of a `Song`.
-        multi: instruments are kept apart; then the drums are left out.
+        multi: instruments are kept apart; else all parts are pitched.
+
+    Raises:
+        ValueError: the notes have another shape.
     """
+    if notes.ndim != 2 or notes.shape[1] != 5:
+        raise ValueError(f"notes of shape {notes.shape}: give [N, 5], as a song has them")
     if multi:
         notes = notes[notes[:, 3] != vocab.DRUMS]
-    notes = notes[np.lexsort((-notes[:, 2], notes[:, 0]))].astype(np.int64)
+    return notes[np.lexsort((-notes[:, 2], notes[:, 0]))]
+
+
+def steps_of(notes: np.ndarray) -> np.ndarray:
+    """From note to note of `pitched`, the steps that pass and the semitones: int64 [N - 1], the same in every key."""
+    notes = notes.astype(np.int64)
     return np.diff(notes[:, 0]) * 256 + np.diff(notes[:, 2])
 
 
@@ -35,14 +45,19 @@ def longest_copy(notes: np.ndarray, others: Iterable[np.ndarray], *, multi: bool
 
     Args:
         notes: int [N, 5] of a `Song`, as are those of the others.
+        multi: instruments are kept apart; then the drums are left out.
+
+    Raises:
+        ValueError: notes have another shape.
     """
-    own = steps_of(notes, multi=multi)
-    best = Copy(int(len(notes) > 0), -1)  # a note alone is in every song
+    notes = pitched(notes, multi=multi)
+    own = steps_of(notes)
+    best = Copy(min(len(notes), 1), -1)  # a note alone is in every song
     if len(own) == 0:
         return best
     automaton = copies.build(own)
     for i, other in enumerate(others):
-        shared = int(copies.longest_shared(automaton, steps_of(other, multi=multi)))
+        shared = int(copies.longest_shared(automaton, steps_of(pitched(other, multi=multi))))
         if shared and shared + 1 > best.notes:
             best = Copy(shared + 1, i)
     return best

@@ -19,22 +19,23 @@ class Loop(NamedTuple):
 
 def bar_contents(song: Song) -> list[tuple]:
     """What each bar holds up to the last note's: its length and the set of (onset within it, pitch)."""
-    lines = song.bar_lines(song.n_steps)
     if len(song.notes) == 0:
         return []
+    # As far as the last meter, so that every bar's end is known: a later meter may cut the last note's bar short.
+    lines = song.bar_lines(max(song.n_steps, int(song.bars[-1, 0])))
+    lengths = np.diff([*lines, lines[-1] + song.bars[-1, 1]]).tolist()
     lines = lines[lines <= song.notes[-1, 0]]
     which = np.searchsorted(lines, song.notes[:, 0], side="right") - 1
     bars: list[set] = [set() for _ in lines]
     for bar, onset, pitch in zip(which.tolist(), song.notes[:, 0].tolist(), song.notes[:, 2].tolist(), strict=True):
         bars[bar].add((onset - int(lines[bar]), pitch))
-    lengths = np.diff([*lines, lines[-1] + song.bars[-1, 1]]).tolist()
-    return [(length, frozenset(bar)) for length, bar in zip(lengths, bars, strict=True)]
+    return [(length, frozenset(bar)) for length, bar in zip(lengths[: len(lines)], bars, strict=True)]
 
 
 def find_loops(song: Song, *, first_step: int = 0) -> list[Loop]:
     """Passages of more than 8 bars, each the same as the one before or as 2, 3 or 4 bars before.
 
-    The shortest period counts, and no bar counts twice.
+    The shortest period counts. Where one loop turns into another, the few bars that fit both belong to both.
 
     Args:
         first_step: bars that begin before are left out.
@@ -50,7 +51,7 @@ def find_loops(song: Song, *, first_step: int = 0) -> list[Loop]:
             length = bar - begins
             if length > max(MOST_BARS, period):
                 loop = Loop(begins, length, period)
-                if not any(begins < other.bar + other.bars and other.bar < bar for other in loops):
+                if not any(other.bar <= begins and bar <= other.bar + other.bars for other in loops):
                     loops.append(loop)
             begins = bar + 1 - period
     return sorted(loops)

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,6 +42,19 @@ def test_drums_are_left_out():
     drums = song((8, 36), (16, 38))
     drums[:, 3] = vocab.DRUMS
     assert longest_copy(song(*TUNE), [np.concatenate([song(*TUNE), drums])], multi=True).notes == 6
+    assert longest_copy(drums, [drums], multi=True) == Copy(0, -1)
+    assert longest_copy(drums, [drums]).notes == 2  # where parts are tracks, not instruments
+
+
+def test_the_notes_of_a_chord_come_from_the_top_down():
+    chord = song((0, 60), (0, 64), (0, 67))
+    assert longest_copy(chord, [chord[[1, 0, 2]]]) == Copy(3, 0)
+
+
+def test_notes_of_another_shape_are_refused():
+    for notes, others in ((np.zeros((3, 4), int), []), (song(*TUNE), [np.zeros(5, int)])):
+        with pytest.raises(ValueError, match="give"):
+            longest_copy(notes, others)
 
 
 def test_training_songs_are_those_as_they_were_written(corpus):
@@ -48,6 +62,11 @@ def test_training_songs_are_those_as_they_were_written(corpus):
     assert songs.tolist() == corpus.songs_of("train").tolist()
     first = next(notes)
     assert longest_copy(first[10:30], [first]).notes == 20
+    transposed = np.zeros_like(corpus.semitones)
+    transposed[songs[1]] = 5
+    kept, notes = copies.training_notes(corpus._replace(semitones=transposed))
+    assert kept.tolist() == np.delete(songs, 1).tolist()
+    assert len(list(notes)) == len(kept)
 
 
 @given(st.lists(st.integers(0, 2), max_size=40), st.lists(st.integers(0, 2), max_size=40))

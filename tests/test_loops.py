@@ -36,10 +36,19 @@ def test_the_shortest_period_counts_once_and_two_loops_are_two():
     assert find_loops(song_of([*[1] * 12, 7, *[2, 3] * 6])) == [Loop(0, 12, 1), Loop(13, 12, 2)]
 
 
+def test_a_loop_that_turns_into_another_is_one_of_two():
+    assert find_loops(song_of([*[1, 2] * 6, *[1] * 9])) == [Loop(0, 13, 2), Loop(12, 9, 1)]
+    assert find_loops(song_of([*[1] * 11, *[2, 3, 1] * 4])) == [Loop(0, 11, 1), Loop(10, 13, 3)]
+
+
 def test_bars_of_another_length_and_notes_of_another_onset_are_others():
     song = song_of([1] * 9)
     changed = song._replace(bars=np.array([[0, 32, 0], [6 * 32, 16, 6]]))
     assert find_loops(changed) == []
+    after = song._replace(bars=np.array([[0, 32, 0], [9 * 32, 24, 9]]))  # behind the last note
+    assert find_loops(after) == [Loop(0, 9, 1)]
+    cut_short = song._replace(bars=np.array([[0, 32, 0], [9 * 32 - 8, 32, 9]]))
+    assert find_loops(cut_short) == []
     moved = song.notes.copy()
     moved[12, 0] += 1
     assert find_loops(song._replace(notes=moved)) == []
