@@ -219,6 +219,8 @@ def main() -> None:
         for side, row in sides.items():
             figures = (row["tokens_per_second"], row["milliseconds_per_token"], row["peak_megabytes"])
             print(f"{side:32}{figures[0]:>10,.0f}{figures[1]:>12.2f}{figures[2]:>10,.0f}", flush=True)
+    name = f"sample-{args.run.name if args.run else args.config.stem}-{jax.default_backend()}"
+    save(name, result)
     result["lengths"] = by_length(sampler, args.lengths, args.slices)
     for n, row in result["lengths"].items():
         filled_slots, milliseconds = row["slots_filled"], row["milliseconds_per_token"]
@@ -229,8 +231,7 @@ def main() -> None:
         result["music"] = {str(rows): music(sampler, rows, 64) for rows in args.rows}
         for rows, row in result["music"].items():
             print(f"{rows} rows: {row['music_seconds_per_second']:,.0f} s of music a second")
-    name = args.run.name if args.run else args.config.stem
-    save(f"sample-{name}-{jax.default_backend()}", result)
+    save(name, result)
 
 
 if __name__ == "__main__":
