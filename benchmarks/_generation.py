@@ -1,102 +1,153 @@
 """Three PyTorch generators of the same size as our model, for the speed of sampling.
 
-MIDIGen        the baseline's model and way: the whole window is run again for every token; one song; both memories.
-x-transformers its cache of keys and values; T5's relative position bias; no memory beyond the window.
-GPT-2          Hugging Face's, with its cache and positions learned; no memory beyond the window.
+MIDIGen         the baseline's model and way: the whole window is run again for every token; one song; both memories.
+x-transformers  its cache of keys and values, T5's relative position bias; no memory beyond the window.
+GPT-2           Hugging Face's, with its cache and learned positions; no memory beyond the window.
+
+All read a prompt, and then draw tokens, as many as are asked for and as often as is asked.
 
 What was set so that the comparison is fair:
 
-- Layers, width, heads, feed-forward width and vocabulary are those given; all run eagerly in float32.
+- Layers, width, heads, feed-forward width and vocabulary are those given. All run eagerly in float32, in inference
+  mode, without dropout, on as many threads as PyTorch has been given.
 - The window of x-transformers and GPT-2 is as long as our XL memory and segment together.
-- All draw with temperature 0.9 and top-p 0.95, by x-transformers' filter. GPT-2 and x-transformers go without
-  embeddings of bar and step, without a grammar, and without `generate` around them, which would cost more.
+- All draw with temperature 0.9 and top-p 0.95, each library by its own functions.
+
+What was set in their favour:
+
+- x-transformers and GPT-2 run in a loop of their own here, with the libraries' forward pass and cache. Their `generate`
+  does more for each token: x-transformers' embeds the whole window, Hugging Face's looks after masks and ends.
+- They go without embeddings of bar and step, and no grammar is looked after in any.
+- GPT-2 attends by PyTorch's fused attention, and its GELU (by tanh) is PyTorch's, the same function as its own and
+  faster; its output layer reads the last token alone.
+- MIDIGen's window begins anew when it is full, so that it is half full on average. Its author's slides (`slides`).
 
 What was left, because it is their way:
 
-- x-transformers drops the oldest key when its window is full, as its own `generate` does.
-- GPT-2 knows no position beyond its window; when that is full, the newer half is read again. Few users would do better.
+- x-transformers' fused attention takes no T5 bias, so it is off, and the bias is computed anew for every token.
+- When its window is full, x-transformers drops the oldest key, as its own `generate` does.
+- Both caches are copied for every token: keys and values are concatenated.
+- GPT-2 knows no position beyond its window; when that is full, its newer half is read again. Of tokens drawn one after
+  the other, one in half a window costs as much as that: a median does not see it, a mean does.
+- x-transformers filters before it divides by the temperature, Hugging Face after.
 """
+
+import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
-from _midigen import BARS, Memory, MIDIGen, Sizes
+from _midigen import BARS, LaneMemory, Memory, MIDIGen, Sizes
 from _peers import _need
 from torch import Tensor
 
 TEMPERATURE, TOP_P = 0.9, 0.95
 
 
-def draw(logits: Tensor) -> Tensor:
-    """The next token of every row: [B, V] -> [B, 1]."""
-    top_p = _need("x_transformers.autoregressive_wrapper", "pip install x-transformers").top_p
-    return torch.multinomial(torch.softmax(top_p(logits, thres=TOP_P) / TEMPERATURE, -1), 1)
+class _Part:
+    """A lane's kNN memory that takes only the last `n` of the entries added, none for 0."""
 
-
-class _Peek:
-    """A lane's kNN memory that is searched but not written, while its window is not complete."""
-
-    def __init__(self, lane):  # type: ignore[no-untyped-def]
-        self.search, self.top_k = lane.search, lane.top_k
+    def __init__(self, lane: LaneMemory, n: int):
+        self.lane, self.n, self.top_k, self.search = lane, n, lane.top_k, lane.search
 
     def add(self, keys: np.ndarray, values: np.ndarray) -> None:
-        pass
+        if self.n:
+            self.lane.add(keys[-self.n :], values[-self.n :])
 
 
 class MIDIGenGenerator:
-    """One song; `tokens` [1, n] is the window so far."""
+    """MIDIGen's model with XL and kNN memory; of one song, as its author has it.
 
-    def __init__(self, sizes: Sizes, rows: int, *, device: torch.device | str = "cpu", seed: int = 0):
+    For every token the window, up to T - 1 tokens, is run again, and a search made for each of them.
+    """
+
+    def __init__(
+        self, sizes: Sizes, rows: int, *, slides: bool = False, device: torch.device | str = "cpu", seed: int = 0
+    ):
+        """
+        Args:
+            slides: as its author has it: the window is the last T - 1 tokens, XL memory that of one token before, and
+                each token enters the index when it is the last. Else the window grows; as it is full, it enters both
+                memories, as in training, and a new one begins.
+        """
         if rows != 1:
-            raise ValueError("MIDIGen generates one song at a time")
+            raise ValueError(f"rows={rows}: MIDIGen generates one song at a time")
         torch.manual_seed(seed)
-        self.sizes = sizes
-        self.model = MIDIGen(sizes).to(device).eval()
-        self.memory = Memory(sizes, device)
-        self.tokens = np.zeros((1, 0), np.int32)
+        self.sizes, self.slides = dataclasses.replace(sizes, lanes=1), slides
+        self.model = MIDIGen(self.sizes).to(device).eval()
+        self.memory = Memory(self.sizes, device)
+        self.memory.turn_to(np.zeros(1, int))
+        self.window = np.zeros((1, 0), np.int32)
+        self.begin = 0  # the window's first token in the song
 
     @torch.inference_mode()
     def prompt(self, tokens: np.ndarray) -> None:
-        """Reads tokens [1, n]."""
-        for token in tokens.T:
-            self._append(token[:, None])
-
-    def _append(self, token: np.ndarray) -> None:
-        if self.tokens.shape[1] == self.sizes.segment:
+        """Reads tokens [1, n], n > 0; the last of them, up to T - 1, are the window."""
+        length = self.sizes.segment
+        whole = (tokens.shape[1] - 1) // length * length
+        for i in range(0, whole, length):
+            self.window, self.begin = tokens[:, i : i + length], i
             self._run(self.memory)
-            self.tokens = self.tokens[:, :0]
-        self.tokens = np.concatenate([self.tokens, token], 1)
-
-    def _run(self, memory: Memory) -> Tensor:
-        """Logits of the window's last token. It is padded to its full length, as it is in training."""
-        n = self.tokens.shape[1]
-        window = np.pad(self.tokens, ((0, 0), (0, self.sizes.segment - n)))
-        place = np.arange(self.sizes.segment, dtype=np.int32)[None]
-        batch = {"tokens": window, "step": place, "bar": place % BARS, "song": np.zeros_like(window)}
-        return self.model(batch, memory)[:, n - 1]
+        self.window, self.begin = tokens[:, whole:], whole
+        if self.slides and whole:
+            self.window, self.begin = tokens[:, -length:], tokens.shape[1] - length
 
     @torch.inference_mode()
     def generate(self, n: int) -> np.ndarray:
         """Draws n tokens: [1, n]."""
-        drawn = []
-        for _ in range(n):
-            peek = Memory.__new__(Memory)
-            peek.xl, peek.knn, peek.song = list(self.memory.xl), [_Peek(x) for x in self.memory.knn], np.zeros(1, int)
-            self.memory.turn_to(peek.song)
-            token = draw(self._run(peek)).cpu().numpy().astype(np.int32)
-            self._append(token)
-            drawn.append(token)
+        drawn = [self._next() for _ in range(n)]
         return np.concatenate(drawn, 1)
+
+    def _next(self) -> np.ndarray:
+        full = self.window.shape[1] == self.sizes.segment
+        if self.slides:
+            logits = self._run(self._memory_with(1))
+        else:
+            logits = self._run(self.memory if full else self._memory_with(0))
+        probabilities = _nucleus(torch.softmax(logits / TEMPERATURE, -1))
+        token = torch.multinomial(probabilities, 1).cpu().numpy().astype(np.int32)
+        if full:
+            dropped = 1 if self.slides else self.sizes.segment
+            self.window, self.begin = self.window[:, dropped:], self.begin + dropped
+        self.window = np.concatenate([self.window, token], 1)
+        return token
+
+    def _memory_with(self, n: int) -> Memory:
+        """The same memory, where the index takes the window's last n tokens; for 0, XL memory takes none either."""
+        view = Memory.__new__(Memory)
+        view.xl = self.memory.xl if n else list(self.memory.xl)
+        view.knn, view.song = [_Part(lane, n) for lane in self.memory.knn], self.memory.song
+        return view
+
+    def _run(self, memory: Memory) -> Tensor:
+        """Logits [1, V] of the window's last token. Its places in the song are made up: they cost no time."""
+        place = self.begin + np.arange(self.window.shape[1], dtype=np.int32)[None]
+        batch = {"tokens": self.window, "step": place, "bar": place % BARS, "song": np.zeros_like(place)}
+        return self.model.logits(self.model.read(batch, memory)[:, -1])
+
+
+def _nucleus(probabilities: Tensor) -> Tensor:
+    """The likeliest of [B, V] that together have TOP_P, and zeros: [B, V], not normalised."""
+    likeliest, ids = probabilities.sort(descending=True)
+    likeliest = likeliest.masked_fill(likeliest.cumsum(-1) - likeliest > TOP_P, 0)
+    return torch.zeros_like(likeliest).scatter(-1, ids, likeliest)
 
 
 class XTransformersGenerator:
+    """x-transformers' decoder with its cache, the way of its `AutoregressiveWrapper.generate`.
+
+    The cache holds at most `window` - 1 tokens and slides: keys and values of the tokens that stay were computed when
+    the tokens before them were there, so that a full cache knows more than its window read afresh.
+    """
+
     def __init__(self, sizes: Sizes, rows: int, *, window: int, device: torch.device | str = "cpu", seed: int = 0):
         library = _need("x_transformers", "pip install x-transformers")
+        self.top_p = _need("x_transformers.autoregressive_wrapper", "pip install x-transformers").top_p
         torch.manual_seed(seed)
-        self.window, self.device = window, torch.device(device)
-        self.model = library.TransformerWrapper(
+        self.rows, self.window, self.device = rows, window, torch.device(device)
+        model = library.TransformerWrapper(
             num_tokens=sizes.vocabulary,
             max_seq_len=window,
-            use_abs_pos_emb=False,
             attn_layers=library.Decoder(
                 dim=sizes.width,
                 depth=sizes.layers,
@@ -106,39 +157,49 @@ class XTransformersGenerator:
                 rel_pos_bias=True,
             ),
         )
-        self.model = self.model.to(self.device).eval()
-        self.tokens = torch.zeros((rows, 0), dtype=torch.long, device=self.device)
-        self.cache = None
+        self.model = model.to(self.device).eval()
+        self.last = torch.zeros((rows, 0), dtype=torch.long, device=self.device)  # heard, but not yet read
+        self.cache: Any = None
 
     @torch.inference_mode()
     def prompt(self, tokens: np.ndarray) -> None:
-        """Reads tokens [B, n]; the last is read when the next is drawn."""
-        self.tokens = torch.from_numpy(tokens).to(self.device, torch.long)
-        if tokens.shape[1] > 1:
-            _, self.cache = self.model(self.tokens[:, :-1][:, -self.window :], return_intermediates=True)
+        """Reads tokens [B, n], n > 0, of which the last `window` count."""
+        heard = _heard(tokens, self.rows, self.window, self.device)
+        self.cache, self.last = None, heard[:, -1:]
+        if heard.shape[1] > 1:
+            self._read(heard[:, :-1])
 
     @torch.inference_mode()
     def generate(self, n: int) -> np.ndarray:
         """Draws n tokens a row: [B, n]."""
         drawn = []
         for _ in range(n):
-            if self.cache is not None:
-                for layer in self.cache.attn_intermediates:
-                    if layer.layer_type == "a":
-                        layer.cached_kv = [x[..., -(self.window - 1) :, :] for x in layer.cached_kv]
-            x = self.tokens[:, -self.window :]
-            logits, self.cache = self.model(x, return_intermediates=True, cache=self.cache)
-            token = draw(logits[:, -1])
-            self.tokens = torch.cat([x, token], 1)
-            drawn.append(token)
+            likely = self.top_p(self._read(self.last), thres=TOP_P)
+            self.last = torch.multinomial(torch.softmax(likely / TEMPERATURE, -1), 1)
+            drawn.append(self.last)
         return torch.cat(drawn, 1).cpu().numpy()
+
+    def _read(self, tokens: Tensor) -> Tensor:
+        """Logits [B, V] after tokens [B, n], which come after those of the cache; with a cache, n is 1."""
+        if self.cache is not None:
+            for layer in self.cache.attn_intermediates:
+                if layer.layer_type == "a" and layer.cached_kv[0].shape[-2] >= self.window:
+                    layer.cached_kv = [x[..., 1 - self.window :, :] for x in layer.cached_kv]
+        # Only the new token: without absolute positions, the library looks at no other.
+        logits, self.cache = self.model(tokens, cache=self.cache, return_intermediates=True)
+        return logits[:, -1]
 
 
 class GPT2Generator:
+    """Hugging Face's GPT-2 with its DynamicCache."""
+
     def __init__(self, sizes: Sizes, rows: int, *, window: int, device: torch.device | str = "cpu", seed: int = 0):
+        # It fails where the repository's root is on the path: it takes the folder `kernels` for a package it can use.
         library = _need("transformers", "pip install transformers")
         torch.manual_seed(seed)
-        self.window, self.device, self.library = window, torch.device(device), library
+        self.rows, self.window, self.device = rows, window, torch.device(device)
+        self.make_cache = library.DynamicCache
+        self.warpers = (library.TemperatureLogitsWarper(TEMPERATURE), library.TopPLogitsWarper(TOP_P))
         config = library.GPT2Config(
             vocab_size=sizes.vocabulary,
             n_positions=window,
@@ -146,21 +207,19 @@ class GPT2Generator:
             n_layer=sizes.layers,
             n_head=sizes.heads,
             n_inner=sizes.ff_width,
+            activation_function="gelu_pytorch_tanh",
+            attn_implementation="sdpa",
+            bos_token_id=None,
+            eos_token_id=None,
         )
         self.model = library.GPT2LMHeadModel(config).to(self.device).eval()
-        self.tokens = torch.zeros((rows, 0), dtype=torch.long, device=self.device)
-        self.cache = library.DynamicCache()
+        self.tokens = torch.zeros((rows, 0), dtype=torch.long, device=self.device)  # the window; the last is not read
+        self.cache: Any = None
 
     @torch.inference_mode()
     def prompt(self, tokens: np.ndarray) -> None:
-        """Reads tokens [B, n]; the last is read when the next is drawn."""
-        self.tokens = torch.from_numpy(tokens).to(self.device, torch.long)[:, -self.window :]
-        self._begin()
-
-    def _begin(self) -> None:
-        self.cache = self.library.DynamicCache()
-        if self.tokens.shape[1] > 1:
-            self.model(self.tokens[:, :-1], past_key_values=self.cache, use_cache=True)
+        """Reads tokens [B, n], n > 0, of which the last `window` count."""
+        self._begin(_heard(tokens, self.rows, self.window, self.device))
 
     @torch.inference_mode()
     def generate(self, n: int) -> np.ndarray:
@@ -168,10 +227,28 @@ class GPT2Generator:
         drawn = []
         for _ in range(n):
             if self.tokens.shape[1] > self.window:
-                self.tokens = self.tokens[:, -self.window // 2 :]
-                self._begin()
-            logits = self.model(self.tokens[:, -1:], past_key_values=self.cache, use_cache=True).logits
-            token = draw(logits[:, -1])
+                self._begin(self.tokens[:, -(self.window // 2) :])
+            logits = self._read(self.tokens[:, -1:])
+            for warper in self.warpers:
+                logits = warper(self.tokens, logits)
+            token = torch.multinomial(torch.softmax(logits, -1), 1)
             self.tokens = torch.cat([self.tokens, token], 1)
             drawn.append(token)
         return torch.cat(drawn, 1).cpu().numpy()
+
+    def _begin(self, tokens: Tensor) -> None:
+        self.tokens, self.cache = tokens, self.make_cache()
+        if tokens.shape[1] > 1:
+            self._read(tokens[:, :-1])
+
+    def _read(self, tokens: Tensor) -> Tensor:
+        """Logits [B, V] after tokens [B, n], which come after those of the cache."""
+        # The cache's name has changed from version to version, its place has not.
+        return self.model(tokens, self.cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+
+
+def _heard(tokens: np.ndarray, rows: int, window: int, device: torch.device) -> Tensor:
+    """The last tokens of a prompt [B, n], as many as the window holds."""
+    if len(tokens) != rows:
+        raise ValueError(f"a prompt of {len(tokens)} rows for a generator of {rows}")
+    return torch.from_numpy(tokens[:, -window:]).to(device, torch.long)

@@ -257,15 +257,20 @@ class MIDIGen(nn.Module):
 
     def forward(self, batch: Batch, memory: Memory) -> Tensor:
         """Logits [B, T, V] of the next tokens. The memories of lanes that begin a song are emptied, all are updated."""
+        return self.logits(self.read(batch, memory))
+
+    def read(self, batch: Batch, memory: Memory) -> Tensor:
+        """What the logits are made of, [B, T, D]. The segment may be shorter than those of training."""
         memory.turn_to(batch["song"][:, 0])
         tokens, step, bar = (self.tensor(batch[name]) for name in ("tokens", "step", "bar"))
         x = self.token(tokens) + self.step(step % STEPS) + self.bar(bar % BARS)
         length = tokens.shape[1]
-        xl_bias, knn_bias = (bias(length, 2 * length) for bias in (self.xl_bias, self.knn_bias))
+        keys = memory.xl[0][0].shape[1] + length
+        xl_bias, knn_bias = (bias(length, keys) for bias in (self.xl_bias, self.knn_bias))
         for i, block in enumerate(self.blocks):
             bias = knn_bias if i == self.sizes.knn_layer else xl_bias
             x, memory.xl[i] = block(x, bias, memory.xl[i], memory.knn)
-        return self.logits(self.norm(x))
+        return self.norm(x)
 
     def tensor(self, x: np.ndarray) -> Tensor:
         return torch.from_numpy(x).to(self.logits.weight.device, torch.long)
