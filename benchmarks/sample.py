@@ -109,7 +109,7 @@ def start(side: str, sampler: Sampler, rows: int) -> Any:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     window = config.memory.xl + config.data.segment
     if side == BASELINE:
-        contestant: Any = _generation.MIDIGenGenerator(sizes, rows, device=device)
+        contestant: Any = _generation.MIDIGenGenerator(sizes, rows, slides=True, device=device)
     elif side == PEER:
         contestant = _generation.XTransformersGenerator(sizes, rows, window=window, device=device)
     else:
