@@ -140,7 +140,7 @@ def choose_device(name: str | None) -> None:
     """
     if name is None:
         return
-    platform, before = {"gpu": "cuda"}.get(name, name), jax.config.read("jax_platforms")
+    platform, before = {"gpu": "cuda"}.get(name, name), jax.config.jax_platforms  # type: ignore[attr-defined]
     jax.config.update("jax_platforms", platform)
     try:
         jax.devices(platform)
