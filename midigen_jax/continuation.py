@@ -7,13 +7,13 @@ from pathlib import Path
 from . import held as holding
 from . import render, vocab
 from .cli import InputError
+from .cursor import NEVER
 from .held import Held
 from .midi import write_song
 from .song import Song
 from .vocab import Vocabulary
 
 DEFAULT_BARS = 16
-NEVER_ENDS = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Length:
         least = song.bar_start(bar + (self.min_bars or 0))
         if self.min_seconds:
             least = max(least, song.step_at(time + self.min_seconds))
-        return (least if self.eos else NEVER_ENDS), end
+        return (least if self.eos else NEVER), end
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 from . import cli, model
 from . import config as cfg
 from .cli import InputError
-from .tensors import read_tensors, write_tensors
+from .tensors import by_path, read_tensors, write_tensors
 from .vocab import Vocabulary
 
 FORMAT_VERSION = 1
@@ -23,13 +23,12 @@ KIND = "midigen_jax model"
 
 
 def write(path: Path, config: cfg.Config, params: dict, vocabulary: Vocabulary) -> None:
-    arrays = {jax.tree_util.keystr(k, simple=True, separator="/"): x for k, x in jax.tree.leaves_with_path(params)}
     words = {
         "format_version": FORMAT_VERSION,
         "config": cfg.flatten(config),
         "vocabulary": vocabulary.to_json(),
     }
-    write_tensors(path, arrays, KIND, words)
+    write_tensors(path, by_path(params), KIND, words)
 
 
 def read(path: Path) -> tuple[cfg.Config, dict, Vocabulary]:
@@ -46,8 +45,7 @@ def read(path: Path) -> tuple[cfg.Config, dict, Vocabulary]:
         raise InputError(f"{damaged} ({error})") from None
     shapes: Any = jax.eval_shape(lambda: model.init_params(config, vocabulary, seed=0)[1])
     params = {}
-    for key, shape in jax.tree.leaves_with_path(shapes):
-        name = jax.tree_util.keystr(key, simple=True, separator="/")
+    for name, shape in by_path(shapes).items():
         if name not in arrays or arrays[name].shape != shape.shape or arrays[name].dtype != shape.dtype:
             raise InputError(f"{damaged} ({name} is missing or has another shape)")
         params[name] = arrays[name]
@@ -67,10 +65,8 @@ def main() -> None:
     sampler = Sampler.from_run(args.run, best=args.best)
     write(args.file, sampler.config, jax.tree.map(np.asarray, sampler.params), sampler.vocabulary)
     n_params = sum(x.size for x in jax.tree.leaves(sampler.params))
-    print(
-        f"{args.file}: {n_params / 1e6:.1f} M parameters, {args.file.stat().st_size / 1e6:.1f} MB; it goes on with any"
-    )
-    print(f"song: python sample.py {args.file} --prompt FILE.mid")
+    print(f"{args.file}: {n_params / 1e6:.1f} M parameters, {args.file.stat().st_size / 1e6:.1f} MB")
+    print(f"continue a song with python sample.py {args.file} --prompt FILE.mid")
 
 
 if __name__ == "__main__":

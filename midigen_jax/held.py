@@ -17,7 +17,7 @@ from .cache import Cache
 from .cli import InputError
 from .cursor import Cursor
 from .song import Song, notes_of
-from .tensors import read_tensors, write_tensors
+from .tensors import by_path, read_tensors, write_tensors
 from .vocab import Scheme, Vocabulary
 
 FORMAT_VERSION = 1
@@ -64,15 +64,10 @@ class Held(NamedTuple):
         return self._replace(state=State(cache, cursor), rows=[self.rows[row] for row in rows])
 
 
-def _by_path(state: Any) -> dict[str, Any]:
-    leaves = jax.tree.leaves_with_path(state)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
-
-
 def fingerprint(params: Any) -> str:
     """A few letters that are the same for the same parameters."""
     digest = hashlib.blake2b(digest_size=8)
-    for path, x in sorted(_by_path(params).items()):
+    for path, x in sorted(by_path(params).items()):
         digest.update(path.encode())
         digest.update(np.ascontiguousarray(x).data)
     return digest.hexdigest()
@@ -80,7 +75,7 @@ def fingerprint(params: Any) -> str:
 
 def save(path: Path, held: Held) -> None:
     """Writes a state that `load` gives back to the bit."""
-    arrays = _by_path(held.state)
+    arrays = by_path(held.state)
     for i, row in enumerate(held.rows):
         arrays |= {f"rows/{i}/tokens": row.tokens.astype(np.int32)}
         arrays |= {f"rows/{i}/{name}": np.asarray(getattr(row.song, name), np.int32) for name in _TABLES}
@@ -107,7 +102,7 @@ def load(path: Path, abstract: Any, fingerprint: str, scheme: Scheme) -> Held:
     if words.get("model") != fingerprint:
         raise InputError(other)
     shapes = abstract(len(words["rows"]))
-    paths = _by_path(shapes)
+    paths = by_path(shapes)
     if any(name not in arrays or arrays[name].shape != x.shape for name, x in paths.items()):
         raise InputError(other)
     state = jax.tree.unflatten(jax.tree.structure(shapes), [arrays[name] for name in paths])

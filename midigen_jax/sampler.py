@@ -184,9 +184,8 @@ class Sampler:
 
     def _tokens(self, prompt: Prompt) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
         """Tokens, bars and steps of what was heard before, and of the prompt, without its eos."""
-        empty = tuple(x[:0] for x in tokens_of(prompt.song, self.vocabulary))
-        before = tokens_of(prompt.heard, self.vocabulary) if prompt.heard else empty
         own = tuple(x[:-1] for x in tokens_of(prompt.song, self.vocabulary))
+        before = tokens_of(prompt.heard, self.vocabulary) if prompt.heard else tuple(x[:0] for x in own)
         if (length := len(before[0]) + len(own[0])) > MOST_READ:
             raise InputError(f"the prompt has {length:,} tokens, and at most {MOST_READ:,} are read; give fewer bars")
         return before, own

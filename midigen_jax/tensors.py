@@ -13,6 +13,12 @@ from safetensors.flax import save
 from .cli import InputError
 
 
+def by_path(tree: Any) -> dict[str, Any]:
+    """The arrays of a tree by their paths, in its order."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
+
+
 def write_tensors(path: Path, arrays: dict[str, Any], kind: str, words: dict[str, Any]) -> None:
     """Arrays and words of JSON, whole or not at all."""
     metadata = {"kind": kind, "words": json.dumps(words)}
