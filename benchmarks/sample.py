@@ -39,7 +39,8 @@ from midigen_jax.train import get_corpus
 EMPTY, FULL = "this project, ring empty", "this project, ring full"
 BASELINE, PEER, GPT2 = "MIDIGen (PyTorch)", "x-transformers", "GPT-2 (Hugging Face)"
 SIDES = (EMPTY, FULL, BASELINE, PEER, GPT2)
-SLICE = 2 * CHUNK  # tokens a row between two looks at the clock; the baseline, which is slow, draws 8
+SLICE = 4 * CHUNK  # tokens a row between two looks at the clock; the baseline, which is slow, draws 8
+PAUSE = 0.5  # seconds before a slice: OpenMP's threads, PyTorch's and Faiss's, spin for a while when their work is done
 
 
 class Ours:
@@ -56,7 +57,7 @@ class Ours:
     def generate(self, n: int) -> None:
         for _ in range(n // CHUNK):
             self.state, drawn = self.sampler._sample(
-                self.sampler.params, self.state, self.timeline, self.keys, self.rules
+                self.sampler.params, self.state, self.timeline, self.keys, self.rules, CHUNK
             )
         jax.block_until_ready(drawn)
 
@@ -129,6 +130,7 @@ def compare(sampler: Sampler, rows: int, slices: int) -> dict[str, dict[str, flo
             print(f"{side}, {rows} rows: left out ({error})")
     for i, (side, contestant) in itertools.product(range(-1, slices), contestants.items()):
         n = 8 if side == BASELINE else SLICE
+        time.sleep(PAUSE)
         begin = time.perf_counter()
         contestant.generate(n)
         if i >= 0:
@@ -148,6 +150,7 @@ def by_length(sampler: Sampler, lengths: list[int], slices: int) -> dict[str, di
         contestants[len(held.rows[0].tokens)] = (Ours(sampler, held.state, held), heard)
     times: dict[int, list[float]] = {n: [] for n in contestants}
     for i, (n, (contestant, _)) in itertools.product(range(-1, slices), contestants.items()):
+        time.sleep(PAUSE)
         begin = time.perf_counter()
         contestant.generate(SLICE)
         if i >= 0:
@@ -162,6 +165,7 @@ def first_note(sampler: Sampler, tokens: int, times: int) -> float:
     """Seconds from a prompt of so many tokens to its first new notes, in a process that is warm; the median."""
     seconds = []
     for i in range(times + 1):
+        time.sleep(PAUSE)
         begin = time.perf_counter()
         held = sampler.begin([random_prompt(sampler, tokens)])
         playing = sampler.play(held, [held.rows[0].end + 16 * 32], seed=i)

@@ -34,6 +34,7 @@ from .step import init_state
 from .vocab import Vocabulary
 
 CHUNK = 32  # tokens a row that are sampled between two looks at the host
+FIRST_CHUNK = 8  # fewer, so that the first notes come sooner
 MOST_READ = 1 << 20  # tokens that a row may begin with
 DEFAULTS = Controls()
 
@@ -52,6 +53,7 @@ class Sampler:
         self._roll = jax.jit(
             lambda window, knn: mem.roll(window, knn, config.data.segment, config.memory.knn_layer - 1)
         )
+        self._choose = jax.jit(choose)
         self._from_segments = jax.jit(caches.from_segments, static_argnames="config")
         self._sample = jax.jit(self._sample_chunk, donate_argnames="state")
         self._catch_up = jax.jit(caches.catch_up)
@@ -141,17 +143,17 @@ class Sampler:
             for rows in zip(*songs, strict=True)
         ]
         arrays.append(np.where(np.arange(length) < n_read[:, None], 0, mem.NO_SONG).astype(np.int32))
-        memory, ended = mem.init_memory(self.config, len(songs)), []
+        memory, ended = mem.init_memory(self.config, len(songs)), None
         for i in range(last.max() + 1):
             here = slice(i * segment, (i + 1) * segment)
             output = self._read(self.params, memory, *(x[:, here] for x in arrays))
-            rows = np.flatnonzero(last == i)
-            if len(rows):
-                ended.append((rows, jax.tree.map(lambda x, rows=rows: x[rows], (output.window, output.knn))))
+            tapes = (output.window, output.knn)
+            if (last == i).any():
+                ended = tapes if ended is None else self._choose(last == i, tapes, ended)
             if i < last.max():
-                memory = self._roll(output.window, output.knn)
-        order = np.argsort(np.concatenate([rows for rows, _ in ended]))
-        window, knn = jax.tree.map(lambda *x: jnp.concatenate(x)[order], *(memories for _, memories in ended))
+                memory = self._roll(*tapes)
+        assert ended is not None
+        window, knn = ended
         return self._from_segments(window, knn, jnp.asarray(n_read % segment, jnp.int32), config=self.config)
 
     def begin(self, prompts: Sequence[Prompt]) -> Held:
@@ -191,9 +193,13 @@ class Sampler:
         return before, own
 
     def _sample_chunk(
-        self, params: dict, state: State, timeline: Timeline, keys: Array, rules: Rules
+        self, params: dict, state: State, timeline: Timeline, keys: Array, rules: Rules, most: Int[Array, ""]
     ) -> tuple[State, tuple[Int[Array, "n B"], Int[Array, " B"], Bool[Array, " B"]]]:
-        """Draws up to CHUNK tokens a row, PAD where a row is done; also the time after them, and which rows go on."""
+        """Draws tokens; also tells the time after them, and which rows go on.
+
+        Args:
+            most: so many tokens a row, at most CHUNK; PAD where a row is done.
+        """
         decoder = nnx.merge(self._graphdef, params)
         weights = decoder.weights_for_decoding()
         # As much noise as the chunk can need, at once: token by token it would take as long as a layer.
@@ -207,7 +213,7 @@ class Sampler:
 
         def go_on(carry: tuple[State, Array, Array]) -> Array:
             state, _, i = carry
-            return (i < CHUNK) & active(state.cursor).any()
+            return (i < most) & active(state.cursor).any()
 
         def one_token(carry: tuple[State, Array, Array]) -> tuple[State, Array, Array]:
             (cache, cursor), drawn, i = carry
@@ -233,15 +239,16 @@ class Sampler:
         state = State(self._catch_up(state.cache), jax.tree.map(jnp.copy, state.cursor))
         n_rows = len(timeline.end)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(n_rows))
-        chunk = self._sample(self.params, state, timeline, keys, rules)
-        goes_on = True
+        most, goes_on = FIRST_CHUNK, True
+        chunk = self._sample(self.params, state, timeline, keys, rules, most)
         while goes_on:
             state, said = chunk
             # The next chunk is on its way while the host looks at this one; if all rows are done it draws nothing.
-            chunk = self._sample(self.params, state, timeline, keys, rules)
-            drawn = Drawn(*jax.device_get(said))
-            goes_on = bool(drawn.active.any())
-            yield drawn
+            chunk = self._sample(self.params, state, timeline, keys, rules, CHUNK)
+            tokens, now, active = jax.device_get(said)
+            goes_on = bool(active.any())
+            yield Drawn(tokens[:most], now, active)
+            most = CHUNK
         return chunk[0]
 
     def play(
