@@ -128,7 +128,8 @@ def take(cache: Cache, rows: Int[Array, " n"]) -> Cache:
     def taken(x: Array) -> Array:
         if x.ndim == 0:
             return x
-        return x.reshape(n_rows, -1, *x.shape[1:])[rows].reshape(-1, *x.shape[1:])
+        heads = len(x) // n_rows  # 1 where there are none
+        return x.reshape(n_rows, heads, *x.shape[1:])[rows].reshape(len(rows) * heads, *x.shape[1:])
 
     return jax.tree.map(taken, cache)
 

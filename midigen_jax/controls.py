@@ -38,8 +38,8 @@ class Controls:
     instruments: tuple[int, ...] = ()  # programs from 0, vocab.DRUMS for the drums; none named: all
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise InputError(f"temperature {self.temperature}: give a number above 0")
+        if not 1e-3 <= self.temperature <= 1e3:  # beyond, logits are no numbers any more
+            raise InputError(f"temperature {self.temperature}: give a number above 0, from 0.001 to 1000")
         if self.top_k < 0:
             raise InputError(f"top-k {self.top_k}: give how many tokens to draw from, or 0 for all")
         if not 0 < self.top_p <= 1:

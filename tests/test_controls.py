@@ -142,6 +142,7 @@ def test_music_may_end_by_itself(small):
     [
         ({"temperature": 0.0}, "temperature 0.0: give a number above 0"),
         ({"temperature": float("nan")}, "temperature nan"),
+        ({"temperature": float("inf")}, "temperature inf"),
         ({"top_p": 0.0}, "top-p 0.0: give a number above 0"),
         ({"top_k": -1}, "top-k -1"),
         ({"top_k": 500}, "top-k 500: the vocabulary has 389 tokens"),
