@@ -5,11 +5,13 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import random_notes, write_midi
 from test_model import build, changed
 
+from midigen_jax import cache as caches
 from midigen_jax import cli, export, midi, sample
 from midigen_jax import held as held_state
 from midigen_jax.cli import InputError
@@ -199,3 +201,11 @@ def test_misuse_of_the_command_is_one_line(exported, monkeypatch, capsys, tmp_pa
     assert said.err.startswith(f"error: {message}")
     assert len(said.err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_of_a_model_without_previous_tokens_can_be_taken():
+    ints, keys = jnp.arange(2), jnp.arange(48.0).reshape(6, 4, 2)  # two rows of three heads
+    place = caches.Place(ints[0], ints[0], ints, ints, ints)
+    taken = caches.take(caches.Cache((keys,), (keys,), None, jnp.zeros((2, 0), int), place), jnp.array([1, 1, 0]))
+    assert taken.previous.shape == (3, 0)
+    np.testing.assert_array_equal(taken.keys[0], jnp.concatenate([keys[3:], keys[3:], keys[:3]]))
