@@ -1,4 +1,4 @@
-"""MIDIGen's model, batches and training step as its author built them, in eager PyTorch: the baseline to compare with.
+"""MIDIGen's model as its author built it, in eager PyTorch: the baseline to compare with.
 
 The facts are those of the public repository Ryan-Palmer/MIDIGen, chapter 7; the code is written anew and kept plain.
 A transformer decoder reads a song block by block. Every layer attends to the previous segment too (XL memory), and one
@@ -39,12 +39,10 @@ Input             A token's embedding knows the token alone. Ours may know the t
 
 What the facts leave open: with fewer than top-k entries the output is the local one alone; padding stands at step 0 of
 bar 0; an epoch follows the one before without a gap. Two things are in the baseline's favour: MIDIGen also draws a
-dropout of the attention weights and throws it away, which is left out here, and `evaluate` reads a song without the
-gaps that training leaves between blocks.
+dropout of the attention weights and throws it away, which is left out here, and `evaluate` in `_midigen_training` reads
+a song without the gaps that training leaves between blocks.
 """
 
-import itertools
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -56,15 +54,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from midigen_jax import config as cfg
-from midigen_jax.cli import InputError
-from midigen_jax.corpus import Corpus
-from midigen_jax.data import NO_SONG, NO_TARGET, STEP_ARRAYS
-from midigen_jax.vocab import PAD, Vocabulary
+from midigen_jax.data import NO_SONG
+from midigen_jax.vocab import Vocabulary
 
 STEPS, BARS = 32, 1024  # steps in the bar and bar numbers are taken modulo these
 BUCKETS, MAX_DISTANCE = 32, 128  # of the T5 relative position bias
-MAX_BLOCKS = 32  # of a song; longer ones are left out
-LEARNING_RATE, WEIGHT_DECAY = 3e-4, 1e-3
+MAX_BLOCKS = 32  # of a song; longer ones are left out in training
 
 Batch = dict[str, np.ndarray]  # the arrays of STEP_ARRAYS, int32 [B, T - 1]
 KeysValues = tuple[Tensor, Tensor]  # [B, T - 1, D] each, heads not yet split
@@ -288,110 +283,6 @@ def sizes_of(config: cfg.Config, vocabulary: Vocabulary) -> Sizes:
         lanes=config.data.lanes,
         top_k=config.memory.top_k,
     )
-
-
-class Baseline:
-    """MIDIGen in training."""
-
-    def __init__(self, sizes: Sizes, *, device: torch.device | str = "cpu", seed: int = 0):
-        torch.manual_seed(seed)
-        self.model = MIDIGen(sizes).to(device)
-        self.memory = Memory(sizes, device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-
-    def step(self, batch: Batch) -> float:
-        """One optimizer step on a segment of all lanes; its mean loss in nats, padding counted."""
-        logits, targets = self.model(batch, self.memory), self.model.tensor(batch["targets"])
-        return descend(cross_entropy(logits, targets), self.optimizer)
-
-
-def cross_entropy(logits: Tensor, targets: Tensor, *, ignore: int = NO_TARGET, reduction: str = "mean") -> Tensor:
-    """Loss in nats of logits [B, T, V] for targets [B, T]."""
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=ignore, reduction=reduction)
-
-
-def descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> float:
-    """One step of the optimizer; the loss, fetched last, so that a GPU has done all of it."""
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.item()
-
-
-@torch.no_grad()
-def evaluate(model: MIDIGen, corpus: Corpus, songs: np.ndarray) -> float:
-    """Total loss in nats over every token but sos of whole songs, each from its own empty memories, without dropout.
-
-    Made for `midigen_jax.evaluate.figures`. Segments follow each other without the gap of training's blocks.
-    """
-    was_training, memory, nats = model.training, Memory(model.sizes, model.logits.weight.device), 0.0
-    model.eval()
-    for batch in _stream(corpus, songs, model.sizes, stride=model.sizes.segment):
-        logits, targets = model(batch, memory), model.tensor(batch["targets"])
-        nats += cross_entropy(logits, targets, ignore=PAD, reduction="sum").item()
-    model.train(was_training)
-    return nats
-
-
-def short_songs(corpus: Corpus, songs: np.ndarray, sizes: Sizes) -> np.ndarray:
-    """The songs that are not too long for its memories.
-
-    Raises:
-        InputError: all are.
-    """
-    short = songs[np.diff(corpus.offsets)[songs] <= MAX_BLOCKS * sizes.block]
-    if len(short) == 0:
-        raise InputError(
-            f"{corpus.path}: all songs have more than {MAX_BLOCKS} blocks of {sizes.block} tokens, so that MIDIGen "
-            "leaves them out; give longer segments"
-        )
-    return short
-
-
-def training_batches(corpus: Corpus, songs: np.ndarray, sizes: Sizes, *, seed: int = 0) -> Iterator[Batch]:
-    """Endless batches: the lanes stream songs of at most MAX_BLOCKS blocks, shuffled anew each epoch."""
-    short = short_songs(corpus, songs, sizes)
-    random = np.random.default_rng(seed)
-    epochs = (random.permutation(short) for _ in itertools.count())
-    return _stream(corpus, itertools.chain.from_iterable(epochs), sizes, stride=sizes.block)
-
-
-def _stream(corpus: Corpus, songs: Iterable[int], sizes: Sizes, *, stride: int) -> Iterator[Batch]:
-    """Batches of lanes that go through a song's blocks one after the other and then take the next song of all.
-
-    Ends when every lane has run out of songs; a lane that has none left is padding. Song ids count the songs taken.
-    """
-    waiting = enumerate(songs)
-
-    def everywhere(value: int) -> np.ndarray:
-        return np.full(sizes.segment, value, np.int32)
-
-    def lane() -> Iterator[Batch]:
-        for number, song in waiting:
-            for block in song_blocks(corpus, song, sizes.block, stride):
-                yield block | {"song": everywhere(number)}
-
-    idle = {"tokens": everywhere(PAD), "targets": everywhere(PAD), "bar": everywhere(0), "step": everywhere(0)}
-    idle["song"] = everywhere(NO_SONG)
-    for blocks in itertools.zip_longest(*(lane() for _ in range(sizes.lanes)), fillvalue=idle):
-        yield {name: np.stack([block[name] for block in blocks]) for name in STEP_ARRAYS}
-
-
-def song_blocks(corpus: Corpus, song: int, block: int, stride: int) -> Iterator[Batch]:
-    """A song in blocks of T tokens, the last one padded; inputs are all but a block's last, targets all but its first.
-
-    Args:
-        stride: tokens from one block to the next: T as in training, or T - 1, with which every token but sos is a
-            target once.
-    """
-    begin, end = corpus.offsets[song : song + 2].tolist()
-    for first in range(begin, end - (block - stride), stride):
-        n = min(block, end - first)
-        here = slice(first, first + n)
-        tokens, bar, step = np.zeros((3, block), np.int32)
-        tokens[:n], bar[:n], step[:n] = corpus.tokens[here], corpus.bar[here], corpus.step[here]
-        tokens[n:] = PAD
-        yield {"tokens": tokens[:-1], "targets": tokens[1:], "bar": bar[:-1], "step": step[:-1]}
 
 
 def carry_weights(model: MIDIGen) -> dict[str, Any]:

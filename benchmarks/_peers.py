@@ -28,7 +28,8 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from _midigen import BARS, LEARNING_RATE, MAX_BLOCKS, STEPS, WEIGHT_DECAY, Batch, Sizes, cross_entropy, descend
+from _midigen import BARS, MAX_BLOCKS, STEPS, Batch, Sizes
+from _midigen_training import LEARNING_RATE, WEIGHT_DECAY, cross_entropy, descend
 from torch import Tensor
 
 from midigen_jax.cli import InputError

@@ -81,22 +81,25 @@ def baseline_sizes(config: cfg.Config, corpus: Corpus) -> Any:
         InputError: all songs would be left out.
     """
     import _midigen
+    import _midigen_training
 
     sizes = dataclasses.replace(_midigen.sizes_of(config, corpus.vocabulary), block=config.memory.xl)
     songs = corpus.songs_of("train")
-    kept = _midigen.short_songs(corpus, songs, sizes)
+    kept = _midigen_training.short_songs(corpus, songs, sizes)
     print(f"of {len(songs)} training songs MIDIGen leaves out {len(songs) - len(kept)}, which are too long for it")
     return sizes
 
 
 def baseline(config: cfg.Config, corpus: Corpus, total: int, every: int, few: int) -> dict[str, Any]:
-    import _midigen
+    import _midigen_training
     import torch
 
     sizes = baseline_sizes(config, corpus)
-    side = _midigen.Baseline(sizes, device="cuda" if torch.cuda.is_available() else "cpu")
-    batches = _midigen.training_batches(corpus, corpus.songs_of("train"), sizes)
-    return curve(side, batches, total, every, lambda songs: _midigen.evaluate(side.model, corpus, songs), corpus, few)
+    side = _midigen_training.Baseline(sizes, device="cuda" if torch.cuda.is_available() else "cpu")
+    batches = _midigen_training.training_batches(corpus, corpus.songs_of("train"), sizes)
+    return curve(
+        side, batches, total, every, lambda songs: _midigen_training.evaluate(side.model, corpus, songs), corpus, few
+    )
 
 
 def main() -> None:

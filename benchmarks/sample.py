@@ -8,6 +8,7 @@ of its own for its peak memory. The weights are random, which makes no differenc
 of a run, and then tells how many seconds of music are written in a second.
 """
 
+import dataclasses
 import itertools
 import json
 import subprocess
@@ -97,16 +98,7 @@ def start(side: str, sampler: Sampler, rows: int) -> Any:
     import _midigen
     import torch
 
-    sizes = _midigen.Sizes(
-        vocabulary=sampler.vocabulary.size,
-        layers=config.model.layers,
-        width=config.model.width,
-        heads=config.model.heads,
-        ff_width=config.model.ff_width,
-        block=config.memory.xl,
-        lanes=1,
-        top_k=config.memory.top_k,
-    )
+    sizes = dataclasses.replace(_midigen.sizes_of(config, sampler.vocabulary), block=config.memory.xl, lanes=1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     window = config.memory.xl + config.data.segment
     if side == BASELINE:

@@ -49,6 +49,7 @@ def start(side: str, config: cfg.Config, corpus: Corpus, steps: int) -> tuple[An
     if side in SIDES[:2]:
         return Ours(config if side == OURS else cfg.override(config, ["memory.knn=0"]), corpus.vocabulary), batches
     import _midigen
+    import _midigen_training
     import _peers
     import torch
 
@@ -56,7 +57,7 @@ def start(side: str, config: cfg.Config, corpus: Corpus, steps: int) -> tuple[An
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if side == "MIDIGen (PyTorch)":
         # As its author ran it: its own dropout, and its own batches, in which songs never meet.
-        return _midigen.Baseline(sizes, device=device), _midigen.training_batches(
+        return _midigen_training.Baseline(sizes, device=device), _midigen_training.training_batches(
             corpus, corpus.songs_of("train"), sizes
         )
     sizes = dataclasses.replace(sizes, dropout=config.model.dropout)
@@ -70,7 +71,7 @@ def alone(side: str, config: cfg.Config, corpus: Corpus, steps: int) -> dict[str
     if side in SIDES[:2]:
         step.keep_freed_memory()
     else:
-        import _midigen  # noqa: F401  (as JAX, it has been imported before the clock starts)
+        import _midigen_training  # noqa: F401  (as JAX, it has been imported before the clock starts)
         import _peers  # noqa: F401
     begin = time.perf_counter()
     contestant, batches = start(side, config, corpus, steps)

@@ -21,6 +21,7 @@ torch = pytest.importorskip("torch", reason="the baseline needs PyTorch: pip ins
 pytest.importorskip("faiss", reason="the baseline's kNN memory needs Faiss: pip install faiss-cpu")
 
 import _midigen as midigen  # noqa: E402  (it imports torch)
+import _midigen_training as training  # noqa: E402
 import _peers as peers  # noqa: E402
 
 SMALL = midigen.Sizes(vocabulary=389, layers=4, width=32, heads=2, ff_width=64, block=17, lanes=3, top_k=4)
@@ -159,7 +160,7 @@ def test_the_knn_layer_is_the_fourth_from_the_end():
 
 
 def test_the_baseline_learns():
-    baseline = midigen.Baseline(SMALL)
+    baseline = training.Baseline(SMALL)
     (batch,) = batches_of(SMALL, [[0, 0, 0]])
     losses = [baseline.step(batch) for _ in range(80)]
     assert losses[-1] < 0.8 * losses[0]
@@ -169,7 +170,7 @@ def test_blocks_are_cut_as_in_midigen(corpus):
     """From a block of T tokens T - 1 inputs and T - 1 targets, the last one padded, the next one right after it."""
     song = int(corpus.songs_of("train")[0])
     here = slice(*corpus.offsets[song : song + 2])
-    blocks = list(midigen.song_blocks(corpus, song, 17, 17))
+    blocks = list(training.song_blocks(corpus, song, 17, 17))
 
     def cut(x, padding):
         return np.append(x[here].astype(int), [padding] * (-len(x[here]) % 17)).reshape(-1, 17)
@@ -192,7 +193,7 @@ def test_lanes_stream_short_songs_block_by_block(corpus):
     assert 0 < len(short) < len(songs)
     first_blocks = {corpus.tokens_of(song)[: block - 1].astype(int).tobytes(): song for song in short}
     seen, going_on, ids = [], [0] * sizes.lanes, [-1] * sizes.lanes
-    for batch in itertools.islice(midigen.training_batches(corpus, songs, sizes), 60):
+    for batch in itertools.islice(training.training_batches(corpus, songs, sizes), 60):
         assert (batch["song"] == batch["song"][:, :1]).all()
         for lane in range(sizes.lanes):
             begins = batch["song"][lane, 0] != ids[lane]
@@ -211,7 +212,7 @@ def test_evaluation_counts_every_token_but_sos_once(corpus):
     theirs = midigen.MIDIGen(SMALL)
     for parameter in theirs.logits.parameters():
         torch.nn.init.zeros_(parameter)
-    nats = midigen.evaluate(theirs, corpus, songs)
+    nats = training.evaluate(theirs, corpus, songs)
     tokens = evaluate.figures(nats, corpus, songs).tokens
     assert nats == pytest.approx(tokens * math.log(SMALL.vocabulary), rel=1e-5)
     assert theirs.training
@@ -221,9 +222,9 @@ def test_evaluation_does_not_depend_on_the_lanes(corpus):
     """Each song begins with memories of its own."""
     songs = corpus.songs_of("train")[:4]
     theirs = midigen.MIDIGen(SMALL)
-    together = midigen.evaluate(theirs, corpus, songs)
+    together = training.evaluate(theirs, corpus, songs)
     theirs.sizes = dataclasses.replace(SMALL, lanes=1)
-    alone = sum(midigen.evaluate(theirs, corpus, songs[i : i + 1]) for i in range(4))
+    alone = sum(training.evaluate(theirs, corpus, songs[i : i + 1]) for i in range(4))
     assert together == pytest.approx(alone, rel=1e-5)
 
 
