@@ -322,7 +322,7 @@ class Sampler:
             music = midigen_jax.load("runs/mine")
             takes = music.continue_("tune.mid", prompt_bars=8, bars=16, num=4, temperature=0.8)
             takes[2].save("tune-3")  # .mid, .png, .wav
-            more = music.continue_(takes[2], bars=16, num=4)  # as if it had never stopped
+            more = music.continue_(takes[2], bars=16, num=4)  # with all that it remembers
 
         Args:
             prompt: a MIDI file, of which the first `prompt_bars` are read; a song; continuations, to go on from where
