@@ -1,10 +1,10 @@
 """Where all benchmarks keep their figures."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from midigen_jax import files
 from midigen_jax.cli import InputError
 
 RESULTS = Path(__file__).parent / "results"
@@ -20,11 +20,7 @@ def save(name: str, result: dict[str, Any], *, otherwise: bool = False) -> None:
     if otherwise:
         print(f"not kept in {RESULTS}, since it was measured with other settings than usual")
         return
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    files.write_text(RESULTS / f"{name}.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
 def resident_megabytes() -> float:

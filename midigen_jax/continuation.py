@@ -1,6 +1,7 @@
 """What sampling gives: a song with a part of its own, to be looked at, played and gone on from."""
 
 import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from . import render, vocab
 from .cli import InputError
 from .cursor import NEVER
 from .held import Held
+from .kernels import meter
 from .midi import write_song
 from .song import Song
 from .vocab import Vocabulary
@@ -27,27 +29,38 @@ class Length:
     eos: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("bars", "seconds"):
+        for name, most in (("bars", meter.MAX_STEP), ("seconds", math.inf)):
             value, least = getattr(self, name), getattr(self, f"min_{name}")
-            if value is not None and value <= 0:
-                raise InputError(f"{name} {value}: give a number above 0")
-            if least is not None and (least < 0 or not self.eos):
+            if value is not None and not 0 < value <= most:
+                raise InputError(f"{name} {value}: give a number above 0, and not too large a one")
+            if least is not None and not (0 <= least <= most and self.eos):
                 raise InputError(f"min-{name} {least}: give at least 0, and eos, for only that ends a song before")
         if self.bars is not None and self.seconds is not None:
             raise InputError("give bars or seconds, not both")
 
     def span(self, song: Song, begins: int) -> tuple[int, int]:
-        """The steps from which on the song may end, and at which it stops, if what is new begins at a step."""
-        bar, time = song.bar_of(begins), song.seconds_at(begins)
+        """The steps from which on the song may end, and at which it stops, if what is new begins at a step.
+
+        Raises:
+            InputError: there is no such time.
+        """
+        bar, time, longest = song.bar_of(begins), song.seconds_at(begins), song.seconds_at(meter.MAX_STEP)
+
+        def step_at(seconds: float) -> int:
+            return song.step_at(min(time + seconds, longest))
+
         if self.seconds is None:
             end = song.bar_start(bar + (self.bars or DEFAULT_BARS))
         else:
-            end = song.step_at(time + self.seconds)
-            line = song.bar_start(song.bar_of(end))
-            end = end if line == end else song.bar_start(song.bar_of(end) + 1)
-        least = song.bar_start(bar + (self.min_bars or 0))
-        if self.min_seconds:
-            least = max(least, song.step_at(time + self.min_seconds))
+            end = step_at(self.seconds)
+            end = song.bar_start(song.bar_of(end - 1) + 1)
+        least = max(song.bar_start(bar + (self.min_bars or 0)), step_at(self.min_seconds or 0.0))
+        if end >= meter.MAX_STEP:
+            raise InputError(
+                f"no song is longer than {longest / 3600:.0f} hours at this tempo; give fewer bars or seconds"
+            )
+        if self.eos and least > end:
+            raise InputError("it may not end by itself before it stops; give fewer min-bars or min-seconds, or no eos")
         return (least if self.eos else NEVER), end
 
 
@@ -76,6 +89,7 @@ class Continuation:
     def summary(self) -> str:
         """Bars, notes, seconds, and why it stopped, in a line."""
         end = self.held.rows[self.row].end if self.stopped == "at the bar line" else self.song.n_steps
+        end = max(end, self.begins)  # it may have ended at once
         seconds = self.song.seconds_at(end) - self.song.seconds_at(self.begins)
         bars = self.song.bar_of(max(end - 1, self.begins)) + 1 - self.song.bar_of(self.begins)
         notes = self.new_notes

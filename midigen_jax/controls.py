@@ -5,7 +5,7 @@ Letters of shapes are those of `shapes`; B are rows.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +14,14 @@ import numpy as np
 from . import vocab
 from .cli import InputError
 from .shapes import Array, Bool, Float, Int
+from .song import parse_instruments, parse_key, parse_pitch
 from .vocab import Vocabulary
 
 LAGS = 512  # heads (see `_heads`) that a loop may be long, and that are remembered
 LOOP_PERIOD = 4  # bars that it may be long
 NO_HEAD = -1
 NO_INSTRUMENT = vocab.N_INSTRUMENTS  # where there are none, or before a song's first one
+MOST_LOOP_BARS = 10_000
 PITCHED, DRUMS, SILENCED = range(3)  # kinds of instruments, by what the controls let them play
 
 
@@ -46,11 +48,28 @@ class Controls:
             raise InputError(f"top-p {self.top_p}: give a number above 0, up to 1 for all tokens")
         if not 0 <= self.min_p <= 1:
             raise InputError(f"min-p {self.min_p}: give a number from 0 to 1")
-        if self.loop_bars < 0 or self.loop_bars == 1:
-            raise InputError(f"loop-bars {self.loop_bars}: give at least 2 bars, or 0 to let loops be")
+        if self.loop_bars != 0 and not 2 <= self.loop_bars <= MOST_LOOP_BARS:
+            raise InputError(f"loop-bars {self.loop_bars}: give 2 to {MOST_LOOP_BARS} bars, or 0 to let loops be")
+        if not set(self.key) <= set(range(12)):
+            raise InputError(f'key {self.key}: give pitch classes from 0 to 11, or a key such as "D minor"')
+        if not set(self.instruments) <= set(range(vocab.N_INSTRUMENTS)):
+            raise InputError(f"instruments {self.instruments}: give programs from 0 to 127, or {vocab.DRUMS} for drums")
         pitches = [p for p in range(max(self.lowest, 0), min(self.highest, 127) + 1) if p % 12 in self.key]
         if not pitches:
             raise InputError(f"no pitch from {self.lowest} to {self.highest} is in the key; give a wider range")
+
+    @classmethod
+    def of(cls, **settings: Any) -> "Controls":
+        """Settings of which pitches, key and instruments may be words, such as C4, "D minor" and "0,32,drums".
+
+        Raises:
+            InputError: they can't be used.
+        """
+        words = {"lowest": parse_pitch, "highest": parse_pitch, "key": parse_key, "instruments": parse_instruments}
+        for name, parse in words.items():
+            if isinstance(settings.get(name), str):
+                settings[name] = parse(settings[name])
+        return cls(**settings)
 
 
 class Rules(NamedTuple):
@@ -226,5 +245,5 @@ def restrict(logits: Float[Array, "B V"], rules: Rules) -> Float[Array, "B V"]:
     floor = jnp.maximum(rules.min_p * ranked[:, 0], jax.lax.dynamic_index_in_dim(ranked, rules.top_k - 1, 1, False))
     # A token stays if those before it have less than top_p.
     kept = (jnp.cumsum(ranked, -1) - ranked < rules.top_p) | (rules.top_p >= 1)
-    floor = jnp.maximum(floor, jnp.min(jnp.where(kept, ranked, 1.0), -1))
+    floor = jnp.minimum(jnp.maximum(floor, jnp.min(jnp.where(kept, ranked, 1.0), -1)), ranked[:, 0])
     return jnp.where(probabilities >= floor[:, None], logits, -jnp.inf)

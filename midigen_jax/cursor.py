@@ -26,6 +26,7 @@ class Cursor(NamedTuple):
     step: Int[Array, " B"]  # where it stands
     now: Int[Array, " B"]  # where the next token will stand
     drawn: Int[Array, " B"]  # tokens that were drawn
+    stream: Int[Array, " B"]  # of random numbers, from which the row draws, whatever place it has in a batch
     echo: Echo
 
 
@@ -75,6 +76,7 @@ def advance(cursor: Cursor, token: Int[Array, " B"], vocabulary: Vocabulary) -> 
         cursor.now,
         cursor.now + jnp.asarray(steps)[cursor.state, token],
         cursor.drawn + 1,
+        cursor.stream,
         controls.hear(cursor.echo, cursor.state, token, cursor.now, vocabulary),
     )
 

@@ -3,8 +3,8 @@
 The file is a plain table of arrays (safetensors) with a few words of JSON. Letters of shapes are those of `shapes`.
 """
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +17,10 @@ from .cache import Cache
 from .cli import InputError
 from .cursor import Cursor
 from .song import Song, notes_of
-from .tensors import by_path, read_tensors, write_tensors
+from .tensors import by_path, digest, read_tensors, write_tensors
 from .vocab import Scheme, Vocabulary
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KIND = "midigen_jax state"
 _TABLES = ("bars", "meters", "tempos")
 
@@ -56,21 +56,30 @@ class Held(NamedTuple):
     rows: list[Row]
     fingerprint: str  # of the model
 
+    def with_streams(self, streams: Iterable[int]) -> "Held":
+        """With other streams of random numbers."""
+        cursor = self.state.cursor._replace(stream=jnp.asarray(list(streams), jnp.int32))
+        return self._replace(state=self.state._replace(cursor=cursor))
+
     def take(self, rows: Sequence[int]) -> "Held":
-        """These rows; a row may be taken several times."""
+        """These rows; a row may be taken several times.
+
+        The first copy of a row goes on as the row would have; each other one gets the next stream of random numbers
+        that no row here has.
+        """
         index = jnp.asarray(rows)
         cursor = jax.tree.map(lambda x: x[index], self.state.cursor)
+        streams = cursor.stream.tolist()
+        unused = (i for i in count() if i not in set(streams))
+        own = [streams[i] if rows.index(row) == i else next(unused) for i, row in enumerate(rows)]
         cache = caches.take(self.state.cache, index)
-        return self._replace(state=State(cache, cursor), rows=[self.rows[row] for row in rows])
+        taken = self._replace(state=State(cache, cursor), rows=[self.rows[row] for row in rows])
+        return taken.with_streams(own)
 
 
 def fingerprint(params: Any) -> str:
     """A few letters that are the same for the same parameters."""
-    digest = hashlib.blake2b(digest_size=8)
-    for path, x in sorted(by_path(params).items()):
-        digest.update(path.encode())
-        digest.update(np.ascontiguousarray(x).data)
-    return digest.hexdigest()
+    return digest(by_path(params))
 
 
 def save(path: Path, held: Held) -> None:
@@ -101,14 +110,19 @@ def load(path: Path, abstract: Any, fingerprint: str, scheme: Scheme) -> Held:
     other = f"{path}: a state of another model, or of another checkpoint of it; give the run or file that it came from"
     if words.get("model") != fingerprint:
         raise InputError(other)
-    shapes = abstract(len(words["rows"]))
-    paths = by_path(shapes)
-    if any(name not in arrays or arrays[name].shape != x.shape for name, x in paths.items()):
-        raise InputError(other)
-    state = jax.tree.unflatten(jax.tree.structure(shapes), [arrays[name] for name in paths])
-    rows = []
-    for i, (begins, end, now) in enumerate(words["rows"]):
-        tables = [np.asarray(arrays[f"rows/{i}/{name}"]) for name in _TABLES]
-        song = Song(np.empty((0, 5), np.int32), tables[0].astype(np.int64), tables[1], tables[2], scheme)
-        rows.append(Row(song, np.asarray(arrays[f"rows/{i}/tokens"]).astype(np.uint16), begins, end, now))
+    try:
+        shapes = abstract(len(words["rows"]))
+        paths = by_path(shapes)
+        if any(arrays[name].shape != x.shape for name, x in paths.items()):
+            raise InputError(other)
+        state = jax.tree.unflatten(jax.tree.structure(shapes), [arrays[name] for name in paths])
+        rows = []
+        for i, (begins, end, now) in enumerate(words["rows"]):
+            tables = [np.asarray(arrays[f"rows/{i}/{name}"]) for name in _TABLES]
+            song = Song(np.empty((0, 5), np.int32), tables[0].astype(np.int64), tables[1], tables[2], scheme)
+            rows.append(Row(song, np.asarray(arrays[f"rows/{i}/tokens"]).astype(np.uint16), begins, end, now))
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: no whole state ({error} is missing or wrong); save it again") from None
     return Held(state, rows, fingerprint)

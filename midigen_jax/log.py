@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from . import config as cfg
-from . import hosts
+from . import files, hosts
 from .cli import InputError
 from .corpus import Corpus
 from .environment import environment
@@ -28,13 +27,6 @@ PACKAGES = (
     *("midigen_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "numba"),
     *("faiss-cpu", "faiss-gpu"),
 )
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 class Log:
@@ -51,7 +43,7 @@ class Log:
                 with contextlib.suppress(json.JSONDecodeError):  # a line half-written when the machine went away
                     if json.loads(line)["step"] <= step:
                         kept.append(line + "\n")
-            write_whole(path, "".join(kept))
+            files.write_text(path, "".join(kept))
         self._remember_start(run / "run.json", step, config)
         self.file = open(path, "a")  # noqa: SIM115  (open as long as the run)
         # Not through SummaryWriter: the thread in which it writes ends on a full disk, and then the run hangs.
@@ -64,7 +56,7 @@ class Log:
         starts = json.loads(path.read_text())["starts"] if path.exists() else []
         device = f"{jax.device_count()} {jax.devices()[0].device_kind}"
         starts.append({"step": step, "command": sys.argv, "device": device, **environment(PACKAGES)})
-        write_whole(path, json.dumps({"config": cfg.flatten(config), "starts": starts}, indent=1) + "\n")
+        files.write_text(path, json.dumps({"config": cfg.flatten(config), "starts": starts}, indent=1) + "\n")
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if self.silent:

@@ -1,6 +1,5 @@
 """A MIDI file in, a MIDI file out."""
 
-import os
 from itertools import count
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 
 from . import vocab
 from .cli import InputError
+from .files import renamed
 from .kernels import meter, score, smf
 from .song import Song, make_song
 from .vocab import Scheme
@@ -91,6 +91,5 @@ def write_song(path: Path, song: Song) -> None:
             message.time = (step - now) * ticks_per_step
             track.append(message)
             now = step
-    temporary = path.with_name(path.name + ".tmp")
-    file.save(temporary)
-    os.replace(temporary, path)
+    with renamed(path) as temporary:
+        file.save(temporary)

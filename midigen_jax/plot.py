@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from . import cli
 from .cli import InputError
+from .files import renamed
 
 # Titles, and the metrics that each panel shows: the first one drawn through, the others dashed or dotted.
 PANELS = (
@@ -84,10 +85,8 @@ def plot(runs: dict[str, Curves], path: Path) -> None:
     for axis in axes[-1]:
         axis.set_xlabel("steps")
     axes[0, 0].legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, dpi=120, format="png")
-    temporary.replace(path)
+    with renamed(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
 
 
 def main() -> None:

@@ -2,10 +2,7 @@
 
 import importlib.util
 import io
-import os
 import wave
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from .cli import InputError
+from .files import renamed
 from .song import pitch_name
 
 _BARS_PER_SYSTEM = 16
@@ -102,7 +100,7 @@ def piano_roll(
     if isinstance(path, io.BytesIO):
         figure.savefig(path, format="png")
         return
-    with _renamed(Path(path)) as temporary:
+    with renamed(Path(path)) as temporary:
         figure.savefig(temporary, format="png")
 
 
@@ -228,17 +226,6 @@ def wav(midi_path: str | Path, wav_path: str | Path) -> None:
     peak = float(np.abs(sound).max(initial=0))
     if peak == 0:
         raise InputError(f"{midi_path}: has no notes to play")
-    with _renamed(Path(wav_path)) as temporary, wave.open(str(temporary), "wb") as file:
+    with renamed(Path(wav_path)) as temporary, wave.open(str(temporary), "wb") as file:
         file.setparams(format)
         file.writeframes(np.rint(sound * (0.9 * 32767 / peak)).astype("<i2").tobytes())
-
-
-@contextmanager
-def _renamed(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, which it gets when all is written; on failure nothing is left."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

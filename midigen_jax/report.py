@@ -6,10 +6,9 @@ The song is one of the validation split. Beside the report it leaves RUN/sample.
 """
 
 import json
-import os
 from pathlib import Path
 
-from . import cli
+from . import cli, files
 from .cli import InputError
 from .continuation import Length
 from .sampler import Sampler
@@ -74,9 +73,7 @@ The first {args.prompt_bars} bars of `{name}`, which the model was not trained o
 The losses are those of whole validation songs, each heard from its own empty memory. The floor is a bigram model of
 the same tokens, interpolated with the unigram.
 """
-    temporary = args.run / "report.md.tmp"
-    temporary.write_text(report)
-    os.replace(temporary, args.run / "report.md")
+    files.write_text(args.run / "report.md", report)
     print(report)
 
 

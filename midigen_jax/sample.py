@@ -9,20 +9,23 @@ and a WAV file. A state holds all that has been heard and written; several conti
 """
 
 import argparse
+import dataclasses
+import math
 import time
 from pathlib import Path
 
 import jax
 
-from . import cli, controls, copies, stream, vocab
+from . import cli, controls, copies, stream
 from . import held as held_state
 from .cli import InputError
 from .continuation import Continuation, Length
 from .controls import Controls
 from .corpus import Corpus, is_corpus, open_corpus
+from .files import check_writable
 from .midi import read_song
 from .sampler import DEFAULTS, Sampler
-from .song import Song, parse_key, parse_pitch
+from .song import Song
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -38,7 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--eos", action="store_true", help="let the music end by itself before")
     parser.add_argument("--min-bars", type=int, metavar="N", help="with --eos: not before so many bars")
     parser.add_argument("--min-seconds", type=float, metavar="S", help="with --eos: not before so many seconds")
-    parser.add_argument("--num", type=int, metavar="N", help="continuations to write (4)")
+    parser.add_argument("--num", type=int, metavar="N", help="continuations to write (4; of a state one of each song)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same music")
     parser.add_argument("--out", type=Path, default=Path("samples"), metavar="DIR", help="folder for the files")
     how = parser.add_argument_group("how notes are drawn")
@@ -50,8 +53,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--loop-bars", type=int, default=DEFAULTS.loop_bars, help="bars that a loop or silence may last; 0: any"
     )
     how.add_argument("--key", metavar="KEY", help='such as "C major", "F# minor"; no other notes are written')
-    how.add_argument("--lowest", default="0", metavar="PITCH", help="as a MIDI number or a name: 60 is C4")
-    how.add_argument("--highest", default="127", metavar="PITCH", help="the same")
+    how.add_argument("--lowest", default="C-1", metavar="PITCH", help="as a MIDI number or a name: 60 is C4")
+    how.add_argument("--highest", default="G9", metavar="PITCH", help="the same")
     how.add_argument("--instruments", metavar="LIST", help="programs from 0, and drums, such as 0,32,drums")
     state = parser.add_argument_group("states")
     state.add_argument("--save-state", type=Path, metavar="FILE", help="what all continuations can go on from")
@@ -66,22 +69,18 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = make_parser().parse_args()
-    for name in ("num", "prompt_bars"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} {value}: give at least 1")
+    for name in ("num", "prompt_bars", "prompt_seconds"):
+        if (value := getattr(args, name)) is not None and not 0 < value < math.inf:
+            raise InputError(f"{option(name)} {value}: give a number above 0")
     for one, other in (("prompt_bars", "prompt_seconds"), ("load_state", "prompt"), ("load_state", "heard")):
         if getattr(args, one) is not None and getattr(args, other) is not None:
-            raise InputError(f"give --{one.replace('_', '-')} or --{other.replace('_', '-')}, not both")
+            raise InputError(f"give {option(one)} or {option(other)}, not both")
+    for name in ("prompt_bars", "prompt_seconds"):
+        if getattr(args, name) is not None and args.prompt is None:
+            raise InputError(f"{option(name)} cuts a prompt; give --prompt FILE.mid too")
     length = Length(args.bars, args.seconds, args.min_bars, args.min_seconds, args.eos)
-    settings = Controls(
-        *(args.temperature, args.top_k, args.top_p, args.min_p, args.loop_bars),
-        *(
-            parse_pitch(args.lowest),
-            parse_pitch(args.highest),
-            parse_key(args.key),
-            parse_instruments(args.instruments),
-        ),
-    )
+    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(Controls)}
+    settings = Controls.of(**{name: value for name, value in given.items() if value is not None})
     choose_device(args.device)
     sampler = Sampler.open(args.run, best=args.best)
     controls.make_rules(settings, sampler.vocabulary)  # says what doesn't fit before anything is read
@@ -90,7 +89,7 @@ def main() -> None:
     began = time.perf_counter()
     if args.load_state:
         prompt: Song | list[Continuation] | None = sampler.load_state(args.load_state)
-        name, num = args.load_state.stem, args.num or 1
+        name, num = args.load_state.stem, args.num
     else:
         prompt = read_prompt("--prompt", args.prompt, sampler) if args.prompt else None
         name, num = args.prompt.stem if args.prompt else "invention", args.num or 4
@@ -112,6 +111,9 @@ def main() -> None:
         source = args.prompt or args.load_state
         raise InputError(f"{source}: {error}" if source else str(error)) from None
     stems = [args.out / f"{name}-{i}" for i in range(1, len(playing.rows) + 1)]
+    for path in (stems[0], args.save_state):
+        if path is not None:
+            check_writable(path)
     if args.stream or port:
         takes = stream.play(playing, stems if args.stream else [], port)
     else:
@@ -131,6 +133,11 @@ def main() -> None:
         size = args.save_state.stat().st_size / 1e6
         print(f"{args.save_state}: {len(takes)} songs to go on from, {size:.0f} MB")
     print(f"sampled in {seconds:.1f} s, compilation included")
+
+
+def option(name: str) -> str:
+    """As it is written in a command."""
+    return f"--{name.replace('_', '-')}"
 
 
 def choose_device(name: str | None) -> None:
@@ -158,25 +165,8 @@ def read_prompt(option: str, path: Path, sampler: Sampler) -> Song:
 
 def bars_in(seconds: float, song: Song) -> int:
     """How many bars begin in the first seconds of a song."""
-    if seconds <= 0:
-        raise InputError(f"--prompt-seconds {seconds}: give a number above 0")
-    return song.bar_of(song.step_at(seconds) - 1) + 1
-
-
-def parse_instruments(text: str | None) -> tuple[int, ...]:
-    """
-    Raises:
-        InputError: they are no programs.
-    """
-    if text is None:
-        return ()
-    programs = []
-    for word in text.split(","):
-        word = word.strip()
-        if word != "drums" and not (word.isdecimal() and int(word) < 128):
-            raise InputError(f"--instruments {text}: give programs from 0 to 127, and drums, such as 0,32,drums")
-        programs.append(vocab.DRUMS if word == "drums" else int(word))
-    return tuple(programs)
+    last = min(max(song.step_at(seconds), 1), song.n_steps) - 1
+    return song.bar_of(last) + 1
 
 
 def training_songs(sampler: Sampler, data: Path | None) -> Corpus | None:

@@ -29,7 +29,7 @@ from .held import Held, Row, State
 from .midi import read_song
 from .playing import Drawn, Playing, make_timeline
 from .shapes import Array, Bool, Int
-from .song import Prompt, Song, cut, new_song, tokens_of
+from .song import Prompt, Song, cut, new_song, notes_of, tokens_of
 from .step import init_state
 from .vocab import Vocabulary
 
@@ -85,6 +85,8 @@ class Sampler:
             InputError: it can't be used.
         """
         if path.is_file():
+            if best:
+                raise InputError(f"{path}: an exported model is one checkpoint; choose the best when it is exported")
             return cls(*export.read(path))
         return cls.from_run(path, best=best)
 
@@ -119,7 +121,7 @@ class Sampler:
             output = self._read_segment(self.params, memory, segments, segments, segments, segments)
             ints = jnp.zeros(n_rows, jnp.int32)
             cache = caches.from_segments(output.window, output.knn, ints, self.config)
-            return State(cache, Cursor(ints, ints, ints, ints, ints, ints, controls.init_echo(ints)))
+            return State(cache, Cursor(ints, ints, ints, ints, ints, ints, ints, controls.init_echo(ints)))
 
         return jax.eval_shape(state)
 
@@ -173,16 +175,16 @@ class Sampler:
             named = controls.instruments_named(self.vocabulary)[tokens]
             instrument = next((i for i in named[::-1].tolist() if i != controls.NO_INSTRUMENT), controls.NO_INSTRUMENT)
             now = int(prompt.song.notes[-1, 0]) if len(prompt.song.notes) else 0
-            cursors.append((int(tokens[-1]), state, instrument, now, now, 0))
+            cursors.append((int(tokens[-1]), state, instrument, now, now, 0, 0))
             rows.append(Row(prompt.song, tokens, prompt.end, prompt.end, now))
-        token, state_of, instrument_of, step, now_of, drawn = jnp.asarray(cursors, jnp.int32).T
         echo = controls.init_echo(jnp.asarray([prompt.end for prompt in distinct], jnp.int32))
         cache = self.read([(np.concatenate(a), np.concatenate(b), np.concatenate(c)) for a, b, c in songs])
-        held = Held(
-            State(cache, Cursor(token, state_of, instrument_of, step, now_of, drawn, echo)), rows, self.fingerprint
-        )
+        token, state_of, instrument_of, step, now_of, drawn, stream = jnp.asarray(cursors, jnp.int32).T
+        cursor = Cursor(token, state_of, instrument_of, step, now_of, drawn, stream, echo)
+        held = Held(State(cache, cursor), rows, self.fingerprint)
         which = [next(i for i, x in enumerate(distinct) if x is prompt) for prompt in prompts]
-        return held if which == list(range(len(distinct))) else held.take(which)
+        held = held if which == list(range(len(distinct))) else held.take(which)
+        return held.with_streams(range(len(prompts)))
 
     def _tokens(self, prompt: Prompt) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
         """Tokens, bars and steps of what was heard before, and of the prompt, without its eos."""
@@ -233,12 +235,11 @@ class Sampler:
     def draw(self, state: State, timeline: Timeline, rules: Rules, seed: int = 0) -> Generator[Drawn, None, State]:
         """Yields what is drawn, chunk by chunk, until all rows are done; the state after it is returned.
 
-        What row i draws follows from its state, the rules, the seed and i.
+        What a row draws follows from its state, the rules and the seed.
         """
         # The states that are given and returned are the caller's; those between are overwritten.
         state = State(self._catch_up(state.cache), jax.tree.map(jnp.copy, state.cursor))
-        n_rows = len(timeline.end)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(n_rows))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), state.cursor.stream)
         most, goes_on = FIRST_CHUNK, True
         chunk = self._sample(self.params, state, timeline, keys, rules, most)
         while goes_on:
@@ -277,7 +278,7 @@ class Sampler:
         length: Length = Length(),  # noqa: B008  (it is frozen)
         prompt_bars: int = 8,
         heard: Path | str | Song | None = None,
-        num: int = 1,
+        num: int | None = None,
         settings: Controls = DEFAULTS,
         seed: int = 0,
     ) -> "Playing":
@@ -286,15 +287,21 @@ class Sampler:
         Raises:
             InputError: the prompt can't be read, has no notes in these bars, or is of another model.
         """
+        if num is not None and num < 1:
+            raise InputError(f"num {num}: give at least 1")
+        if not 0 <= seed < 1 << 32:
+            raise InputError(f"seed {seed}: give a whole number from 0 to {(1 << 32) - 1}")
         if prompt is None or isinstance(prompt, str | Path | Song | Prompt):
-            held = self.begin([self.prompt(prompt, prompt_bars=prompt_bars, heard=heard)] * num)
+            held = self.begin([self.prompt(prompt, prompt_bars=prompt_bars, heard=heard)] * (num or 1))
         else:
             if heard is not None:
                 raise InputError("a song that was begun has heard what it has; give `heard` with a file as prompt")
             takes = [prompt] if isinstance(prompt, Continuation) else list(prompt)
+            if not takes:
+                raise InputError("there are no continuations to go on from; give at least one")
             if not all(take.held is takes[0].held for take in takes):
                 raise InputError("these continuations were not played together; go on with each by itself")
-            held = takes[0].held.take([takes[i % len(takes)].row for i in range(max(num, len(takes)))])
+            held = takes[0].held.take([takes[i % len(takes)].row for i in range(num or len(takes))])
         self._check(held)
         spans = [length.span(row.song, row.end) for row in held.rows]
         return self.play(
@@ -312,7 +319,7 @@ class Sampler:
         eos: bool = False,
         prompt_bars: int = 8,
         heard: Path | str | Song | None = None,
-        num: int = 1,
+        num: int | None = None,
         seed: int = 0,
         progress: bool = False,
         **settings: Any,
@@ -330,8 +337,8 @@ class Sampler:
             bars, seconds: how much to add; in seconds up to the next bar line. 16 bars where neither is given.
             eos: it may end by itself, after `min_bars` or `min_seconds`.
             heard: a song that the memories hold from before.
-            num: so many continuations.
-            settings: those of `Controls`.
+            num: so many continuations, of several that are given in turn; else one, or one of each.
+            settings: those of `Controls`, which may be in words: key="D minor", lowest="C3", instruments="0,32,drums".
 
         Raises:
             InputError: something can't be used; the message names it.
@@ -342,7 +349,7 @@ class Sampler:
             prompt_bars=prompt_bars,
             heard=heard,
             num=num,
-            settings=Controls(**settings),
+            settings=Controls.of(**settings),
             seed=seed,
         )
         return playing.finish(progress=progress)
@@ -362,7 +369,9 @@ class Sampler:
         return begun if heard is None else begun._replace(heard=self._song(heard))
 
     def _song(self, song: Path | str | Song) -> Song:
-        return song if isinstance(song, Song) else read_song(Path(song), self.vocabulary.scheme)
+        """As its tokens say it: in the faithful scheme they are silent about rests beyond 256 steps."""
+        song = song if isinstance(song, Song) else read_song(Path(song), self.vocabulary.scheme)
+        return song._replace(notes=notes_of(tokens_of(song, self.vocabulary)[0], self.vocabulary))
 
     def _check(self, held: Held) -> None:
         """Raises InputError if it is not of this model."""

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import vocab
 from .cli import InputError
 from .kernels import encode, merges, meter, score
 from .vocab import Scheme, Vocabulary
@@ -39,7 +40,7 @@ class Song(NamedTuple):
 
     def step_at(self, seconds: float) -> int:
         """The first step that sounds at this time or later."""
-        tempos = self.tempos if len(self.tempos) else np.array([[0, meter.DEFAULT_TEMPO]])
+        tempos = np.vstack([[[0, meter.DEFAULT_TEMPO]], self.tempos])
         starts = [self.seconds_at(int(step)) for step in tempos[:, 0]]
         i = max(int(np.searchsorted(starts, seconds, side="right")) - 1, 0)
         step, per_quarter = tempos[i].tolist()
@@ -82,19 +83,32 @@ def parse_pitch(text: str) -> int:
     return number
 
 
-def parse_key(text: str | None) -> tuple[int, ...]:
-    """The pitch classes of a key such as "C major" or "F# minor" (natural minor); all of them for none.
+def parse_key(text: str) -> tuple[int, ...]:
+    """The pitch classes of a key such as "C major" or "F# minor" (natural minor).
 
     Raises:
         InputError: it is no key.
     """
-    if text is None:
-        return tuple(range(12))
     tonic, _, mode = text.strip().partition(" ")
     pitch_class, steps = _pitch_class(tonic), _MODES.get(mode.strip().lower() or "major")
     if pitch_class is None or steps is None:
-        raise InputError(f'--key {text}: no key; give one such as "C major" or "F# minor"')
+        raise InputError(f'key {text}: no key; give one such as "C major" or "F# minor"')
     return tuple(sorted((pitch_class + step) % 12 for step in steps))
+
+
+def parse_instruments(text: str) -> tuple[int, ...]:
+    """Programs such as "0,32,drums".
+
+    Raises:
+        InputError: they are no programs.
+    """
+    programs = []
+    for word in text.split(","):
+        word = word.strip()
+        if word != "drums" and not (word.isdecimal() and int(word) < vocab.DRUMS):
+            raise InputError(f"instruments {text}: give programs from 0 to 127, and drums, such as 0,32,drums")
+        programs.append(vocab.DRUMS if word == "drums" else int(word))
+    return tuple(programs)
 
 
 def pitch_name(pitch: int) -> str:
@@ -133,6 +147,7 @@ def cut(song: Song, bars: int) -> Prompt:
     Raises:
         InputError: no note begins in these bars.
     """
+    bars = min(bars, song.bar_of(song.n_steps) + 1)
     notes = song.notes[song.notes[:, 0] < song.bar_start(bars)]
     if len(notes) == 0:
         raise InputError(f"no note begins in the prompt's first {bars} bars; give a larger --prompt-bars")

@@ -3,8 +3,9 @@
 A file is written whole again and again under its name, so that at any moment it can be played as it is.
 """
 
+import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .midi import write_song
 from .playing import Playing
 from .song import Song
 
+END, CHANGE, START = range(3)  # the order of what happens at one time
 SECONDS = 1.0  # between two versions of a file
 HEAD_START = 0.2  # seconds that a port waits for the first notes
 
@@ -38,7 +40,7 @@ def open_port(name: str) -> Any:
     if name not in names:
         found = ", ".join(names) or "none"
         raise InputError(f"--port {name}: no such MIDI port; there are: {found}")
-    return mido.open_output(name)
+    return mido.open_output(name, autoreset=True)  # whatever happens, no note hangs
 
 
 def play(playing: Playing, stems: Sequence[Path], port: Any = None) -> list[Continuation]:
@@ -47,19 +49,20 @@ def play(playing: Playing, stems: Sequence[Path], port: Any = None) -> list[Cont
     for stem in stems:
         stem.parent.mkdir(parents=True, exist_ok=True)
     written = -SECONDS
-    performer = Performer(port, playing.first[0]) if port else None
-    for rows in playing:
-        if stems and time.monotonic() - written >= SECONDS:
-            for stem, row in zip(stems, rows, strict=True):
-                write_song(stem.with_name(stem.name + ".mid"), row.song_so_far(vocabulary))
-            written = time.monotonic()
+    with port or contextlib.nullcontext():
+        performer = Performer(port, playing.first[0]) if port else None
+        for rows in playing:
+            if stems and time.monotonic() - written >= SECONDS:
+                for stem, row in zip(stems, rows, strict=True):
+                    write_song(stem.with_name(stem.name + ".mid"), row.song_so_far(vocabulary))
+                written = time.monotonic()
+            if performer:
+                performer.hear(rows[0].song_so_far(vocabulary), rows[0].now)
+                performer.catch_up()
+        takes = playing.continuations()
         if performer:
-            performer.hear(rows[0].song_so_far(vocabulary), rows[0].now)
-            performer.catch_up()
-    takes = playing.continuations()
-    if performer:
-        performer.hear(takes[0].song, vocab.MAX_DURATION + takes[0].song.n_steps)
-        performer.finish()
+            performer.hear(takes[0].song, vocab.MAX_DURATION + takes[0].song.n_steps)
+            performer.finish()
     return takes
 
 
@@ -70,18 +73,33 @@ class Performer:
         self.port, self.known = port, begins  # notes that begin before this step have been taken
         self.begins, self.start = begins, float("nan")
         self.due: list[tuple[float, int, mido.Message]] = []
+        self.channels: dict[int, int] = {}  # of the programs that play, those that came first first
 
     def hear(self, song: Song, now: int) -> None:
         """Takes the notes that are new; none will come any more that begin before `now`."""
         new = song.notes[(song.notes[:, 0] >= self.known) & (song.notes[:, 0] < now)]
         self.known = max(self.known, now)
         origin = song.seconds_at(self.begins)
-        for message in messages(new, song):
-            seconds, order, event = message
-            self.due.append((seconds - origin, order, event))
+        for onset, duration, pitch, part, velocity in new.tolist():
+            begins, ends = (song.seconds_at(step) - origin for step in (onset, onset + duration))
+            channel = self._channel(part, begins) if song.scheme.multi else 0
+            on = mido.Message("note_on", channel=channel, note=pitch, velocity=velocity)
+            off = mido.Message("note_off", channel=channel, note=pitch)
+            self.due += [(begins, START, on), (ends, END, off)]
         self.due.sort(key=lambda x: x[:2])
         if self.due and np.isnan(self.start):
             self.start = time.monotonic() + HEAD_START
+
+    def _channel(self, program: int, seconds: float) -> int:
+        """The program's; of more than 15 a new one takes that of the one which came first."""
+        if program == vocab.DRUMS:
+            return smf.DRUM_CHANNEL
+        if program not in self.channels:
+            free = sorted(set(range(16)) - {smf.DRUM_CHANNEL} - set(self.channels.values()))
+            channel = free[0] if free else self.channels.pop(next(iter(self.channels)))
+            self.channels[program] = channel
+            self.due.append((seconds, CHANGE, mido.Message("program_change", channel=channel, program=program)))
+        return self.channels[program]
 
     def catch_up(self) -> None:
         """Sends what is due."""
@@ -89,20 +107,7 @@ class Performer:
             self.port.send(self.due.pop(0)[2])
 
     def finish(self) -> None:
-        """Plays what is left; whatever happens, no note hangs."""
-        try:
-            while self.due:
-                time.sleep(max(0.0, self.start + self.due[0][0] - time.monotonic()))
-                self.catch_up()
-        finally:
-            self.port.reset()
-            self.port.close()
-
-
-def messages(notes: np.ndarray, song: Song) -> Iterator[tuple[float, int, mido.Message]]:
-    """Seconds from the song's start, whether it begins a note (1) or ends one (0), and the message."""
-    for onset, duration, pitch, part, velocity in notes.tolist():
-        drums = song.scheme.multi and part == vocab.DRUMS
-        channel = smf.DRUM_CHANNEL if drums else (part % 9 if song.scheme.multi else 0)
-        yield song.seconds_at(onset), 1, mido.Message("note_on", channel=channel, note=pitch, velocity=velocity)
-        yield song.seconds_at(onset + duration), 0, mido.Message("note_off", channel=channel, note=pitch)
+        """Plays what is left."""
+        while self.due:
+            time.sleep(max(0.0, self.start + self.due[0][0] - time.monotonic()))
+            self.catch_up()

@@ -121,7 +121,9 @@ def test_lengths():
     assert Length(seconds=5.0).span(song, 32) == (NEVER, 64 + 24)  # and one of 3/4 at 60
     assert Length(bars=9, eos=True, min_bars=2).span(song, 32) == (64 + 24, 64 + 8 * 24)
     assert Length(bars=9, eos=True, min_seconds=3.5).span(song, 32) == (64 + 12, 64 + 8 * 24)
-    assert [song.step_at(song.seconds_at(step)) for step in range(200)] == list(range(200))
+    for tempos in ([[0, 500_000], [64, 1_000_000]], [[64, 1_000_000]], []):  # 120 beats a minute before the first
+        song = song._replace(tempos=np.array(tempos, np.int32).reshape(-1, 2))
+        assert [song.step_at(song.seconds_at(step)) for step in range(200)] == list(range(200))
 
 
 def test_music_may_end_by_itself(small):
@@ -134,6 +136,8 @@ def test_music_may_end_by_itself(small):
     assert take.held.rows[0].tokens[-1] == vocab.EOS
     assert 3 * 32 <= take.held.rows[0].now < 13 * 32
     assert sampler.continue_(bars=20)[0].stopped == "at the bar line"
+    more = sampler.continue_(take, bars=5, eos=True)[0]
+    assert more.summary() == "1 bars, 0 notes in 0.0 s (0.0 a second), ended by itself"
     assert len(sampler.continue_(take, bars=5)[0].song.notes) == len(take.song.notes)  # over is over
 
 
@@ -148,6 +152,17 @@ def test_music_may_end_by_itself(small):
         ({"top_k": 500}, "top-k 500: the vocabulary has 389 tokens"),
         ({"min_p": 2.0}, "min-p 2"),
         ({"loop_bars": 1}, "loop-bars 1"),
+        ({"loop_bars": 99_999}, "loop-bars 99999: give 2 to 10000 bars"),
+        ({"key": "H"}, "key H: no key"),
+        ({"key": (12,)}, r"key \(12,\): give pitch classes from 0 to 11"),
+        ({"lowest": "Q"}, "Q: no pitch"),
+        ({"instruments": (129,)}, r"instruments \(129,\): give programs from 0 to 127"),
+        ({"num": 0}, "num 0: give at least 1"),
+        ({"seed": 1 << 32}, "seed 4294967296: give a whole number from 0"),
+        ({"prompt": []}, "no continuations to go on from"),
+        ({"seconds": float("inf")}, "no song is longer than 18 hours"),
+        ({"seconds": 1e9}, "no song is longer than 18 hours"),
+        ({"bars": 4, "eos": True, "min_seconds": 9.0}, "it may not end by itself before it stops"),
         ({"lowest": 61, "highest": 61, "key": parse_key("C major")}, "no pitch from 61 to 61 is in the key"),
         ({"instruments": (0,)}, "instruments: this model knows none"),
         ({"bars": 0}, "bars 0: give a number above 0"),
@@ -165,6 +180,11 @@ def test_a_prompt_that_is_too_long_is_named(sampler, monkeypatch):
     notes = np.array([[8 * i, 8, 60 + i % 7, 0, 80] for i in range(99)], np.int32)
     with pytest.raises(InputError, match=r"the prompt has 3\d\d tokens, and at most 100 are read; give fewer bars"):
         sampler.continue_(new_song(Scheme())._replace(notes=notes), prompt_bars=99)
+
+
+def test_settings_in_words():
+    words = Controls.of(lowest="C3", highest="C6", key="D minor", instruments="0, 32,drums", top_k=3)
+    assert words == Controls(lowest=48, highest=84, key=parse_key("D minor"), instruments=(0, 32, 128), top_k=3)
 
 
 def test_names_of_pitches_and_keys():

@@ -12,10 +12,13 @@ from conftest import random_notes, write_midi
 from test_model import build, changed
 
 from midigen_jax import cache as caches
-from midigen_jax import cli, export, midi, sample
+from midigen_jax import cli, controls, export, midi, sample
 from midigen_jax import held as held_state
 from midigen_jax.cli import InputError
+from midigen_jax.cursor import Cursor
+from midigen_jax.playing import Playing
 from midigen_jax.sampler import Sampler
+from midigen_jax.tensors import read_tensors, write_tensors
 from midigen_jax.vocab import Scheme, Vocabulary
 
 
@@ -64,6 +67,32 @@ def test_a_fork_goes_different_ways_from_the_same_past(sampler, file, never_stop
     assert forks[0] == tokens(never_stopped)[0]
 
 
+def test_a_row_that_goes_on_alone_or_first_of_its_forks_goes_on_as_ever(sampler, file, never_stopped, tmp_path):
+    """From memory and from a file of its own, whatever place it has."""
+    takes = sampler.continue_(file, prompt_bars=4, bars=9, num=3, seed=5)
+    takes[2].save_state(tmp_path / "a.state")
+    for start in (takes[2], sampler.load_state(tmp_path / "a.state")):
+        forks = sampler.continue_(start, bars=15, num=4, seed=5)
+        assert tokens(forks)[0] == tokens(never_stopped)[2]
+        assert len({tuple(fork) for fork in tokens(forks)}) == 4
+    backwards = sampler.continue_(takes[::-1], bars=15, seed=5)
+    assert tokens(backwards) == tokens(never_stopped)[::-1]
+    assert tokens(sampler.continue_(takes, bars=15, num=2, seed=5)) == tokens(never_stopped)[:2]
+
+
+def test_streams_of_copies():
+    """The first copy has the row's own, the others those that none has."""
+    ints, keys = jnp.arange(2), jnp.zeros((6, 4, 2))
+    cache = caches.Cache(
+        (keys,), (keys,), None, jnp.zeros((2, 0), int), caches.Place(ints[0], ints[0], ints, ints, ints)
+    )
+    cursor = Cursor(*[ints] * 6, jnp.array([1, 4]), controls.init_echo(ints))
+    held = held_state.Held(held_state.State(cache, cursor), ["a", "b"], "")
+    taken = held.take([1, 1, 0, 1])
+    assert taken.state.cursor.stream.tolist() == [4, 0, 1, 2]
+    assert taken.rows == ["b", "b", "a", "b"]
+
+
 def test_what_was_heard_before_matters(sampler, file, tmp_path):
     other = write_midi(tmp_path / "other.mid", [random_notes(np.random.default_rng(4), 90, beats=40)])
     plain, after = (sampler.continue_(file, prompt_bars=1, bars=9, seed=5, heard=heard) for heard in (None, other))
@@ -101,10 +130,21 @@ def test_a_state_is_refused_where_it_does_not_belong(small, sampler, file, tmp_p
         other.continue_(take)
     with pytest.raises(InputError, match="no such file"):
         sampler.load_state(tmp_path / "b.state")
+    take.save_state(tmp_path / "b.state")
     content = (tmp_path / "a.state").read_bytes()
     (tmp_path / "a.state").write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match="can't be read as a midigen_jax state file"):
         sampler.load_state(tmp_path / "a.state")
+    flipped = bytearray(content)
+    flipped[-1000] ^= 1
+    (tmp_path / "a.state").write_bytes(flipped)
+    with pytest.raises(InputError, match=r"a\.state: damaged, its content is not what was written"):
+        sampler.load_state(tmp_path / "a.state")
+    arrays, words = read_tensors(tmp_path / "b.state", held_state.KIND, held_state.FORMAT_VERSION)
+    del arrays["rows/0/tokens"]
+    write_tensors(tmp_path / "b.state", arrays, held_state.KIND, words)
+    with pytest.raises(InputError, match=r"b\.state: no whole state .*rows/0/tokens"):
+        sampler.load_state(tmp_path / "b.state")
     export.write(tmp_path / "model", small, sampler.params, Vocabulary())
     with pytest.raises(InputError, match="no midigen_jax state file but a midigen_jax model file"):
         sampler.load_state(tmp_path / "model")
@@ -183,6 +223,15 @@ def test_the_command_continues_holds_and_goes_on(exported, file, tmp_path, monke
     assert not np.array_equal(one.notes, two.notes)  # ... and two ways on
 
 
+def test_files_that_cannot_be_written_are_named_before_anything_is_sampled(exported, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(Playing, "__next__", lambda self: pytest.fail("it has begun"))
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    out, state = ("--out", tmp_path / "file" / "out"), ("--out", tmp_path, "--save-state", tmp_path / "folder")
+    assert "Not a directory" in command(monkeypatch, capsys, exported, *out).err
+    assert command(monkeypatch, capsys, exported, *state).err == f"error: {tmp_path / 'folder'}: Is a directory\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -193,6 +242,9 @@ def test_the_command_continues_holds_and_goes_on(exported, file, tmp_path, monke
         ("--load-state nothing", "nothing: no such file"),
         ("--port nowhere", "--port nowhere: no "),
         ("--data nothing", "nothing: no corpus"),
+        ("--seed -1", "seed -1: give a whole number from 0 to 4294967295"),
+        ("--bars 99999", "no song is longer than 18 hours at this tempo"),
+        ("--bars 2 --eos --min-bars 3", "it may not end by itself before it stops"),
     ],
 )
 def test_misuse_of_the_command_is_one_line(exported, monkeypatch, capsys, tmp_path, arguments, message):

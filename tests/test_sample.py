@@ -102,6 +102,16 @@ def test_sampling_is_without_dropout(sampler, prompt):
     assert same_notes(*(x.continue_(prompt, prompt_bars=4, bars=12, num=2, seed=7) for x in (sampler, without)))
 
 
+def test_a_faithful_prompt_is_as_long_as_its_tokens(small, tmp_path):
+    """Which are silent about the part of a rest beyond 256 steps."""
+    words = Vocabulary(Scheme(faithful=True))
+    path = write_midi(tmp_path / "a.mid", [[(0, 1, 60), (40, 1, 64)]])
+    (take,) = Sampler(small, build(small)[1], words).continue_(path, prompt_bars=99, bars=2)
+    assert take.song.notes[:2, 0].tolist() == [0, 256]
+    assert take.begins == 9 * 32
+    assert take.song.notes[2:, 0].min(initial=take.begins) >= take.begins
+
+
 def test_an_invention_has_no_prompt(sampler):
     (take,) = sampler.continue_(bars=3)
     assert take.song.notes[0, 0] == 0  # it begins at once
@@ -207,7 +217,7 @@ def test_advance_and_allowed(sampler):
     prompt, bar = Prompt(new_song(words.scheme), 10), jnp.array([32])
     timeline = make_timeline(sampler.begin([prompt]), [NEVER])
     echo = controls.init_echo(jnp.array([10]))
-    place = Cursor(*(jnp.array([x]) for x in (vocab.SOS, vocab.START, controls.NO_INSTRUMENT, 0, 0, 5)), echo)
+    place = Cursor(*(jnp.array([x]) for x in (vocab.SOS, vocab.START, controls.NO_INSTRUMENT, 0, 0, 5, 0)), echo)
     rules = controls.make_rules(FREE, words)
 
     def choices():
@@ -236,6 +246,7 @@ def test_advance_and_allowed(sampler):
         ({"top_k": 2}, 2),
         ({"top_p": 0.5}, 1),
         ({"top_p": 0.51}, 2),
+        ({"top_p": 1e-50}, 1),  # 0 in single precision
         ({"min_p": 0.4}, 2),
         ({"temperature": 0.1, "min_p": 0.01}, 1),
     ],

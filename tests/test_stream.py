@@ -4,29 +4,35 @@ import mido
 import numpy as np
 import pytest
 from conftest import random_notes, write_midi
+from mido.ports import BaseOutput
 from test_model import build
+from test_sample import rich  # noqa: F401  (a fixture)
 
-from midigen_jax import midi, stream
+from midigen_jax import midi, stream, vocab
 from midigen_jax.cli import InputError
 from midigen_jax.continuation import Length
 from midigen_jax.sampler import Sampler
+from midigen_jax.song import new_song
 from midigen_jax.vocab import Scheme, Vocabulary
 
 
-class Port:
-    """Remembers what it was sent, and that it was closed."""
+class Port(BaseOutput):
+    """Remembers what it was sent."""
 
     def __init__(self):
-        self.sent, self.silenced, self.closed = [], False, False
+        self.sent, self.times = [], []
+        super().__init__("port", autoreset=True)
 
-    def send(self, message):
+    def _send(self, message):
         self.sent.append(message)
+        self.times.append(stream.time.monotonic())
 
-    def reset(self):
-        self.silenced = True
-
-    def close(self):
-        self.closed = True
+    def silenced(self):
+        """Whether the last it was told is that nothing sounds, on every channel."""
+        last = self.sent[-32:]
+        return self.closed and {m.channel for m in last if m.type == "control_change" and m.control == 123} == set(
+            range(16)
+        )
 
 
 @pytest.fixture
@@ -58,19 +64,50 @@ def test_a_port_plays_the_new_notes_in_time(playing, monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(stream.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(stream.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds + 1e-6))
-    port, times = Port(), []
-    monkeypatch.setattr(port, "send", lambda message: (port.sent.append(message), times.append(clock[0])))
+    port = Port()
     take, _ = stream.play(playing, [], port)
     song = take.song
     new = song.notes[song.notes[:, 0] >= take.begins]
     on = [message for message in port.sent if message.type == "note_on"]
     assert sorted(message.note for message in on) == sorted(new[:, 2].tolist())
     assert sum(message.type == "note_off" for message in port.sent) == len(new)
-    assert times == sorted(times)
+    assert port.times == sorted(port.times)
     length = song.seconds_at(song.n_steps) - song.seconds_at(take.begins)
-    assert times[-1] - 100 == pytest.approx(length + stream.HEAD_START, abs=1e-3)
-    assert port.silenced
-    assert port.closed
+    assert port.times[-1] - 100 == pytest.approx(length + stream.HEAD_START, abs=1e-3)
+    assert port.silenced()
+
+
+def test_no_note_hangs_when_playing_is_interrupted(playing, monkeypatch):
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stream.time, "sleep", interrupt)
+    port = Port()
+    with pytest.raises(KeyboardInterrupt):
+        stream.play(playing, [], port)
+    assert port.silenced()
+
+
+def test_every_program_has_a_channel_of_its_own(rich, monkeypatch):  # noqa: F811
+    """Of twenty programs at most fifteen at a time, and the drums theirs; a note sounds with its own program."""
+    clock = [100.0]
+    monkeypatch.setattr(stream.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(stream.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds + 1e-6))
+    programs = [*range(20), vocab.DRUMS, 3, 0]
+    notes = np.array([[8 * i, 4, 60 + i, program, 80] for i, program in enumerate(programs)], np.int32)
+    port = Port()
+    performer = stream.Performer(port, 0)
+    performer.hear(new_song(rich.scheme)._replace(notes=notes), 999)
+    performer.finish()
+    now, heard = {}, []
+    for message in port.sent:
+        if message.type == "program_change":
+            now[message.channel] = message.program
+        elif message.type == "note_on":
+            heard.append(vocab.DRUMS if message.channel == 9 else now[message.channel])
+    assert heard == programs
+    assert 9 not in now
+    assert sum(message.type == "note_off" for message in port.sent) == len(programs)
 
 
 def test_a_port_that_is_not_there_is_named(monkeypatch):
