@@ -3,6 +3,7 @@
 Functions of arrays first, then the module with their parameters. Letters of shapes are those of `shapes`.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -87,8 +88,8 @@ def attend(
     v: Float[Array, "B H W Dh"],
     bias: Float[Array, "#B H Q W"] | None,
     mask: Bool[Array, "B 1 Q W"],
-) -> Float[Array, "B H Q Dh"]:
-    """Softmax attention; q is scaled already, and every query has a slot to attend to.
+) -> tuple[Float[Array, "B H Q Dh"], Float[Array, "B H Q 1"]]:
+    """Softmax attention and the logarithm of its divisor (lse); q is scaled, and every query has a slot to attend to.
 
     Its gradient is written out so that as few arrays of B H Q W numbers as possible are made and read: on a CPU they,
     not the products, are what attention costs. The weights are kept without their divisor, which goes to the output.
@@ -96,22 +97,25 @@ def attend(
     return _attend_forward(q, k, v, bias, mask)[0]
 
 
-def _attend_forward(q: Array, k: Array, v: Array, bias: Array | None, mask: Array) -> tuple[Array, tuple]:
+def _attend_forward(q: Array, k: Array, v: Array, bias: Array | None, mask: Array) -> tuple[tuple[Array, Array], tuple]:
     scores = jnp.einsum("bhtk,bhwk->bhtw", q, k, preferred_element_type=jnp.float32)
     if bias is not None:
         scores = scores + bias
     scores = jnp.where(mask, scores, -jnp.inf)
-    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+    highest = scores.max(-1, keepdims=True)
+    weights = jnp.exp(scores - highest)
     total = weights.sum(-1, keepdims=True)
     weights = weights.astype(v.dtype)
     y = jnp.einsum("bhtw,bhwk->bhtk", weights, v, preferred_element_type=jnp.float32) / total
-    return y.astype(v.dtype), (q, k, v, bias is not None and bias.shape[0], weights, total, y)
+    residuals = (q, k, v, bias is not None and bias.shape[0], weights, total, y)
+    return (y.astype(v.dtype), highest + jnp.log(total)), residuals
 
 
-def _attend_backward(residuals: tuple, dy: Array) -> tuple:
+def _attend_backward(residuals: tuple, gradients: tuple[Array, Array]) -> tuple:
     q, k, v, bias_lanes, weights, total, y = residuals
+    dy, d_lse = gradients
     dy = dy.astype(jnp.float32) / total
-    d_total = jnp.sum(dy * y, -1, keepdims=True)
+    d_total = jnp.sum(dy * y, -1, keepdims=True) - d_lse / total
     dy = dy.astype(v.dtype)
     dv = jnp.einsum("bhtw,bhtk->bhwk", weights, dy)
     d_weights = jnp.einsum("bhtk,bhwk->bhtw", dy, v, preferred_element_type=jnp.float32)
@@ -138,39 +142,46 @@ def attend_one(
     v: Float[Array, "BH W Dh"],
     bias: Float[Array, "H W"] | None,
     mask: Bool[Array, "B W"],
-) -> Float[Array, "BH Dh"]:
+) -> tuple[Float[Array, "BH Dh"], Float[Array, "BH 1"]]:
     """The same for one query a row."""
     scores = jnp.einsum("bk,bwk->bw", q, k, preferred_element_type=jnp.float32)
     by_row = scores.reshape(len(mask), -1, k.shape[1])
     if bias is not None:
         by_row = by_row + bias
-    weights = jax.nn.softmax(jnp.where(mask[:, None], by_row, -jnp.inf)).reshape(scores.shape)
-    return jnp.einsum("bw,bwk->bk", weights.astype(v.dtype), v)
+    weights, lse = _softmax(jnp.where(mask[:, None], by_row, -jnp.inf).reshape(scores.shape))
+    return jnp.einsum("bw,bwk->bk", weights.astype(v.dtype), v), lse
 
 
-def attend_hits(q: Float[Array, "B H Q Dh"], hits: Hits) -> Float[Array, "B H Q Dh"]:
+def _softmax(scores: Float[Array, "*B W"]) -> tuple[Float[Array, "*B W"], Float[Array, "*B 1"]]:
+    """Softmax and the logarithm of its divisor."""
+    lse = jax.nn.logsumexp(scores, -1, keepdims=True)
+    return jnp.exp(scores - lse), lse
+
+
+def attend_hits(q: Float[Array, "B H Q Dh"], hits: Hits) -> tuple[Float[Array, "B H Q Dh"], Float[Array, "B H Q 1"]]:
     """Attention to what a search found; q is scaled already. Of no use where nothing was found."""
     keys, values = hits.keys.astype(q.dtype), hits.values.astype(q.dtype)
     scores = jnp.einsum("bhtd,bhtkd->bhtk", q, keys, preferred_element_type=jnp.float32)
     found = hits.found
     # Where nothing was found the softmax of equal scores stands in, so that no gradient is NaN.
-    weights = jax.nn.softmax(jnp.where(found, scores, jnp.where(found.any(-1, keepdims=True), -jnp.inf, 0.0)))
-    return jnp.einsum("bhtk,bhtkd->bhtd", weights.astype(q.dtype), values)
+    weights, lse = _softmax(jnp.where(found, scores, jnp.where(found.any(-1, keepdims=True), -jnp.inf, 0.0)))
+    return jnp.einsum("bhtk,bhtkd->bhtd", weights.astype(q.dtype), values), lse
 
 
-def attend_all(q: Float[Array, "B H Q Dh"], heard: Heard) -> Float[Array, "B H Q Dh"]:
+def attend_all(q: Float[Array, "B H Q Dh"], heard: Heard) -> tuple[Float[Array, "B H Q Dh"], Float[Array, "B H Q 1"]]:
     """Attention to all that was heard of the running song, without a search. Of no use where there is nothing.
 
     To measure searches against; a step of several segments keeps a copy of the ring for each.
     """
 
     @jax.checkpoint
-    def one_lane(lane: tuple[Array, Heard]) -> Array:
+    def one_lane(lane: tuple[Array, Heard]) -> tuple[Array, Array]:
         q, heard = lane
         scores = jnp.einsum("htd,hmd->htm", q, heard.keys.astype(q.dtype), preferred_element_type=jnp.float32)
         valid = in_range(heard.keys.shape[1], heard.start, heard.length)
         scores = jnp.where(valid, scores, jnp.finfo(jnp.float32).min)
-        return jnp.einsum("htm,hmd->htd", jax.nn.softmax(scores).astype(q.dtype), heard.values.astype(q.dtype))
+        weights, lse = _softmax(scores)
+        return jnp.einsum("htm,hmd->htd", weights.astype(q.dtype), heard.values.astype(q.dtype)), lse
 
     # One lane after the other: the scores of all at once would be B H Q M numbers.
     return jax.lax.map(one_lane, (q, jax.lax.stop_gradient(heard)))
@@ -183,7 +194,7 @@ def recall_one(
     start: Int[Array, " B"],
     length: Int[Array, " B"],
     memory: cfg.Memory,
-) -> Float[Array, "BH Dh"]:
+) -> tuple[Float[Array, "BH Dh"], Float[Array, "BH 1"]]:
     """Attention of one query a row to the nearest of the ring's slots, or in the dense memory to all. Of no use where
     there are none.
 
@@ -209,8 +220,8 @@ def recall_one(
         best, slots = top_k(best, min(memory.top_k, best.shape[1]))
         values = jnp.take_along_axis(values, slots[..., None], 1)
     found = jnp.repeat(length > 0, heads)[:, None]
-    weights = jax.nn.softmax(jnp.where(found, best * jnp.tile(scale, len(length))[:, None], 0.0))
-    return jnp.einsum("bk,bkd->bd", weights.astype(values.dtype), values)
+    weights, lse = _softmax(jnp.where(found, best * jnp.tile(scale, len(length))[:, None], 0.0))
+    return jnp.einsum("bk,bkd->bd", weights.astype(values.dtype), values), lse
 
 
 class Statistics(NamedTuple):
@@ -219,14 +230,13 @@ class Statistics(NamedTuple):
     hit_rate: Array  # share of queries that found something
     hits: Array  # how many entries were found in a segment
     ages: Array  # the sum of their ages: tokens between an entry and its query; 0 without a search
-    gate: Float[Array, " H"]  # share of the memory in a head's output where something was found
-    mass: Array  # share of the memory in the output of all queries
+    mass: Float[Array, " H"]  # share of the memory in the output of all queries, by head
     slots: Array  # filled slots of the running song, a lane
 
 
 def no_statistics(heads: int) -> Statistics:
     zero = jnp.zeros(())
-    return Statistics(zero, zero, zero, jnp.zeros(heads), zero, zero)
+    return Statistics(zero, zero, zero, jnp.zeros(heads), zero)
 
 
 class Reading(NamedTuple):
@@ -271,11 +281,11 @@ class Attention(nnx.Module):
         """Returns the output, the layer's window with the new keys and values, and what the kNN memory did."""
         q, k, v, scaled_q = self._project(x)
         keys, values = mem.extend(reading.window, self.layer, k, v)
-        y = self._attend_window(scaled_q, keys, values, reading)
+        y, lse = self._attend_window(scaled_q, keys, values, reading)
         statistics = no_statistics(self.config.model.heads)
         if self.has_knn and reading.heard is not None:
             with jax.named_scope("knn"):
-                y, statistics = self._recall(q, scaled_q, y, reading.heard, reading.running)
+                y, statistics = self._recall(q, scaled_q, (y, lse), reading.heard, reading.running)
         return self._merge_heads(y), (keys, values), statistics
 
     def weights_for_decoding(self) -> tuple[Float[Array, "D qkv"], Float[Array, "heads D"]]:
@@ -300,7 +310,7 @@ class Attention(nnx.Module):
         if bias is None:
             keys = rotate(keys[:, None], -decoding.distance[None])[:, 0]
         scaled_q = (q * scale[:, None].astype(x.dtype)).reshape(-1, q.shape[-1])
-        y = attend_one(scaled_q, keys, values, bias, decoding.mask)
+        y, lse = attend_one(scaled_q, keys, values, bias, decoding.mask)
         if self.has_knn and cache.ring is not None:
             ring = caches.write_ring(cache.ring, cache.place, k, v, decoding.active)
             where = caches.heard(cache.place, ring, self.config.memory.xl)
@@ -308,14 +318,14 @@ class Attention(nnx.Module):
             remembered = jax.lax.cond(
                 found.any(),
                 partial(recall_one, memory=self.config.memory),
-                lambda q, *_: jnp.zeros_like(q),
+                lambda q, *_: (jnp.zeros_like(q), jnp.zeros_like(lse)),
                 q.reshape(scaled_q.shape),
                 self.scale[...],
                 ring,
                 *where,
             )
-            by_head = (rows, heads, 1, -1)
-            y = self._mix(y.reshape(by_head), remembered.reshape(by_head), found[:, None, None])
+            local, remembered = ([x.reshape(rows, heads, 1, -1) for x in part] for part in ((y, lse), remembered))
+            y, _ = self._mix(local, remembered, found[:, None, None])
             cache = cache._replace(ring=ring)
         y = y.reshape(rows, -1) @ out_weights
         return y if self.out_bias is None else y + self.out_bias[...].astype(y.dtype), cache
@@ -332,7 +342,7 @@ class Attention(nnx.Module):
         y = jnp.einsum("bhtk,hkd->btd", y, self.out[...].astype(y.dtype))
         return y if self.out_bias is None else y + self.out_bias[...].astype(y.dtype)
 
-    def _attend_window(self, q: Array, keys: Array, values: Array, reading: Reading) -> Array:
+    def _attend_window(self, q: Array, keys: Array, values: Array, reading: Reading) -> tuple[Array, Array]:
         bias = reading.knn_bias if self.has_knn else reading.bias
         if bias is not None:
             return attend(q, keys, values, bias, reading.mask)
@@ -340,7 +350,7 @@ class Attention(nnx.Module):
         return attend(rotate(q, position[:, -q.shape[2] :]), rotate(keys, position), values, None, reading.mask)
 
     def _recall(
-        self, q: Array, scaled_q: Array, local: Array, heard: Heard, running: Bool[Array, "B Q"]
+        self, q: Array, scaled_q: Array, local: tuple[Array, Array], heard: Heard, running: Bool[Array, "B Q"]
     ) -> tuple[Array, Statistics]:
         """The local output mixed with attention to the memory; the local one alone where that is empty."""
         memory = self.config.memory
@@ -355,11 +365,23 @@ class Attention(nnx.Module):
             found = hits.found.any(-1)
             n_hits = jnp.sum(hits.found, dtype=jnp.float32)
             ages = jnp.sum(jnp.where(hits.found, mem.ages(heard, hits.slots, memory.xl), 0), dtype=jnp.float32)
-        gate = nnx.sigmoid(self.gate[...])
-        mass = jnp.where(found, gate[:, None], 0).mean()
-        statistics = Statistics(found.mean(), n_hits, ages, gate, mass, heard.length.mean())
-        return self._mix(local, remembered, found), jax.lax.stop_gradient(statistics)
+        y, share = self._mix(local, remembered, found)
+        statistics = Statistics(found.mean(), n_hits, ages, share.mean((0, 2, 3)), heard.length.mean())
+        return y, jax.lax.stop_gradient(statistics)
 
-    def _mix(self, local: Array, remembered: Array, found: Array) -> Float[Array, "B H Q Dh"]:
-        share = jnp.where(found, nnx.sigmoid(self.gate[...])[:, None], 0)[..., None].astype(local.dtype)
-        return remembered.astype(local.dtype) * share + local * (1 - share)
+    def _mix(
+        self, local: Sequence[Array], remembered: Sequence[Array], found: Array
+    ) -> tuple[Float[Array, "B H Q Dh"], Float[Array, "B H Q 1"]]:
+        """One softmax over the window and what was found, whose scores are raised by the gate; and the latter's share.
+
+        The memory counts for as much as it fits the query. With a share that does not know the query, as in Memorizing
+        Transformers, it has to be right on the average before it is listened to at all.
+
+        Args:
+            local, remembered: an output and its lse.
+        """
+        (y, lse), (y_remembered, lse_remembered) = local, remembered
+        raised = lse_remembered + self.gate[...][:, None, None] - lse
+        share = jnp.where(found[..., None], nnx.sigmoid(raised), 0)
+        mixed = y_remembered.astype(jnp.float32) * share + y.astype(jnp.float32) * (1 - share)
+        return mixed.astype(y.dtype), share

@@ -137,12 +137,16 @@ class Recent:
 
 
 def mean_metrics(steps: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over steps, of the hits' age over hits, of the gate by head; the resets are summed."""
+    """Means over steps, of the hits' age over hits; the resets are summed.
+
+    The gate is the memory's share in the output, by head, where something was found; the mass is that over all.
+    """
     stacked = jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(steps))
-    heads = stacked["gate"].mean(0).tolist()
+    heads = (stacked["mass"].mean(0) / max(float(stacked["hit_rate"].mean()), 1e-9)).tolist()
     means = {name: float(np.mean(x)) for name, x in stacked.items()}
     return means | {
         "hit_age": means.pop("ages") / max(means.pop("hits"), 1e-9),
         "resets": float(stacked["resets"].sum()),
+        "gate": float(np.mean(heads)),
         **{f"gate/{head}": gate for head, gate in enumerate(heads)},
     }

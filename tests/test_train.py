@@ -73,7 +73,7 @@ def test_the_loss_falls_and_everything_is_logged(straight, corpus):
     assert steps[-1]["hit_age"] > 24
     assert sum(line["resets"] for line in steps) >= 3  # every lane began with a song
     assert steps[-1]["gate"] == pytest.approx((steps[-1]["gate/0"] + steps[-1]["gate/1"]) / 2)
-    assert steps[-1]["mass"] == pytest.approx(steps[-1]["hit_rate"] * steps[-1]["gate"], rel=0.05)
+    assert steps[-1]["mass"] == pytest.approx(steps[-1]["hit_rate"] * steps[-1]["gate"], rel=1e-5)
     validation = [line for line in lines if "validation/bits_per_note" in line]
     assert [line["step"] for line in validation] == [6, 12]
     assert list((straight / "tensorboard").iterdir())
@@ -81,10 +81,11 @@ def test_the_loss_falls_and_everything_is_logged(straight, corpus):
 
 def test_metrics_are_means_over_steps():
     """But the age of a hit is a mean over hits, and the songs that began are summed."""
-    one = {"loss": 2.0, "hits": 10.0, "ages": 500.0, "gate": np.array([0.25, 0.75]), "resets": 1}
-    two = {"loss": 4.0, "hits": 30.0, "ages": 2700.0, "gate": np.array([0.75, 0.75]), "resets": 3}
-    nothing = {"loss": 6.0, "hits": 0.0, "ages": 0.0, "gate": np.array([0.5, 0.75]), "resets": 0}
-    expected = {"loss": 4, "hit_age": 80, "gate": 0.625, "gate/0": 0.5, "gate/1": 0.75, "resets": 4}
+    one = {"loss": 2.0, "hit_rate": 0.5, "hits": 10.0, "ages": 500.0, "mass": np.array([0.1, 0.2]), "resets": 1}
+    two = {"loss": 4.0, "hit_rate": 1.0, "hits": 30.0, "ages": 2700.0, "mass": np.array([0.5, 1.0]), "resets": 3}
+    nothing = {"loss": 6.0, "hit_rate": 0.0, "hits": 0.0, "ages": 0.0, "mass": np.array([0.0, 0.0]), "resets": 0}
+    shares = {"hit_rate": 0.5, "mass": 0.3, "gate": 0.6, "gate/0": 0.4, "gate/1": 0.8}
+    expected = {"loss": 4, "hit_age": 80, "resets": 4, **shares}
     one, two, nothing = jax.tree.map(jax.numpy.asarray, (one, two, nothing))
     assert log.mean_metrics([one, two, nothing]) == pytest.approx(expected)
     assert log.mean_metrics([nothing])["hit_age"] == 0
