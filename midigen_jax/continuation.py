@@ -1,7 +1,6 @@
 """What sampling gives: a song with a part of its own, to be looked at, played and gone on from."""
 
 import io
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,11 +28,11 @@ class Length:
     eos: bool = False
 
     def __post_init__(self) -> None:
-        for name, most in (("bars", meter.MAX_STEP), ("seconds", math.inf)):
+        for name in ("bars", "seconds"):
             value, least = getattr(self, name), getattr(self, f"min_{name}")
-            if value is not None and not 0 < value <= most:
-                raise InputError(f"{name} {value}: give a number above 0, and not too large a one")
-            if least is not None and not (0 <= least <= most and self.eos):
+            if value is not None and not value > 0:
+                raise InputError(f"{name} {value}: give a number above 0")
+            if least is not None and not (least >= 0 and self.eos):
                 raise InputError(f"min-{name} {least}: give at least 0, and eos, for only that ends a song before")
         if self.bars is not None and self.seconds is not None:
             raise InputError("give bars or seconds, not both")
@@ -46,20 +45,20 @@ class Length:
         """
         bar, time, longest = song.bar_of(begins), song.seconds_at(begins), song.seconds_at(meter.MAX_STEP)
 
-        def step_at(seconds: float) -> int:
+        def bars_on(bars: int) -> int:
+            return song.bar_start(bar + min(bars, meter.MAX_STEP))  # a bar has at least one step
+
+        def seconds_on(seconds: float) -> int:
             return song.step_at(min(time + seconds, longest))
 
         if self.seconds is None:
-            end = song.bar_start(bar + (self.bars or DEFAULT_BARS))
+            end = bars_on(self.bars or DEFAULT_BARS)
         else:
-            end = step_at(self.seconds)
-            end = song.bar_start(song.bar_of(end - 1) + 1)
-        least = max(song.bar_start(bar + (self.min_bars or 0)), step_at(self.min_seconds or 0.0))
+            end = song.bar_start(song.bar_of(seconds_on(self.seconds) - 1) + 1)
+        least = max(bars_on(self.min_bars or 0), seconds_on(self.min_seconds or 0.0))
         if end >= meter.MAX_STEP:
-            raise InputError(
-                f"no song is longer than {longest / 3600:.0f} hours at this tempo; give fewer bars or seconds"
-            )
-        if self.eos and least > end:
+            raise InputError(f"the song would be longer than {meter.MAX_STEP:,} steps; give fewer bars or seconds")
+        if self.eos and least >= end:
             raise InputError("it may not end by itself before it stops; give fewer min-bars or min-seconds, or no eos")
         return (least if self.eos else NEVER), end
 
@@ -91,7 +90,7 @@ class Continuation:
         end = self.held.rows[self.row].end if self.stopped == "at the bar line" else self.song.n_steps
         end = max(end, self.begins)  # it may have ended at once
         seconds = self.song.seconds_at(end) - self.song.seconds_at(self.begins)
-        bars = self.song.bar_of(max(end - 1, self.begins)) + 1 - self.song.bar_of(self.begins)
+        bars = self.song.bar_of(end - 1) + 1 - self.song.bar_of(self.begins)
         notes = self.new_notes
         return (
             f"{bars} bars, {notes} notes in {seconds:.1f} s ({notes / max(seconds, 1e-9):.1f} a second), {self.stopped}"

@@ -21,7 +21,7 @@ LAGS = 512  # heads (see `_heads`) that a loop may be long, and that are remembe
 LOOP_PERIOD = 4  # bars that it may be long
 NO_HEAD = -1
 NO_INSTRUMENT = vocab.N_INSTRUMENTS  # where there are none, or before a song's first one
-MOST_LOOP_BARS = 10_000
+MOST_LOOP_BARS = 10_000  # which are less than 2^31 steps
 PITCHED, DRUMS, SILENCED = range(3)  # kinds of instruments, by what the controls let them play
 
 
@@ -51,7 +51,7 @@ class Controls:
         if self.loop_bars != 0 and not 2 <= self.loop_bars <= MOST_LOOP_BARS:
             raise InputError(f"loop-bars {self.loop_bars}: give 2 to {MOST_LOOP_BARS} bars, or 0 to let loops be")
         if not set(self.key) <= set(range(12)):
-            raise InputError(f'key {self.key}: give pitch classes from 0 to 11, or a key such as "D minor"')
+            raise InputError(f"key {self.key}: give pitch classes from 0 to 11")
         if not set(self.instruments) <= set(range(vocab.N_INSTRUMENTS)):
             raise InputError(f"instruments {self.instruments}: give programs from 0 to 127, or {vocab.DRUMS} for drums")
         pitches = [p for p in range(max(self.lowest, 0), min(self.highest, 127) + 1) if p % 12 in self.key]
@@ -68,7 +68,10 @@ class Controls:
         words = {"lowest": parse_pitch, "highest": parse_pitch, "key": parse_key, "instruments": parse_instruments}
         for name, parse in words.items():
             if isinstance(settings.get(name), str):
-                settings[name] = parse(settings[name])
+                try:
+                    settings[name] = parse(settings[name])
+                except InputError as error:
+                    raise InputError(f"{name} {error}") from None
         return cls(**settings)
 
 

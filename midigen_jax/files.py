@@ -15,7 +15,7 @@ def renamed(path: Path) -> Iterator[Path]:
     Folders on the way are made.
 
     Raises:
-        OSError: it can't be written; the error names `path`.
+        OSError: it can't be written; the error names `path`, or the folder that can't be made.
     """
     temporary = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ class Held(NamedTuple):
         """These rows; a row may be taken several times.
 
         The first copy of a row goes on as the row would have; each other one gets the next stream of random numbers
-        that no row here has.
+        that no row taken has.
         """
         index = jnp.asarray(rows)
         cursor = jax.tree.map(lambda x: x[index], self.state.cursor)
@@ -110,19 +110,14 @@ def load(path: Path, abstract: Any, fingerprint: str, scheme: Scheme) -> Held:
     other = f"{path}: a state of another model, or of another checkpoint of it; give the run or file that it came from"
     if words.get("model") != fingerprint:
         raise InputError(other)
-    try:
-        shapes = abstract(len(words["rows"]))
-        paths = by_path(shapes)
-        if any(arrays[name].shape != x.shape for name, x in paths.items()):
-            raise InputError(other)
-        state = jax.tree.unflatten(jax.tree.structure(shapes), [arrays[name] for name in paths])
-        rows = []
-        for i, (begins, end, now) in enumerate(words["rows"]):
-            tables = [np.asarray(arrays[f"rows/{i}/{name}"]) for name in _TABLES]
-            song = Song(np.empty((0, 5), np.int32), tables[0].astype(np.int64), tables[1], tables[2], scheme)
-            rows.append(Row(song, np.asarray(arrays[f"rows/{i}/tokens"]).astype(np.uint16), begins, end, now))
-    except InputError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: no whole state ({error} is missing or wrong); save it again") from None
+    shapes = abstract(len(words["rows"]))
+    paths = by_path(shapes)
+    if any(name not in arrays or arrays[name].shape != x.shape for name, x in paths.items()):
+        raise InputError(other)
+    state = jax.tree.unflatten(jax.tree.structure(shapes), [arrays[name] for name in paths])
+    rows = []
+    for i, (begins, end, now) in enumerate(words["rows"]):
+        tables = [np.asarray(arrays[f"rows/{i}/{name}"]) for name in _TABLES]
+        song = Song(np.empty((0, 5), np.int32), tables[0].astype(np.int64), tables[1], tables[2], scheme)
+        rows.append(Row(song, np.asarray(arrays[f"rows/{i}/tokens"]).astype(np.uint16), begins, end, now))
     return Held(state, rows, fingerprint)

@@ -23,9 +23,8 @@ from .continuation import Continuation, Length
 from .controls import Controls
 from .corpus import Corpus, is_corpus, open_corpus
 from .files import check_writable
-from .midi import read_song
 from .sampler import DEFAULTS, Sampler
-from .song import Song
+from .song import Prompt, Song
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -88,30 +87,14 @@ def main() -> None:
     corpus = training_songs(sampler, args.data)
     began = time.perf_counter()
     if args.load_state:
-        prompt: Song | list[Continuation] | None = sampler.load_state(args.load_state)
+        start: Prompt | list[Continuation] = sampler.load_state(args.load_state)
         name, num = args.load_state.stem, args.num
     else:
-        prompt = read_prompt("--prompt", args.prompt, sampler) if args.prompt else None
+        start = begin(args, sampler)
         name, num = args.prompt.stem if args.prompt else "invention", args.num or 4
-    heard = read_prompt("--heard", args.heard, sampler) if args.heard else None
-    prompt_bars = args.prompt_bars or 8
-    if args.prompt_seconds is not None and isinstance(prompt, Song):
-        prompt_bars = bars_in(args.prompt_seconds, prompt)
-    try:
-        playing = sampler.extend(
-            prompt,
-            length=length,
-            prompt_bars=prompt_bars,
-            heard=heard,
-            num=num,
-            settings=settings,
-            seed=args.seed,
-        )
-    except InputError as error:
-        source = args.prompt or args.load_state
-        raise InputError(f"{source}: {error}" if source else str(error)) from None
+    playing = sampler.extend(start, length=length, num=num, settings=settings, seed=args.seed)
     stems = [args.out / f"{name}-{i}" for i in range(1, len(playing.rows) + 1)]
-    for path in (stems[0], args.save_state):
+    for path in (args.out / f"{name}-1.mid", args.save_state):
         if path is not None:
             check_writable(path)
     if args.stream or port:
@@ -156,11 +139,27 @@ def choose_device(name: str | None) -> None:
         raise InputError(f"--device {name}: no such device here ({str(error).splitlines()[0]})") from None
 
 
-def read_prompt(option: str, path: Path, sampler: Sampler) -> Song:
+def begin(args: argparse.Namespace, sampler: Sampler) -> Prompt:
+    """What the arguments say that the song begins with.
+
+    Raises:
+        InputError: a file can't be read, or the prompt is silent.
+    """
+
+    def read(name: str) -> Song | None:
+        path = getattr(args, name)
+        try:
+            return path and sampler.song(path)
+        except InputError as error:
+            raise InputError(f"--{name} {path}: {str(error).removeprefix(f'{path}: ')}") from None
+
+    song, heard, bars = read("prompt"), read("heard"), args.prompt_bars or 8
+    if song is not None and args.prompt_seconds is not None:
+        bars = bars_in(args.prompt_seconds, song)
     try:
-        return read_song(path, sampler.vocabulary.scheme)
+        return sampler.prompt(song, prompt_bars=bars, heard=heard)
     except InputError as error:
-        raise InputError(f"{option} {path}: {str(error).removeprefix(f'{path}: ')}") from None
+        raise InputError(f"{args.prompt}: {error}") from None
 
 
 def bars_in(seconds: float, song: Song) -> int:

@@ -85,9 +85,10 @@ class Sampler:
             InputError: it can't be used.
         """
         if path.is_file():
+            exported = cls(*export.read(path))
             if best:
                 raise InputError(f"{path}: an exported model is one checkpoint; choose the best when it is exported")
-            return cls(*export.read(path))
+            return exported
         return cls.from_run(path, best=best)
 
     def use(self, params: dict) -> None:
@@ -365,11 +366,17 @@ class Sampler:
         if song is None:
             begun = Prompt(new_song(self.vocabulary.scheme), 0)
         else:
-            begun = song if isinstance(song, Prompt) else cut(self._song(song), prompt_bars)
-        return begun if heard is None else begun._replace(heard=self._song(heard))
+            begun = song if isinstance(song, Prompt) else cut(self.song(song), prompt_bars)
+        return begun if heard is None else begun._replace(heard=self.song(heard))
 
-    def _song(self, song: Path | str | Song) -> Song:
-        """As its tokens say it: in the faithful scheme they are silent about rests beyond 256 steps."""
+    def song(self, song: Path | str | Song) -> Song:
+        """A song as its tokens say it.
+
+        In the faithful scheme the notes after a rest of more than 256 steps come earlier; meters and tempos stay.
+
+        Raises:
+            InputError: it can't be read.
+        """
         song = song if isinstance(song, Song) else read_song(Path(song), self.vocabulary.scheme)
         return song._replace(notes=notes_of(tokens_of(song, self.vocabulary)[0], self.vocabulary))
 

@@ -92,7 +92,7 @@ def parse_key(text: str) -> tuple[int, ...]:
     tonic, _, mode = text.strip().partition(" ")
     pitch_class, steps = _pitch_class(tonic), _MODES.get(mode.strip().lower() or "major")
     if pitch_class is None or steps is None:
-        raise InputError(f'key {text}: no key; give one such as "C major" or "F# minor"')
+        raise InputError(f'{text}: no key; give one such as "C major" or "F# minor"')
     return tuple(sorted((pitch_class + step) % 12 for step in steps))
 
 
@@ -106,7 +106,7 @@ def parse_instruments(text: str) -> tuple[int, ...]:
     for word in text.split(","):
         word = word.strip()
         if word != "drums" and not (word.isdecimal() and int(word) < vocab.DRUMS):
-            raise InputError(f"instruments {text}: give programs from 0 to 127, and drums, such as 0,32,drums")
+            raise InputError(f"{text}: give programs from 0 to 127, and drums, such as 0,32,drums")
         programs.append(vocab.DRUMS if word == "drums" else int(word))
     return tuple(programs)
 
@@ -147,10 +147,10 @@ def cut(song: Song, bars: int) -> Prompt:
     Raises:
         InputError: no note begins in these bars.
     """
-    bars = min(bars, song.bar_of(song.n_steps) + 1)
-    notes = song.notes[song.notes[:, 0] < song.bar_start(bars)]
+    bars = min(bars, song.bar_of(song.n_steps) + 1)  # any number may be given
+    notes = song.notes[song.notes[:, 0] < song.bar_start(max(bars, 0))]
     if len(notes) == 0:
-        raise InputError(f"no note begins in the prompt's first {bars} bars; give a larger --prompt-bars")
+        raise InputError(f"no note begins in the prompt's first {bars} bars; give more of them")
     last_bar = song.bar_of(int(notes[-1, 0]))
     end = song.bar_start(min(bars, last_bar + 1))
     kept = {name: getattr(song, name) for name in ("bars", "meters", "tempos")}

@@ -20,7 +20,7 @@ from .midi import write_song
 from .playing import Playing
 from .song import Song
 
-END, CHANGE, START = range(3)  # the order of what happens at one time
+END, START = range(2)  # the order of what happens at one time
 SECONDS = 1.0  # between two versions of a file
 HEAD_START = 0.2  # seconds that a port waits for the first notes
 
@@ -40,7 +40,7 @@ def open_port(name: str) -> Any:
     if name not in names:
         found = ", ".join(names) or "none"
         raise InputError(f"--port {name}: no such MIDI port; there are: {found}")
-    return mido.open_output(name, autoreset=True)  # whatever happens, no note hangs
+    return mido.open_output(name, autoreset=True)  # no note hangs when it is closed, whatever was raised
 
 
 def play(playing: Playing, stems: Sequence[Path], port: Any = None) -> list[Continuation]:
@@ -73,7 +73,7 @@ class Performer:
         self.port, self.known = port, begins  # notes that begin before this step have been taken
         self.begins, self.start = begins, float("nan")
         self.due: list[tuple[float, int, mido.Message]] = []
-        self.channels: dict[int, int] = {}  # of the programs that play, those that came first first
+        self.channels: dict[int, int] = {}  # of the programs that play; that which played last is the last
 
     def hear(self, song: Song, now: int) -> None:
         """Takes the notes that are new; none will come any more that begin before `now`."""
@@ -91,15 +91,16 @@ class Performer:
             self.start = time.monotonic() + HEAD_START
 
     def _channel(self, program: int, seconds: float) -> int:
-        """The program's; of more than 15 a new one takes that of the one which came first."""
+        """The program's; of more than 15 a new one takes that of the one which has rested longest."""
         if program == vocab.DRUMS:
             return smf.DRUM_CHANNEL
-        if program not in self.channels:
+        channel = self.channels.pop(program, None)
+        if channel is None:
             free = sorted(set(range(16)) - {smf.DRUM_CHANNEL} - set(self.channels.values()))
             channel = free[0] if free else self.channels.pop(next(iter(self.channels)))
-            self.channels[program] = channel
-            self.due.append((seconds, CHANGE, mido.Message("program_change", channel=channel, program=program)))
-        return self.channels[program]
+            self.due.append((seconds, START, mido.Message("program_change", channel=channel, program=program)))
+        self.channels[program] = channel
+        return channel
 
     def catch_up(self) -> None:
         """Sends what is due."""

@@ -25,7 +25,7 @@ def digest(arrays: dict[str, Any], words: str = "") -> str:
     """A few letters that are the same for the same names, arrays and words."""
     found = hashlib.blake2b(words.encode(), digest_size=8)
     for name, x in sorted(arrays.items()):
-        found.update(name.encode())
+        found.update(f"{name} {x.dtype} {x.shape}".encode())
         found.update(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
     return found.hexdigest()
 

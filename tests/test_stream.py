@@ -77,11 +77,15 @@ def test_a_port_plays_the_new_notes_in_time(playing, monkeypatch):
     assert port.silenced()
 
 
-def test_no_note_hangs_when_playing_is_interrupted(playing, monkeypatch):
-    def interrupt(seconds):
+@pytest.mark.parametrize("where", ["sampling", "waiting"])
+def test_no_note_hangs_when_playing_is_interrupted(playing, monkeypatch, where):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stream.time, "sleep", interrupt)
+    if where == "sampling":
+        monkeypatch.setattr(stream.Performer, "catch_up", interrupt)
+    else:
+        monkeypatch.setattr(stream.time, "sleep", interrupt)
     port = Port()
     with pytest.raises(KeyboardInterrupt):
         stream.play(playing, [], port)
@@ -94,7 +98,8 @@ def test_every_program_has_a_channel_of_its_own(rich, monkeypatch):  # noqa: F81
     monkeypatch.setattr(stream.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(stream.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds + 1e-6))
     programs = [*range(20), vocab.DRUMS, 3, 0]
-    notes = np.array([[8 * i, 4, 60 + i, program, 80] for i, program in enumerate(programs)], np.int32)
+    onsets = [0] * 16 + [8 * i for i in range(1, len(programs) - 15)]  # sixteen at once
+    notes = np.array([[onset, 4, 60 + i, x, 80] for i, (onset, x) in enumerate(zip(onsets, programs, strict=True))])
     port = Port()
     performer = stream.Performer(port, 0)
     performer.hear(new_song(rich.scheme)._replace(notes=notes), 999)
