@@ -1,9 +1,13 @@
 """What every command shares: how it takes arguments and how it reports bad input."""
 
 import argparse
+import contextlib
 import os
+import signal
+import socket
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 
 class InputError(ValueError):
@@ -37,6 +41,41 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM, so that what is at hand is saved; the second one ends the process at once.
+
+    Python calls a signal's handler when the main thread is back from what it calls, and compiling may take it a minute.
+    So a thread, which waits for the bytes that signals leave in a socket, answers.
+    """
+    received: list[int] = []
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def answer() -> None:
+        with reader:
+            if reader.recv(1):
+                os.write(2, b"\nfinishing and saving; the next Ctrl-C leaves at once\n")
+            if number := reader.recv(1):
+                os._exit(128 + number[0])  # waits for no thread; what is half-written is removed at the next start
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    before = {
+        number: signal.signal(number, lambda number, _: received.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    before_fd = signal.set_wakeup_fd(writer.fileno())
+    try:
+        yield received
+    finally:
+        signal.set_wakeup_fd(before_fd)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        writer.close()
+        thread.join()
 
 
 def _fail(message: str) -> int:

@@ -32,8 +32,10 @@ class Length:
             value, least = getattr(self, name), getattr(self, f"min_{name}")
             if value is not None and not value > 0:
                 raise InputError(f"{name} {value}: give a number above 0")
-            if least is not None and not (least >= 0 and self.eos):
-                raise InputError(f"min-{name} {least}: give at least 0, and eos, for only that ends a song before")
+            if least is not None and not least >= 0:
+                raise InputError(f"min-{name} {least}: give at least 0")
+            if least is not None and not self.eos:
+                raise InputError(f"min-{name} {least}: goes with eos, which lets a song end by itself")
         if self.bars is not None and self.seconds is not None:
             raise InputError("give bars or seconds, not both")
 
@@ -59,11 +61,11 @@ class Length:
         if end >= meter.MAX_STEP:
             raise InputError(f"the song would be longer than {meter.MAX_STEP:,} steps; give fewer bars or seconds")
         if self.eos and least >= end:
-            raise InputError("it may not end by itself before it stops; give fewer min-bars or min-seconds, or no eos")
+            raise InputError("min-bars or min-seconds: the song stops before; give less, or leave out eos")
         return (least if self.eos else NEVER), end
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Continuation:
     """One row of what was sampled."""
 
@@ -79,7 +81,7 @@ class Continuation:
         row = self.held.rows[self.row]
         if row.tokens[-1] == vocab.EOS:
             return "ended by itself"
-        return "at the bar line" if row.now >= row.end else "cut off: too many notes"
+        return "at the bar line" if row.now >= row.end else "cut off (too many notes, or interrupted)"
 
     @property
     def new_notes(self) -> int:
@@ -95,6 +97,9 @@ class Continuation:
         return (
             f"{bars} bars, {notes} notes in {seconds:.1f} s ({notes / max(seconds, 1e-9):.1f} a second), {self.stopped}"
         )
+
+    def __repr__(self) -> str:
+        return f"<Continuation: {self.summary()}>"
 
     def save(self, stem: Path | str, *, title: str = "") -> None:
         """Writes stem.mid, stem.png and stem.wav."""

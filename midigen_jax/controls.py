@@ -4,6 +4,7 @@ What a user sets is in `Controls`; `Rules` are the same as arrays, so that one c
 Letters of shapes are those of `shapes`; B are rows.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -54,6 +55,8 @@ class Controls:
             raise InputError(f"key {self.key}: give pitch classes from 0 to 11")
         if not set(self.instruments) <= set(range(vocab.N_INSTRUMENTS)):
             raise InputError(f"instruments {self.instruments}: give programs from 0 to 127, or {vocab.DRUMS} for drums")
+        if self.lowest > self.highest:
+            raise InputError(f"lowest {self.lowest} is above highest {self.highest}; swap them")
         pitches = [p for p in range(max(self.lowest, 0), min(self.highest, 127) + 1) if p % 12 in self.key]
         if not pitches:
             raise InputError(f"no pitch from {self.lowest} to {self.highest} is in the key; give a wider range")
@@ -65,6 +68,10 @@ class Controls:
         Raises:
             InputError: they can't be used.
         """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in settings:
+            if name not in known:
+                raise InputError(f"{name}: no such setting; there are {', '.join(known)}")
         words = {"lowest": parse_pitch, "highest": parse_pitch, "key": parse_key, "instruments": parse_instruments}
         for name, parse in words.items():
             if isinstance(settings.get(name), str):

@@ -39,10 +39,10 @@ def check_writable(path: Path) -> None:
     """Before the work whose result it will hold.
 
     Raises:
-        OSError: it can't be written; the error names it.
+        OSError: it can't be written; the error names it, or the folder that can't be made.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None

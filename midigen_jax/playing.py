@@ -28,16 +28,23 @@ class Drawn(NamedTuple):
 class Playing(Iterator[list[Row]]):
     """Songs while they are sampled: each step gives them as they are after one more chunk."""
 
-    def __init__(self, chunks: Generator[Drawn, None, State], held: Held, ends: Sequence[int], vocabulary: Vocabulary):
+    def __init__(
+        self, chunks: Generator[Drawn, bool | None, State], held: Held, ends: Sequence[int], vocabulary: Vocabulary
+    ):
         self.rows = [row._replace(end=end) for row, end in zip(held.rows, ends, strict=True)]
         self.first = [row.end for row in held.rows]
         self.vocabulary = vocabulary
         self.held: Held | None = None  # once all are done
         self._chunks, self._model = chunks, held.fingerprint
+        self._stop: bool | None = None
+
+    def stop(self) -> None:
+        """Ends with the chunk that is on its way."""
+        self._stop = True
 
     def __next__(self) -> list[Row]:
         try:
-            drawn = next(self._chunks)
+            drawn = self._chunks.send(self._stop)
         except StopIteration as done:
             self.held = Held(done.value, self.rows, self._model)
             raise StopIteration from None
@@ -46,11 +53,14 @@ class Playing(Iterator[list[Row]]):
             self.rows[i] = row._replace(tokens=np.concatenate([row.tokens, new]), now=now)
         return self.rows
 
-    def finish(self, *, progress: bool = False) -> list[Continuation]:
-        """Plays on to the end."""
+    def finish(self, *, progress: bool = False, stopping: Sequence[int] = ()) -> list[Continuation]:
+        """Plays on to the end, or until there is something in `stopping`."""
         steps = [row.end - first for row, first in zip(self.rows, self.first, strict=True)]
-        with tqdm(total=max(steps), unit="step", desc="sampling", disable=not progress) as bar:
+        with tqdm(total=max(steps), unit="step", desc="compiling", disable=not progress) as bar:
             for rows in self:
+                bar.set_description("sampling", refresh=False)
+                if stopping:
+                    self.stop()
                 done = [min(row.now, row.end) - first for row, first in zip(rows, self.first, strict=True)]
                 bar.update(max(0, min(done) - bar.n))
         return self.continuations()
@@ -69,7 +79,7 @@ def make_timeline(held: Held, ends: Sequence[int], eos_from: Sequence[int] | Non
     bars = [np.pad(r.song.bars, ((0, longest - len(r.song.bars)), (0, 0)), constant_values=NEVER) for r in rows]
     most = []
     for row, end, drawn in zip(rows, ends, held.state.cursor.drawn.tolist(), strict=True):
-        new_bars = -(-max(end - row.end, 0) // int(row.song.bars[-1, 1]))
+        new_bars = -(-max(end - row.now, 0) // int(row.song.bars[-1, 1]))
         most.append(min(drawn + new_bars * TOKENS_PER_BAR, NEVER))
     arrays = (np.stack(bars), [row.begins for row in rows], eos_from or [NEVER] * n_rows, ends, most)
     return Timeline(*(jnp.asarray(x, jnp.int32) for x in arrays))

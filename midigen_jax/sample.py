@@ -11,6 +11,7 @@ and a WAV file. A state holds all that has been heard and written; several conti
 import argparse
 import dataclasses
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -51,7 +52,9 @@ def make_parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--loop-bars", type=int, default=DEFAULTS.loop_bars, help="bars that a loop or silence may last; 0: any"
     )
-    how.add_argument("--key", metavar="KEY", help='such as "C major", "F# minor"; no other notes are written')
+    how.add_argument(
+        "--key", metavar="KEY", help='such as "C major" or "F# harmonic minor"; no other notes are written'
+    )
     how.add_argument("--lowest", default="C-1", metavar="PITCH", help="as a MIDI number or a name: 60 is C4")
     how.add_argument("--highest", default="G9", metavar="PITCH", help="the same")
     how.add_argument("--instruments", metavar="LIST", help="programs from 0, and drums, such as 0,32,drums")
@@ -94,28 +97,37 @@ def main() -> None:
         name, num = args.prompt.stem if args.prompt else "invention", args.num or 4
     playing = sampler.extend(start, length=length, num=num, settings=settings, seed=args.seed)
     stems = [args.out / f"{name}-{i}" for i in range(1, len(playing.rows) + 1)]
-    for path in (args.out / f"{name}-1.mid", args.save_state):
-        if path is not None:
-            check_writable(path)
-    if args.stream or port:
-        takes = stream.play(playing, stems if args.stream else [], port)
-    else:
-        takes = playing.finish(progress=True)
-    seconds = time.perf_counter() - began
-    for i, (take, stem) in enumerate(zip(takes, stems, strict=True), 1):
-        kind = "continuation " if args.prompt or args.load_state else ""
+    for argument, path in (("out", stems[0].with_name(f"{stems[0].name}.mid")), ("save_state", args.save_state)):
         try:
-            take.save(stem, title=f"{name}, {kind}{i}" if kind else f"{name} {i}")
-        except InputError as error:  # no notes to draw
-            print(f"{stem}: {error}")
-            continue
-        print(f"{stem}.mid .png .wav: {take.summary()}{copied(take, corpus)}")
-    if args.save_state:
-        assert playing.held is not None
-        held_state.save(args.save_state, playing.held)
-        size = args.save_state.stat().st_size / 1e6
-        print(f"{args.save_state}: {len(takes)} songs to go on from, {size:.0f} MB")
+            if path:
+                check_writable(path)
+        except OSError as error:
+            where = f"{option(argument)} {getattr(args, argument)}"
+            raise InputError(f"{where}: can't be written ({error.filename}: {error.strerror}); give another") from None
+    if args.stream:
+        print("these grow, and can be played at any moment:", *(f"{stem}.mid" for stem in stems), flush=True)
+    with cli.stop_signals() as stopping:  # what there is by then is written
+        if args.stream or port:
+            takes = stream.play(playing, stems if args.stream else [], port, stopping=stopping)
+        else:
+            takes = playing.finish(progress=True, stopping=stopping)
+        seconds = time.perf_counter() - began
+        for i, (take, stem) in enumerate(zip(takes, stems, strict=True), 1):
+            kind = "continuation " if args.prompt or args.load_state else ""
+            try:
+                take.save(stem, title=f"{name}, {kind}{i}" if kind else f"{name} {i}")
+            except InputError as error:  # no notes to draw
+                print(f"{stem}: {error}")
+                continue
+            print(f"{stem}.mid .png .wav: {take.summary()}{copied(take, corpus)}")
+        if args.save_state:
+            assert playing.held is not None
+            held_state.save(args.save_state, playing.held)
+            size = args.save_state.stat().st_size / 1e6
+            print(f"{args.save_state}: {len(takes)} songs to go on from, {size:.0f} MB")
     print(f"sampled in {seconds:.1f} s, compilation included")
+    if stopping:
+        sys.exit(128 + stopping[0])
 
 
 def option(name: str) -> str:
@@ -134,9 +146,10 @@ def choose_device(name: str | None) -> None:
     jax.config.update("jax_platforms", platform)
     try:
         jax.devices(platform)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError):  # the latter where JAX has no such plugin
         jax.config.update("jax_platforms", before)
-        raise InputError(f"--device {name}: no such device here ({str(error).splitlines()[0]})") from None
+        found = ", ".join(sorted({device.platform for device in jax.devices()}))
+        raise InputError(f"--device {name}: no such device here; there is {found}") from None
 
 
 def begin(args: argparse.Namespace, sampler: Sampler) -> Prompt:

@@ -35,6 +35,7 @@ from .vocab import Vocabulary
 
 CHUNK = 32  # tokens a row that are sampled between two looks at the host
 FIRST_CHUNK = 8  # fewer, so that the first notes come sooner
+MOST_ROWS = 4096  # at once
 MOST_READ = 1 << 20  # tokens that a row may begin with
 DEFAULTS = Controls()
 
@@ -233,10 +234,12 @@ class Sampler:
         state, drawn, _ = jax.lax.while_loop(go_on, one_token, (state, drawn, jnp.zeros((), jnp.int32)))
         return state, (drawn, state.cursor.now, active(state.cursor))
 
-    def draw(self, state: State, timeline: Timeline, rules: Rules, seed: int = 0) -> Generator[Drawn, None, State]:
+    def draw(
+        self, state: State, timeline: Timeline, rules: Rules, seed: int = 0
+    ) -> Generator[Drawn, bool | None, State]:
         """Yields what is drawn, chunk by chunk, until all rows are done; the state after it is returned.
 
-        What a row draws follows from its state, the rules and the seed.
+        What a row draws follows from its state, the rules and the seed. Who sends True gets one more chunk, the last.
         """
         # The states that are given and returned are the caller's; those between are overwritten.
         state = State(self._catch_up(state.cache), jax.tree.map(jnp.copy, state.cursor))
@@ -249,8 +252,11 @@ class Sampler:
             chunk = self._sample(self.params, state, timeline, keys, rules, CHUNK)
             tokens, now, active = jax.device_get(said)
             goes_on = bool(active.any())
-            yield Drawn(tokens[:most], now, active)
+            stop = yield Drawn(tokens[:most], now, active)
             most = CHUNK
+            if stop and goes_on:
+                yield Drawn(*jax.device_get(chunk[1]))
+                break
         return chunk[0]
 
     def play(
@@ -288,8 +294,8 @@ class Sampler:
         Raises:
             InputError: the prompt can't be read, has no notes in these bars, or is of another model.
         """
-        if num is not None and num < 1:
-            raise InputError(f"num {num}: give at least 1")
+        if num is not None and not 1 <= num <= MOST_ROWS:
+            raise InputError(f"num {num}: give a number from 1 to {MOST_ROWS}")
         if not 0 <= seed < 1 << 32:
             raise InputError(f"seed {seed}: give a whole number from 0 to {(1 << 32) - 1}")
         if prompt is None or isinstance(prompt, str | Path | Song | Prompt):
@@ -297,9 +303,10 @@ class Sampler:
         else:
             if heard is not None:
                 raise InputError("a song that was begun has heard what it has; give `heard` with a file as prompt")
-            takes = [prompt] if isinstance(prompt, Continuation) else list(prompt)
-            if not takes:
-                raise InputError("there are no continuations to go on from; give at least one")
+            given = [prompt] if isinstance(prompt, Continuation) else prompt
+            takes = list(given) if isinstance(given, list | tuple) else []
+            if not takes or not all(isinstance(take, Continuation) for take in takes):
+                raise InputError(f"can't go on from {prompt!r}; give a MIDI file, a song or continuations")
             if not all(take.held is takes[0].held for take in takes):
                 raise InputError("these continuations were not played together; go on with each by itself")
             held = takes[0].held.take([takes[i % len(takes)].row for i in range(num or len(takes))])
@@ -362,7 +369,13 @@ class Sampler:
         prompt_bars: int = 8,
         heard: Path | str | Song | None = None,
     ) -> Prompt:
-        """The first bars of a song, or none of any."""
+        """The first bars of a song, or none of any.
+
+        Raises:
+            InputError: it can't be read, or no note begins in these bars.
+        """
+        if prompt_bars < 1:
+            raise InputError(f"prompt_bars {prompt_bars}: give a number above 0")
         if song is None:
             begun = Prompt(new_song(self.vocabulary.scheme), 0)
         else:

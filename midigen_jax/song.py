@@ -56,7 +56,12 @@ class Song(NamedTuple):
 
 
 _PITCH_CLASSES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
-_MODES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
+_MODES = {
+    "major": (0, 2, 4, 5, 7, 9, 11),
+    "minor": (0, 2, 3, 5, 7, 8, 10),
+    "harmonic minor": (0, 2, 3, 5, 7, 8, 11),
+    "melodic minor": (0, 2, 3, 5, 7, 8, 9, 10, 11),
+}
 
 
 def _pitch_class(name: str) -> int | None:
@@ -84,7 +89,7 @@ def parse_pitch(text: str) -> int:
 
 
 def parse_key(text: str) -> tuple[int, ...]:
-    """The pitch classes of a key such as "C major" or "F# minor" (natural minor).
+    """The pitch classes of a key such as "C major", "F# minor" (natural), "F# harmonic minor" or "F# melodic minor".
 
     Raises:
         InputError: it is no key.

@@ -22,6 +22,7 @@ from .song import Song
 
 END, START = range(2)  # the order of what happens at one time
 SECONDS = 1.0  # between two versions of a file
+PATIENCE = 0.1  # for so many seconds at most it doesn't look whether to stop
 HEAD_START = 0.2  # seconds that a port waits for the first notes
 
 
@@ -43,8 +44,14 @@ def open_port(name: str) -> Any:
     return mido.open_output(name, autoreset=True)  # no note hangs when it is closed, whatever was raised
 
 
-def play(playing: Playing, stems: Sequence[Path], port: Any = None) -> list[Continuation]:
-    """Samples to the end; writes the songs as far as they are to stem.mid, and plays the first one's new notes."""
+def play(
+    playing: Playing, stems: Sequence[Path], port: Any = None, *, stopping: Sequence[int] = ()
+) -> list[Continuation]:
+    """Writes songs as far as they are to stem.mid, and plays the first one's new notes.
+
+    Args:
+        stopping: as soon as there is something in it, this comes to its end.
+    """
     vocabulary = playing.vocabulary
     for stem in stems:
         stem.parent.mkdir(parents=True, exist_ok=True)
@@ -52,6 +59,8 @@ def play(playing: Playing, stems: Sequence[Path], port: Any = None) -> list[Cont
     with port or contextlib.nullcontext():
         performer = Performer(port, playing.first[0]) if port else None
         for rows in playing:
+            if stopping:
+                playing.stop()
             if stems and time.monotonic() - written >= SECONDS:
                 for stem, row in zip(stems, rows, strict=True):
                     write_song(stem.with_name(stem.name + ".mid"), row.song_so_far(vocabulary))
@@ -62,7 +71,7 @@ def play(playing: Playing, stems: Sequence[Path], port: Any = None) -> list[Cont
         takes = playing.continuations()
         if performer:
             performer.hear(takes[0].song, vocab.MAX_DURATION + takes[0].song.n_steps)
-            performer.finish()
+            performer.finish(stopping)
     return takes
 
 
@@ -107,8 +116,8 @@ class Performer:
         while self.due and self.start + self.due[0][0] <= time.monotonic():
             self.port.send(self.due.pop(0)[2])
 
-    def finish(self) -> None:
-        """Plays what is left."""
-        while self.due:
-            time.sleep(max(0.0, self.start + self.due[0][0] - time.monotonic()))
+    def finish(self, stopping: Sequence[int] = ()) -> None:
+        """Plays what is left, unless there is something in `stopping`."""
+        while self.due and not stopping:
+            time.sleep(min(max(0.0, self.start + self.due[0][0] - time.monotonic()), PATIENCE))
             self.catch_up()

@@ -53,7 +53,7 @@ def read_tensors(path: Path, kind: str, version: int) -> tuple[dict[str, jax.Arr
         found, text = metadata.get("kind"), metadata.get("words", "{}")
         words = json.loads(text)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: can't be read as a {kind} file ({error}); write it again") from None
+        raise InputError(f"{path}: can't be read as a {kind} file ({error}); give one that is whole") from None
     if found != kind:
         raise InputError(f"{path}: no {kind} file" + (f" but a {found} file" if found else ""))
     if words.get("format_version") != version:

@@ -10,11 +10,9 @@ On several hosts every one runs this command with --distributed, and all see the
 import contextlib
 import os
 import signal
-import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -31,41 +29,6 @@ from .log import Log, Recent
 from .step import TrainState, host_rows, keep_freed_memory, make_loss, make_mesh, make_put, make_train_step
 from .vocab import Vocabulary
 from .watch import Samples, Validation
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM, so that the step is finished and saved; the second one ends the process at once.
-
-    Python calls a signal's handler when the main thread is back from what it calls, and compiling may take it a minute.
-    So a thread, which waits for the bytes that signals leave in a socket, answers.
-    """
-    received: list[int] = []
-    reader, writer = socket.socketpair()
-    writer.setblocking(False)
-
-    def answer() -> None:
-        with reader:
-            if reader.recv(1):
-                os.write(2, b"\nfinishing the step and saving; the next Ctrl-C leaves at once\n")
-            if number := reader.recv(1):
-                os._exit(128 + number[0])  # waits for no thread; what is half-written is removed at the next start
-
-    thread = threading.Thread(target=answer, daemon=True)
-    thread.start()
-    before = {
-        number: signal.signal(number, lambda number, _: received.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    before_fd = signal.set_wakeup_fd(writer.fileno())
-    try:
-        yield received
-    finally:
-        signal.set_wakeup_fd(before_fd)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        writer.close()
-        thread.join()
 
 
 def get_corpus(source: Path, run: Path, vocabulary: Vocabulary | int = 0) -> Corpus:
@@ -128,7 +91,7 @@ def train(config: cfg.Config, source: Path, run: Path, init_from: Path | None = 
     run.mkdir(parents=True, exist_ok=True)
     mesh, meta = make_mesh(config), checkpoint.meta_of(config, corpus)
     with contextlib.ExitStack() as stack:
-        stopping = stack.enter_context(stop_signals())
+        stopping = stack.enter_context(cli.stop_signals())
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(run, keep=settings.keep)))
         hosts.check_alike(f"{cfg.flatten(config)} {corpus.fingerprint} {init_from} {checkpoints.steps()}")
         state = start.state_of(checkpoints, config, corpus, mesh, init_from)

@@ -157,17 +157,22 @@ def test_music_may_end_by_itself(small):
         ({"key": (12,)}, r"key \(12,\): give pitch classes from 0 to 11"),
         ({"lowest": "Q"}, "lowest Q: no pitch"),
         ({"instruments": (129,)}, r"instruments \(129,\): give programs from 0 to 127"),
-        ({"num": 0}, "num 0: give at least 1"),
+        ({"num": 0}, "num 0: give a number from 1 to 4096"),
         ({"seed": 1 << 32}, "seed 4294967296: give a whole number from 0"),
-        ({"prompt": []}, "no continuations to go on from"),
+        ({"prompt": []}, r"can't go on from \[\]"),
         ({"seconds": float("inf")}, "the song would be longer than 1,048,575 steps"),
         ({"seconds": 1e9}, "the song would be longer"),
-        ({"bars": 4, "eos": True, "min_seconds": 9.0}, "it may not end by itself before it stops"),
+        ({"bars": 4, "eos": True, "min_seconds": 9.0}, "min-bars or min-seconds: the song stops before"),
         ({"lowest": 61, "highest": 61, "key": parse_key("C major")}, "no pitch from 61 to 61 is in the key"),
+        ({"lowest": 84, "highest": 48}, "lowest 84 is above highest 48; swap them"),
+        ({"warmth": 3}, "warmth: no such setting; there are temperature, top_k,"),
+        ({"prompt": 42}, "can't go on from 42; give a MIDI file, a song or continuations"),
+        ({"prompt_bars": 0}, "prompt_bars 0: give a number above 0"),
+        ({"num": 5000}, "num 5000: give a number from 1 to 4096"),
         ({"instruments": (0,)}, "instruments: this model knows none"),
         ({"bars": 0}, "bars 0: give a number above 0"),
         ({"bars": 2, "seconds": 2.0}, "not both"),
-        ({"min_bars": 2}, "min-bars 2: give at least 0, and eos"),
+        ({"min_bars": 2}, "min-bars 2: goes with eos"),
     ],
 )
 def test_misuse_is_named(sampler, settings, message):
@@ -190,6 +195,7 @@ def test_settings_in_words():
 def test_names_of_pitches_and_keys():
     assert [parse_pitch(x) for x in ("0", "127", "C4", "c-1", "F#3", "Bb2", "G9")] == [0, 127, 60, 0, 54, 46, 127]
     assert parse_key("C") == parse_key("c major") == (0, 2, 4, 5, 7, 9, 11) == parse_key("A minor")
+    assert parse_key("A harmonic minor") == (0, 2, 4, 5, 8, 9, 11)
     assert parse_key("Eb major") == parse_key("C minor") == (0, 2, 3, 5, 7, 8, 10)
     for wrong in ("H4", "128", "C", "G#9", "-3", ""):
         with pytest.raises(InputError, match="no pitch"):

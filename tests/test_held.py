@@ -1,6 +1,8 @@
 """States that are kept, forked and exported."""
 
 import contextlib
+import os
+import signal
 import subprocess
 import sys
 
@@ -15,9 +17,10 @@ from midigen_jax import cache as caches
 from midigen_jax import cli, controls, export, midi, sample
 from midigen_jax import held as held_state
 from midigen_jax.cli import InputError
+from midigen_jax.continuation import Length
 from midigen_jax.cursor import Cursor
 from midigen_jax.playing import Playing
-from midigen_jax.sampler import Sampler
+from midigen_jax.sampler import CHUNK, FIRST_CHUNK, Sampler
 from midigen_jax.vocab import Scheme, Vocabulary
 
 
@@ -91,6 +94,33 @@ def test_streams_of_copies():
     assert taken.state.cursor.stream.tolist() == [4, 0, 1, 2]
     assert taken.rows == ["b", "b", "a", "b"]
     assert held.take([1, 1]).state.cursor.stream.tolist() == [4, 0]  # as if it had been saved alone
+
+
+def test_stopping_keeps_what_there_is_and_going_on_is_as_ever(sampler, file, never_stopped):
+    end = never_stopped[0].held.rows[0].end
+    playing = sampler.extend(file, prompt_bars=4, length=Length(24), num=3, seed=5)
+    takes = playing.finish(stopping=[2])
+    assert all(take.stopped == "cut off (too many notes, or interrupted)" for take in takes)
+    drawn = takes[0].held.state.cursor.drawn.tolist()
+    assert drawn == [FIRST_CHUNK + CHUNK] * 3
+    rest = sampler.play(takes[0].held, [end] * 3, seed=5).finish()
+    assert tokens(rest) == tokens(never_stopped)
+    assert repr(rest[0]).startswith("<Continuation: ")
+
+
+def test_ctrl_c_writes_what_there_is(exported, tmp_path, monkeypatch, capsys):
+    begin = Playing.__next__
+
+    def interrupted(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        monkeypatch.setattr(Playing, "__next__", begin)
+        return begin(self)
+
+    monkeypatch.setattr(Playing, "__next__", interrupted)
+    said = command(monkeypatch, capsys, exported, "--out", tmp_path, "--bars", 99, "--save-state", tmp_path / "a").out
+    assert said.count("cut off (too many notes, or interrupted)") == 4
+    assert "4 songs to go on from" in said
+    assert len(list(tmp_path.iterdir())) == 4 * 3 + 1
 
 
 def test_what_was_heard_before_matters(sampler, file, tmp_path):
@@ -227,9 +257,10 @@ def test_files_that_cannot_be_written_are_named_before_anything_is_sampled(expor
     (tmp_path / "file").touch()
     (tmp_path / "folder" / "invention-1.mid").mkdir(parents=True)
     out, state = ("--out", tmp_path / "file" / "out"), ("--out", tmp_path, "--save-state", tmp_path / "folder")
-    assert "File exists" in command(monkeypatch, capsys, exported, *out).err
+    assert "Not a directory" in command(monkeypatch, capsys, exported, *out).err
     assert "invention-1.mid: Is a directory" in command(monkeypatch, capsys, exported, "--out", tmp_path / "folder").err
-    assert command(monkeypatch, capsys, exported, *state).err == f"error: {tmp_path / 'folder'}: Is a directory\n"
+    assert "--save-state" in (said := command(monkeypatch, capsys, exported, *state).err)
+    assert f"can't be written ({tmp_path / 'folder'}: Is a directory); give another" in said
 
 
 @pytest.mark.parametrize(
@@ -245,7 +276,7 @@ def test_files_that_cannot_be_written_are_named_before_anything_is_sampled(expor
         ("--seed -1", "seed -1: give a whole number from 0 to 4294967295"),
         ("--bars 99999", "the song would be longer than 1,048,575 steps"),
         ("--bars 99999999999999999999999", "the song would be longer than 1,048,575 steps"),
-        ("--bars 3 --eos --min-bars 3", "it may not end by itself before it stops"),
+        ("--bars 3 --eos --min-bars 3", "min-bars or min-seconds: the song stops before"),
     ],
 )
 def test_misuse_of_the_command_is_one_line(exported, monkeypatch, capsys, tmp_path, arguments, message):

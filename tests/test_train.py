@@ -18,7 +18,7 @@ import pytest
 from conftest import random_notes, write_midi
 from test_model import changed
 
-from midigen_jax import checkpoint, data, evaluate, log, model, start, train, watch
+from midigen_jax import checkpoint, cli, data, evaluate, log, model, start, train, watch
 from midigen_jax import config as cfg
 from midigen_jax.checkpoint import Checkpoints
 from midigen_jax.cli import InputError
@@ -166,7 +166,7 @@ def test_stopping_and_resuming_in_new_processes_gives_the_same_bits(small, tmp_p
 def test_a_signal_while_the_loader_starts_is_heard_by_the_loop_alone(small, corpus):
     """Its processes begin in some seconds, in which Ctrl-C goes to them as well."""
     config = changed(small, data__workers=1)
-    with train.stop_signals() as stopping:
+    with cli.stop_signals() as stopping:
         threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
         with contextlib.closing(data.training_steps(config, corpus)) as steps:
             next(steps)
