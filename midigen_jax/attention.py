@@ -15,6 +15,7 @@ from . import cache as caches
 from . import config as cfg
 from . import memory as mem
 from .cache import Cache
+from .context import normalize
 from .memory import Heard, XLMemory
 from .search import Hits, in_range, resolve_backend, top_k
 from .shapes import Array, Bool, Float, Int
@@ -73,12 +74,6 @@ def rotate(x: Float[Array, "B H Q Dh"], position: Int[Array, "#B Q"]) -> Array:
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
-
-
-def normalize(x: Array) -> Array:
-    """To length 1, per head, in float32."""
-    y = x.astype(jnp.float32)
-    return (y * jax.lax.rsqrt(jnp.sum(jnp.square(y), -1, keepdims=True) + 1e-6)).astype(x.dtype)
 
 
 @jax.custom_vjp
@@ -248,6 +243,7 @@ class Reading(NamedTuple):
     mask: Bool[Array, "B 1 Q W"]
     bias: Float[Array, "1 H Q W"] | None  # of the plain layers
     knn_bias: Float[Array, "1 H Q W"] | None
+    context: Float[Array, "B H Q Dh"] | None  # what the kNN memory is asked for
 
 
 class Decoding(NamedTuple):
@@ -258,6 +254,7 @@ class Decoding(NamedTuple):
     mask: Bool[Array, "B W"]
     bias: Float[Array, "H W"] | None
     knn_bias: Float[Array, "H W"] | None
+    context: Float[Array, "B H Dh"] | None
 
 
 class Attention(nnx.Module):
@@ -275,17 +272,18 @@ class Attention(nnx.Module):
         if self.normalized:
             self.scale = nnx.Param(jnp.full(heads, NORMALIZED_SCALE, jnp.float32))
         if self.has_knn:
+            self.context_scale = nnx.Param(jnp.full(heads, NORMALIZED_SCALE, jnp.float32))
             self.gate = nnx.Param(jnp.zeros(heads))
 
     def __call__(self, x: Float[Array, "B Q D"], reading: Reading) -> tuple[Array, tuple[Array, Array], Statistics]:
         """Returns the output, the layer's window with the new keys and values, and what the kNN memory did."""
-        q, k, v, scaled_q = self._project(x)
+        k, v, scaled_q = self._project(x)
         keys, values = mem.extend(reading.window, self.layer, k, v)
         y, lse = self._attend_window(scaled_q, keys, values, reading)
         statistics = no_statistics(self.config.model.heads)
-        if self.has_knn and reading.heard is not None:
+        if reading.heard is not None and reading.context is not None and self.has_knn:
             with jax.named_scope("knn"):
-                y, statistics = self._recall(q, scaled_q, (y, lse), reading.heard, reading.running)
+                y, statistics = self._recall(reading.context, (y, lse), reading.heard, reading.running)
         return self._merge_heads(y), (keys, values), statistics
 
     def weights_for_decoding(self) -> tuple[Float[Array, "D qkv"], Float[Array, "heads D"]]:
@@ -311,16 +309,16 @@ class Attention(nnx.Module):
             keys = rotate(keys[:, None], -decoding.distance[None])[:, 0]
         scaled_q = (q * scale[:, None].astype(x.dtype)).reshape(-1, q.shape[-1])
         y, lse = attend_one(scaled_q, keys, values, bias, decoding.mask)
-        if self.has_knn and cache.ring is not None:
-            ring = caches.write_ring(cache.ring, cache.place, k, v, decoding.active)
+        if cache.ring is not None and decoding.context is not None and self.has_knn:
+            ring = caches.write_ring(cache.ring, cache.place, decoding.context, v, decoding.active)
             where = caches.heard(cache.place, ring, self.config.memory.xl)
             found = where[1] > 0
             remembered = jax.lax.cond(
                 found.any(),
                 partial(recall_one, memory=self.config.memory),
                 lambda q, *_: (jnp.zeros_like(q), jnp.zeros_like(lse)),
-                q.reshape(scaled_q.shape),
-                self.scale[...],
+                decoding.context.reshape(scaled_q.shape),
+                self.context_scale[...],
                 ring,
                 *where,
             )
@@ -330,13 +328,13 @@ class Attention(nnx.Module):
         y = y.reshape(rows, -1) @ out_weights
         return y if self.out_bias is None else y + self.out_bias[...].astype(y.dtype), cache
 
-    def _project(self, x: Array) -> tuple[Array, Array, Array, Array]:
-        """Queries, keys and values [B H Q Dh], and the queries as scores need them."""
+    def _project(self, x: Array) -> tuple[Array, Array, Array]:
+        """Keys and values [B H Q Dh], and queries as scores need them."""
         q, k, v = jnp.einsum("btd,shdk->sbhtk", x, self.qkv[...].astype(x.dtype))
         if not self.normalized:
-            return q, k, v, q * q.shape[-1] ** -0.5
+            return k, v, q * q.shape[-1] ** -0.5
         q, k = normalize(q), normalize(k)
-        return q, k, v, q * self.scale[...][:, None, None].astype(x.dtype)
+        return k, v, q * self.scale[...][:, None, None].astype(x.dtype)
 
     def _merge_heads(self, y: Float[Array, "B H Q Dh"]) -> Float[Array, "B Q D"]:
         y = jnp.einsum("bhtk,hkd->btd", y, self.out[...].astype(y.dtype))
@@ -350,18 +348,19 @@ class Attention(nnx.Module):
         return attend(rotate(q, position[:, -q.shape[2] :]), rotate(keys, position), values, None, reading.mask)
 
     def _recall(
-        self, q: Array, scaled_q: Array, local: tuple[Array, Array], heard: Heard, running: Bool[Array, "B Q"]
+        self, context: Array, local: tuple[Array, Array], heard: Heard, running: Bool[Array, "B Q"]
     ) -> tuple[Array, Statistics]:
         """The local output mixed with attention to the memory; the local one alone where that is empty."""
         memory = self.config.memory
+        scaled = context * self.context_scale[...][:, None, None].astype(context.dtype)
         if resolve_backend(memory.backend) == "dense":
-            remembered = attend_all(scaled_q, heard)
+            remembered = attend_all(scaled, heard)
             found = (running & (heard.length > 0)[:, None])[:, None]
-            n_hits = jnp.sum(found * heard.length[:, None, None], dtype=jnp.float32) * q.shape[1]
+            n_hits = jnp.sum(found * heard.length[:, None, None], dtype=jnp.float32) * context.shape[1]
             ages = jnp.zeros(())
         else:
-            hits = mem.retrieve(heard, q, running, memory.top_k, memory.backend)
-            remembered = attend_hits(scaled_q, hits)
+            hits = mem.retrieve(heard, context, running, memory.top_k, memory.backend)
+            remembered = attend_hits(scaled, hits)
             found = hits.found.any(-1)
             n_hits = jnp.sum(hits.found, dtype=jnp.float32)
             ages = jnp.sum(jnp.where(hits.found, mem.ages(heard, hits.slots, memory.xl), 0), dtype=jnp.float32)

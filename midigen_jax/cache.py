@@ -1,7 +1,8 @@
 """What sampling keeps of each row's song: both memories of training, in buffers in which nothing moves.
 
 A token's keys and values go to the next slot of a circular window of XL + T slots, the same slot for all rows, and
-those of the kNN layer to a longer one as well, of M slots more. Which of them are a row's running segment, XL memory
+its context to a longer one as well, of M slots more, and its value in the kNN layer to the slot before, beside the
+context that it followed. Which of them are a row's running segment, XL memory
 and kNN memory follows from how many tokens of the running segment and before it the row has read, so that a segment's
 end costs nothing and each row has its own. Letters of shapes are those of `shapes`; here B are rows, W = XL + T, and BH
 are the heads of all rows: as one dimension, for XLA on the CPU copies a buffer whole if it is written in one shape and
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from . import config as cfg
+from . import context
 from . import memory as mem
 from .shapes import Array, Bool, Float, Int
 
@@ -33,7 +35,7 @@ class Place(NamedTuple):
 class Ring(NamedTuple):
     """R = M + W slots."""
 
-    keys: tuple[Float[Array, "BH piece Dh"], ...]  # normalised; in pieces, since those that hold nothing are not read
+    keys: tuple[Float[Array, "BH piece Dh"], ...]  # contexts; in pieces, since those that hold nothing are not read
     values: Float[Array, "BH R Dh"]
 
 
@@ -70,15 +72,18 @@ def write(
     return cache._replace(keys=tuple(keys), values=tuple(values))
 
 
-def write_ring(ring: Ring, place: Place, k: Float[Array, "B H Dh"], v: Float[Array, "B H Dh"], active: Array) -> Ring:
-    """The same for the ring."""
+def write_ring(
+    ring: Ring, place: Place, context: Float[Array, "B H Dh"], v: Float[Array, "B H Dh"], active: Array
+) -> Ring:
+    """The same for the ring: the token's context, and its value beside the context before."""
     pieces, first = [], 0
     for piece in ring.keys:
         slot = place.ring_slot - first
         here = (slot >= 0) & (slot < piece.shape[1])
-        pieces.append(_put(piece, slot, k, active & here))
+        pieces.append(_put(piece, slot, context, active & here))
         first += piece.shape[1]
-    return Ring(tuple(pieces), _put(ring.values, place.ring_slot, v, active))
+    before = (place.ring_slot - 1) % ring.values.shape[1]
+    return Ring(tuple(pieces), _put(ring.values, before, v, active))
 
 
 def _put(buffer: Array, slot: Array, new: Float[Array, "B H Dh"], active: Bool[Array, " B"]) -> Array:
@@ -134,6 +139,11 @@ def take(cache: Cache, rows: Int[Array, " n"]) -> Cache:
     return jax.tree.map(taken, cache)
 
 
+def cached_tokens(config: cfg.Config) -> int:
+    """How many tokens before the next one are needed."""
+    return max(config.model.previous_tokens, bool(config.memory.knn) * (context.LENGTH - 1))
+
+
 def _make_ring(keys: Float[Array, "BH R Dh"], values: Float[Array, "BH R Dh"]) -> Ring:
     return Ring(tuple(jnp.array_split(keys, PIECES, 1)), values)
 
@@ -161,8 +171,10 @@ def from_segments(window: mem.XLMemory, knn: mem.KNNMemory | None, running: Arra
         def tape(old: Array, new: Array) -> Array:
             return placed(jnp.concatenate([oldest_first(old, knn.write), new.astype(old.dtype)], 2))
 
-        ring = _make_ring(tape(knn.keys, window.keys[layer]), tape(knn.values, window.values[layer]))
-    back = memory.xl + running[:, None] - 1 - jnp.arange(config.model.previous_tokens)
+        assert window.context is not None
+        following = jnp.roll(window.values[layer], -1, 2)  # that of the last token will be written with the next
+        ring = _make_ring(tape(knn.keys, window.context), tape(knn.values, following))
+    back = memory.xl + running[:, None] - 1 - jnp.arange(cached_tokens(config))
     previous = jnp.take_along_axis(window.token, jnp.maximum(back, 0), 1)
     slot, ring_slot = jnp.zeros((2,), jnp.int32)
     place = Place(slot, ring_slot, running, before, jnp.zeros_like(running))

@@ -33,7 +33,7 @@ from .cli import InputError
 from .corpus import Corpus
 from .shapes import Array
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 ITEMS = ("params", "optimizer", "memory", "rest", "meta")
 
 # Orbax reports in the log, traceback and all, what it raises as well, and asyncio what Orbax no longer waits for.

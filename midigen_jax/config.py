@@ -111,6 +111,8 @@ class Config:
         self._need(rotary_fits, "model.heads", "has to leave each head an even width for rotary positions")
         multiple = self.memory.knn % self.data.segment == 0
         self._need(multiple, "memory.knn", f"has to be a multiple of data.segment={self.data.segment}, or 0")
+        follows = self.memory.xl > 0 or not self.memory.knn
+        self._need(follows, "memory.xl", "has to be at least 1, for the kNN memory keeps what followed")
         one_of_them = 1 <= self.memory.knn_layer <= self.model.layers or not self.memory.knn
         self._need(one_of_them, "memory.knn_layer", f"has to be one of the {self.model.layers} layers, from 1")
 

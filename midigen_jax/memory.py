@@ -1,9 +1,11 @@
 """The two memories as tuples of arrays that go in and come out of a step.
 
 XL memory (Dai et al. 2019, "Transformer-XL") keeps the keys and values of the last tokens in every layer. What leaves
-it goes to the kNN memory (Wu et al. 2022, "Memorizing Transformers"): one layer's keys and values of everything
-heard before, in a ring a lane, of which a query attends to its nearest neighbours. Both know the song of every
-slot, and no token ever attends to another song's. Letters of shapes are those of `shapes`.
+it goes to the kNN memory (Wu et al. 2022, "Memorizing Transformers"): a ring a lane of everything heard before, of
+which a token attends to its nearest neighbours in one layer. Each slot holds the context of a token as its key, and as
+its value that of the token which followed, so that the memory tells how the music went on (Khandelwal et al. 2020,
+"Generalization through memorization"). Both memories know the song of every slot, and no token ever attends to another
+song's. Letters of shapes are those of `shapes`.
 """
 
 from functools import partial
@@ -28,13 +30,14 @@ class XLMemory(NamedTuple):
     values: tuple[Float[Array, "B H W Dh"], ...]
     song: Int[Array, "B W"]
     token: Int[Array, "B W"]  # of no use where the song is NO_SONG
+    context: Float[Array, "B H W Dh"] | None  # keys that leave for the kNN memory; none without one
 
 
 class KNNMemory(NamedTuple):
     """A ring a lane; the newest entry is the one before `write`."""
 
-    keys: Float[Array, "B H M Dh"]  # normalised
-    values: Float[Array, "B H M Dh"]
+    keys: Float[Array, "B H M Dh"]  # contexts (`context.Context`)
+    values: Float[Array, "B H M Dh"]  # one layer's, of the token after each
     song: Int[Array, "B M"]
     write: Int[Array, " B"]  # the next slot to write
 
@@ -56,11 +59,12 @@ def init_memory(config: cfg.Config, lanes: int) -> Memory:
 
     layers, xl, ring = range(config.model.layers), config.memory.xl, config.memory.knn
     xl_keys, xl_values = (tuple(empty(xl, config.model.dtype) for _ in layers) for _ in range(2))
-    knn = None
+    knn = context = None
     if ring:
+        context = empty(xl, config.model.dtype)
         keys, values = (empty(ring, config.memory.dtype) for _ in range(2))
         knn = KNNMemory(keys, values, no_songs(ring), jnp.zeros(lanes, jnp.int32))
-    return Memory(XLMemory(xl_keys, xl_values, no_songs(xl), jnp.zeros((lanes, xl), jnp.int32)), knn)
+    return Memory(XLMemory(xl_keys, xl_values, no_songs(xl), jnp.zeros((lanes, xl), jnp.int32), context), knn)
 
 
 def extend(xl: XLMemory, layer: int, keys: Array, values: Array) -> tuple[Array, Array]:
@@ -74,16 +78,18 @@ def roll(window: XLMemory, knn: KNNMemory | None, segment: int, knn_layer: int) 
     Args:
         window: XL memory and the segment's T tokens behind it. Its oldest T slots leave for the ring in tape order, the
             others stay, so that the two memories never overlap.
-        knn_layer: index of the layer whose keys and values the ring keeps, from 0.
+        knn_layer: index of the layer whose values the ring keeps, from 0.
     """
     stay = XLMemory(
         tuple(keys[:, :, segment:] for keys in window.keys),
         tuple(values[:, :, segment:] for values in window.values),
         window.song[:, segment:],
         window.token[:, segment:],
+        None if window.context is None else window.context[:, :, segment:],
     )
     if knn is None:
         return Memory(stay, None)
+    assert window.context is not None
     ring = knn.song.shape[1]
 
     def write(buffer: Array, leaving: Array, axis: int) -> Array:
@@ -94,8 +100,8 @@ def roll(window: XLMemory, knn: KNNMemory | None, segment: int, knn_layer: int) 
     return Memory(
         stay,
         KNNMemory(
-            write(knn.keys, window.keys[knn_layer][:, :, :segment], 1),
-            write(knn.values, window.values[knn_layer][:, :, :segment], 1),
+            write(knn.keys, window.context[:, :, :segment], 1),
+            write(knn.values, window.values[knn_layer][:, :, 1 : segment + 1], 1),
             write(knn.song, window.song[:, :segment], 0),
             (knn.write + segment) % ring,
         ),

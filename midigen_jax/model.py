@@ -28,6 +28,7 @@ from .attention import (
     t5_bucket,
 )
 from .cache import Cache
+from .context import LENGTH, Context
 from .memory import KNNMemory, XLMemory
 from .shapes import Array, Bool, Float, Int
 from .vocab import Vocabulary
@@ -156,6 +157,8 @@ class Decoder(nnx.Module):
             # To go on as after an earlier turn of the melody, a head looks for keys that know which tokens came before
             # them (Olsson et al. 2022, "In-context learning and induction heads"). Given that, none has to learn it.
             self.previous = nnx.Param(_small(rngs.params(), (model.previous_tokens, vocabulary.size, model.width)))
+        if config.memory.knn:
+            self.context = Context(config, vocabulary, len(self.step[...]), rngs=rngs)
         if model.positions == "t5":
             # One table for the plain layers, one for the kNN layer.
             self.bias = nnx.Param(jnp.stack([initial_bias(model.heads)] * 2))
@@ -191,7 +194,8 @@ class Decoder(nnx.Module):
         """
         window_song = jnp.concatenate([memory.xl.song, song], 1)
         window_token = jnp.concatenate([memory.xl.token, tokens], 1)
-        reading = self._begin(song, window_song, memory)
+        context = None if memory.knn is None else self._context(tokens, song, step, memory.xl)
+        reading = self._begin(song, window_song, memory, context)
         with jax.named_scope("embed"):
             x = self._embed(tokens, bar, step)
             first, queries = memory.xl.song.shape[1], song.shape[1]
@@ -213,7 +217,9 @@ class Decoder(nnx.Module):
         logits = self._logits(x)
         xl_keys, xl_values = zip(*extended, strict=True)
         ring = memory.knn and mem.after_reading(memory.knn, logits)
-        window = XLMemory(xl_keys, xl_values, window_song, window_token)
+        if context is not None and memory.xl.context is not None:
+            context = jnp.concatenate([memory.xl.context, context], 2)
+        window = XLMemory(xl_keys, xl_values, window_song, window_token, context)
         return Output(logits, window, ring, statistics)
 
     def weights_for_decoding(self) -> list[tuple[Array, Array]]:
@@ -239,7 +245,8 @@ class Decoder(nnx.Module):
         bias = knn_bias = None
         if self.config.model.positions == "t5":
             bias, knn_bias = (table[t5_bucket(distance)].T for table in self.bias[...])
-        decoding = Decoding(active, distance, distance <= reach[:, None], bias, knn_bias)
+        context = None if cache.ring is None else self._context_of_one(token, step, cache, reach)
+        decoding = Decoding(active, distance, distance <= reach[:, None], bias, knn_bias, context)
         x = self._embed(token, bar, step)
         for i in range(self.config.model.previous_tokens):
             x = x + self._previous(i + 1, cache.previous[:, i], reach > i).astype(x.dtype)
@@ -256,13 +263,33 @@ class Decoder(nnx.Module):
         """The embedding of the token so far before each token; zeros where that is not in the window or the song."""
         return jnp.where(valid[..., None], self.previous[...][distance - 1][tokens], 0)
 
+    def _context(
+        self, tokens: Int[Array, "B Q"], song: Int[Array, "B Q"], step: Int[Array, "B Q"], xl: XLMemory
+    ) -> Float[Array, "B H Q Dh"]:
+        def with_last(old: Array, new: Array) -> Array:
+            padded = jnp.pad(old, ((0, 0), (LENGTH - 1, 0)), constant_values=mem.NO_SONG)
+            return jnp.concatenate([padded[:, -(LENGTH - 1) :], new], 1)
+
+        context = self.context(with_last(xl.token, tokens), with_last(xl.song, song), step)
+        return jnp.swapaxes(context, 1, 2).astype(self.config.model.dtype)
+
+    def _context_of_one(
+        self, token: Int[Array, " B"], step: Int[Array, " B"], cache: Cache, reach: Int[Array, " B"]
+    ) -> Float[Array, "B H Dh"]:
+        distance = jnp.arange(LENGTH - 1, -1, -1)
+        tokens = jnp.concatenate([cache.previous[:, LENGTH - 2 :: -1], token[:, None]], 1)
+        song = jnp.where(distance <= reach[:, None], 0, mem.NO_SONG)
+        return self.context(tokens, song, step[:, None])[:, 0].astype(self.config.model.dtype)
+
     def _logits(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         with jax.named_scope("logits"):
             output = self.embeddings() if self.config.model.tied else self.output[...].astype(x.dtype)
             logits = jnp.einsum("...d,vd->...v", self.norm(x), output, preferred_element_type=jnp.float32)
             return logits + self.output_bias[...] if self.config.model.biases else logits
 
-    def _begin(self, song: Int[Array, "B Q"], window_song: Int[Array, "B W"], memory: mem.Memory) -> Reading:
+    def _begin(
+        self, song: Int[Array, "B Q"], window_song: Int[Array, "B W"], memory: mem.Memory, context: Array | None
+    ) -> Reading:
         queries, slots = song.shape[1], window_song.shape[1]
         first = slots - queries
         distance = first + jnp.arange(queries)[:, None] - jnp.arange(slots)
@@ -271,7 +298,7 @@ class Decoder(nnx.Module):
         if self.config.model.positions == "t5":
             bias, knn_bias = (position_bias(table, first, queries, slots) for table in self.bias[...])
         heard = None if memory.knn is None else mem.heard(memory.knn, song[:, 0])
-        return Reading(memory.xl, heard, song == song[:, :1], mask, bias, knn_bias)
+        return Reading(memory.xl, heard, song == song[:, :1], mask, bias, knn_bias, context)
 
 
 def init_params(config: cfg.Config, vocabulary: Vocabulary, *, seed: int) -> tuple[nnx.GraphDef, dict]:

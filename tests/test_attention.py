@@ -98,6 +98,7 @@ def scene():
         "out_bias": normal(WIDTH),
         "scale": np.array([4.0, 9.0], np.float32),
         "gate": np.array([0.8, -0.4], np.float32),
+        "context_scale": np.array([9.0, 4.0], np.float32),
     }
     write, count = np.array([10, 16, 0, 8, 24], np.int32), np.array([20, 32, 3, 0, 16])
     age = (write[:, None] - 1 - np.arange(RING)) % RING
@@ -109,7 +110,7 @@ def scene():
     window_song[2, :4] = NO_SONG
     ring = KNNMemory(unit(LANES, HEADS, RING, HEAD_WIDTH), normal(LANES, HEADS, RING, HEAD_WIDTH), ring_song, write)
     xl_keys, xl_values = unit(LANES, HEADS, XL, HEAD_WIDTH), normal(LANES, HEADS, XL, HEAD_WIDTH)
-    window = XLMemory((xl_keys,), (xl_values,), window_song, np.zeros_like(window_song))
+    window = XLMemory((xl_keys,), (xl_values,), window_song, np.zeros_like(window_song), None)
     slot, query = np.arange(XL + SEGMENT), np.arange(SEGMENT)[:, None]
     mask = (slot <= XL + query) & (song[:, :, None] == np.concatenate([window_song, song], 1)[:, None])
     return {
@@ -120,16 +121,17 @@ def scene():
         "ring": ring,
         "song": song,
         "mask": mask[:, None],
+        "context": unit(LANES, HEADS, SEGMENT, HEAD_WIDTH),
     }
 
 
 @partial(jax.jit, static_argnames=("backend", "top_k"))
-def layer_output(params, x, table, window, ring, song, mask, *, backend, top_k):
+def layer_output(params, x, table, window, ring, song, mask, context, *, backend, top_k):
     """Output and statistics of `Attention`."""
     layer = nnx.eval_shape(lambda: Attention(knn_config(backend, top_k), 0, rngs=nnx.Rngs(0)))
     bias = attention.position_bias(table, XL, SEGMENT, XL + SEGMENT)
     heard = ring and mem.heard(ring, song[:, 0])
-    reading = Reading(window, heard, song == song[:, :1], mask, jnp.zeros_like(bias), bias)
+    reading = Reading(window, heard, song == song[:, :1], mask, jnp.zeros_like(bias), bias, context)
     y, _, statistics = nnx.merge(nnx.split(layer)[0], params)(x, reading)
     return y, statistics
 
@@ -139,7 +141,7 @@ def softmax(x):
     return y / y.sum()
 
 
-def formula(params, x, table, window, ring, song, mask, *, top_k):
+def formula(params, x, table, window, ring, song, mask, context, *, top_k):
     """Plain NumPy, one query at a time.
 
     Returns:
@@ -159,9 +161,9 @@ def formula(params, x, table, window, ring, song, mask, *, top_k):
         # Only a token of the song that was running at the segment's start has anything in the ring.
         valid = np.flatnonzero(ring.song[b] == song[b, t]) if song[b, t] == song[b, 0] else np.array([], int)
         if len(valid):
-            in_ring = ring.keys[b, h, valid] @ q[b, h, t]
+            in_ring = ring.keys[b, h, valid] @ context[b, h, t]
             best = np.argsort(-in_ring)[:top_k]
-            scores = np.append(scores, scale * in_ring[best] + params["gate"][h])
+            scores = np.append(scores, params["context_scale"][h] * in_ring[best] + params["gate"][h])
             attended = np.append(attended, ring.values[b, h, valid[best]], 0)
             slots[b, h, t, : len(best)] = valid[best]
         weights = softmax(scores)
@@ -201,7 +203,7 @@ def test_the_knn_layer_in_bfloat16_is_the_same_but_for_rounding(scene, backend, 
     def rounded(tree, dtype):
         return jax.tree.map(lambda x: x.astype(dtype) if x.dtype == np.float32 else x, tree)
 
-    small = scene | rounded({name: scene[name] for name in ("x", "window")}, jnp.bfloat16)
+    small = scene | rounded({name: scene[name] for name in ("x", "window", "context")}, jnp.bfloat16)
     small["ring"] = rounded(scene["ring"], ring_dtype)
     y, statistics = layer_output(**small, backend=backend, top_k=RING)
     assert y.dtype == jnp.bfloat16
@@ -225,14 +227,11 @@ def test_gradients_reach_queries_and_weights_but_no_entry_of_the_ring(scene, bac
     random = np.random.default_rng(1)
     weights = random.normal(size=scene["x"].shape)
     ring = scene["ring"]
-    at = {name: scene[name] for name in ("params", "x", "table")} | {"keys": ring.keys, "values": ring.values}
+    names = ("params", "x", "table", "context")
+    at = {name: scene[name] for name in names} | {"keys": ring.keys, "values": ring.values}
 
     def scene_at(x):
-        return (
-            scene
-            | {name: x[name] for name in ("params", "x", "table")}
-            | {"ring": ring._replace(keys=x["keys"], values=x["values"])}
-        )
+        return scene | {name: x[name] for name in names} | {"ring": ring._replace(keys=x["keys"], values=x["values"])}
 
     def slope(direction):
         """Of the formula, in float64."""

@@ -50,7 +50,7 @@ def as_ours(xl, song):
 
     keys, values = (tuple(split(pair[i]) for pair in xl) for i in (0, 1))
     slots = xl[0][0].shape[:2]
-    return XLMemory(keys, values, jnp.full(slots, song, jnp.int32), jnp.zeros(slots, jnp.int32))
+    return XLMemory(keys, values, jnp.full(slots, song, jnp.int32), jnp.zeros(slots, jnp.int32), None)
 
 
 def test_our_decoder_computes_the_same_with_the_baselines_weights():

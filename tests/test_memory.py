@@ -21,6 +21,7 @@ def push(memory, small, song, value):
         tuple(jnp.concatenate([values, jnp.full(shape, -value)], 2) for values in memory.xl.values),
         jnp.concatenate([memory.xl.song, song], 1),
         jnp.concatenate([memory.xl.token, song], 1),
+        memory.knn and jnp.concatenate([memory.xl.context, jnp.full(shape, value)], 2),
     )
     return mem.roll(window, memory.knn, segment, small.memory.knn_layer - 1)
 
@@ -37,7 +38,8 @@ def test_the_oldest_leave_for_the_ring_in_tape_order(small):
     ring = np.roll(memory.knn.keys[0, 0, :, 0], -write)
     assert ring.tolist() == [4.0] * 8 + [5.0] * 16 + [6.0] * 16 + [7.0] * 16 + [8.0] * 8
     assert np.roll(memory.knn.song[0], -write).tolist() == (ring - 1).tolist()
-    assert (memory.knn.values == -memory.knn.keys).all()
+    followed = np.append(ring[1:], 8.0)  # each key has the value of the token after it
+    assert np.roll(memory.knn.values[0, 0, :, 0], -write).tolist() == (-followed).tolist()
 
 
 def test_a_song_s_slots_are_one_range_of_its_lane(small):
@@ -75,7 +77,7 @@ def test_a_planted_key_is_found_at_every_age(small, backend, tmp_path):
         new = jnp.asarray(tape[:, :, end - segment : end])
         keys = tuple(jnp.concatenate([x, new], 2) for x in memory.xl.keys)
         song = jnp.concatenate([memory.xl.song, jnp.zeros((1, segment), jnp.int32)], 1)
-        memory = roll(XLMemory(keys, tuple(-x for x in keys), song, song), memory.knn)
+        memory = roll(XLMemory(keys, tuple(-x for x in keys), song, song, keys[0]), memory.knn)
         if end == 7 * segment:
             checkpoints = Checkpoints(tmp_path, keep=1)
             checkpoints.save(1, {"memory": memory}, {"format_version": FORMAT_VERSION})
@@ -91,7 +93,9 @@ def test_a_planted_key_is_found_at_every_age(small, backend, tmp_path):
         assert (best >= 0).all()
         assert (best == (in_ring[planted] + xl)[:, None] % ring).all()  # the XL memory of the start went in first
         assert (hits.keys[0, :, planted, 0] == tape[0][:, in_ring[planted]].swapaxes(0, 1)).all()
-        assert (hits.values[0, :, planted, 0] == -hits.keys[0, :, planted, 0]).all()
+        assert (
+            hits.values[0, :, planted, 0] == -tape[0][:, in_ring[planted] + 1].swapaxes(0, 1)
+        ).all()  # what followed
         age = np.asarray(mem.ages(heard, hits.slots, xl)[0, :, planted, 0])
         assert (age == (end + np.arange(ring) - in_ring)[planted, None]).all()
         found_ages |= set((end - 1 - in_ring[planted]).tolist())

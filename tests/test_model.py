@@ -32,7 +32,7 @@ def build(config: cfg.Config, *, seed=0):
     }  # of the parameters named scale, by their module
 
     def parameter(path, shape):
-        at = mean[path[-2].key] if path[-1].key == "scale" else 0.0
+        at = mean[path[-2].key] if path[-1].key in ("scale", "context_scale") else 0.0
         return jnp.asarray(at + 0.2 * random.normal(size=shape.shape), shape.dtype)
 
     return model.abstract(config, Vocabulary()), jax.tree.map_with_path(parameter, shapes)
@@ -145,13 +145,13 @@ def test_segments_with_xl_memory_equal_one_long_pass(small, positions):
     assert (jnp.abs(no_memory - at_once)[0, 64:].max(-1) > 1e-2).all()
 
 
-def test_knn_memory_of_everything_equals_a_longer_window(small):
+def test_knn_memory_of_everything_tells_what_followed_each_context(small):
     """With all neighbours found and their scores raised far above the window's, all attention goes to the ring."""
     config = changed(
         small,
         model__layers=1,
         memory__knn_layer=1,
-        memory__xl=0,
+        memory__xl=16,
         memory__knn=64,
         memory__top_k=64,
         model__dropout=0.0,
@@ -164,18 +164,18 @@ def test_knn_memory_of_everything_equals_a_longer_window(small):
     decoder = nnx.merge(graphdef, params)
     tables = (("token", batch["tokens"]), ("bar", batch["bar"] % 1024), ("step", batch["step"] % 96))
     embedded = sum(params[name][ids] for name, ids in tables)
-    in_segment = jnp.arange(64)[:, None] % 16
-    for distance in (1, 2):  # the window is the segment
+    for distance in (1, 2):
         before = params["previous"][distance - 1][jnp.roll(batch["tokens"], distance, 1)]
-        embedded += jnp.where(in_segment >= distance, before, 0)
+        embedded += jnp.where(jnp.arange(64)[:, None] >= distance, before, 0)
     normed = decoder.blocks[0].norm1(embedded)
-    q, k, v = jnp.einsum("btd,shdk->sbhtk", normed, attention["qkv"])
-    q, k = (y / jnp.linalg.norm(y, axis=-1, keepdims=True) for y in (q, k))
-    for segment in (1, 3):
-        begin = segment * 16
-        scores = jnp.einsum("bhtk,bhwk->bhtw", q[:, :, begin : begin + 16], k[:, :, :begin])
-        weights = jax.nn.softmax(scores * attention["scale"][:, None, None])
-        y = jnp.einsum("bhtw,bhwk->bhtk", weights, v[:, :, :begin])
+    v = jnp.einsum("btd,hdk->bhtk", normed, attention["qkv"][2])
+    padded = {name: jnp.pad(x, ((0, 0), (15, 0)), constant_values=-1) for name, x in batch.items()}
+    context = jnp.swapaxes(decoder.context(padded["tokens"], padded["song"], batch["step"]), 1, 2)
+    for segment in (2, 3):
+        begin, n = segment * 16, (segment - 1) * 16  # the segment before is in the XL memory
+        scores = jnp.einsum("bhtk,bhwk->bhtw", context[:, :, begin : begin + 16], context[:, :, :n])
+        weights = jax.nn.softmax(scores * attention["context_scale"][:, None, None])
+        y = jnp.einsum("bhtw,bhwk->bhtk", weights, v[:, :, 1 : n + 1])
         y = jnp.einsum("bhtk,hkd->btd", y, attention["out"]) + attention["out_bias"]
         h = embedded[:, begin : begin + 16] + y
         block = decoder.blocks[0]
