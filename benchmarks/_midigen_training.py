@@ -49,7 +49,7 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> float:
 def evaluate(model: MIDIGen, corpus: Corpus, songs: np.ndarray) -> float:
     """Total loss in nats over every token but sos of whole songs, each from its own empty memories, without dropout.
 
-    Made for `midigen_jax.evaluate.figures`. Segments follow each other without the gap of training's blocks.
+    Made for `midigen_jax.losses.figures`. Segments follow each other without the gap of training's blocks.
     """
     was_training, memory, nats = model.training, Memory(model.sizes, model.logits.weight.device), 0.0
     model.eval()

@@ -20,7 +20,7 @@ import numpy as np
 from _ours import Ours, batches_of, circumstances
 from _shared import save
 
-from midigen_jax import cli, evaluate, model, step, vocab
+from midigen_jax import cli, losses, model, step, vocab
 from midigen_jax import config as cfg
 from midigen_jax.corpus import Corpus
 from midigen_jax.train import get_corpus
@@ -38,7 +38,7 @@ def curve(
         before, seen = seen, seen + int((batch["tokens"] != vocab.PAD).sum())
         if seen // every > before // every or seen >= total:
             here = songs if seen >= total else songs[:few]
-            figures = evaluate.figures(loss(here), corpus, here)
+            figures = losses.figures(loss(here), corpus, here)
             points.append({"tokens": seen, "songs": len(here), **figures._asdict()})
             print(f"{seen:>10,} tokens: {figures} ({len(here)} songs)", flush=True)
     return {"curve": points, "test": tested(loss, corpus)}
@@ -46,7 +46,7 @@ def curve(
 
 def tested(loss: Callable[[np.ndarray], float], corpus: Corpus) -> dict[str, float]:
     songs = corpus.songs_of("test")
-    figures = evaluate.figures(loss(songs), corpus, songs)
+    figures = losses.figures(loss(songs), corpus, songs)
     print(f"{'test':>18}: {figures} ({len(songs)} songs)", flush=True)
     return figures._asdict()
 
@@ -112,7 +112,7 @@ def main() -> None:
     config = cfg.override(cfg.load(args.config), args.set)
     corpus = get_corpus(args.data, args.workdir)
     training, validation = corpus.songs_of("train"), corpus.songs_of("validation")
-    bigram, floor = evaluate.bigram_floor(corpus, training, validation)
+    bigram, floor = losses.bigram_floor(corpus, training, validation)
     print(f"bigram (weight {bigram.weight:.2f}): {floor} ({len(validation)} songs)")
     result = {**circumstances(config, corpus, "torch"), "bigram": floor._asdict()}
     sides = {"this project": ours, "MIDIGen (PyTorch)": baseline}

@@ -16,7 +16,7 @@ import numpy as np
 from _ours import Ours, batches_of, circumstances
 from _shared import RESULTS, save
 
-from midigen_jax import cli, evaluate, step
+from midigen_jax import cli, losses, step
 from midigen_jax import config as cfg
 from midigen_jax.corpus import Corpus
 from midigen_jax.train import get_corpus
@@ -50,12 +50,12 @@ CHANGES = {
 SEEDS = (0, 1, 2)
 
 
-def train_once(side: Ours, corpus: Corpus, seed: int, songs: np.ndarray) -> evaluate.Figures:
+def train_once(side: Ours, corpus: Corpus, seed: int, songs: np.ndarray) -> losses.Figures:
     side.restart(seed, corpus.vocabulary)
     for batch in batches_of(side.config, corpus, side.config.train.steps, seed=seed):
         side.step(batch)
     loss = step.make_loss(side.graphdef, side.config, side.mesh)
-    return evaluate.figures(loss(side.state.params, corpus, songs), corpus, songs)
+    return losses.figures(loss(side.state.params, corpus, songs), corpus, songs)
 
 
 def batch_tokens(config: cfg.Config) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from . import config as cfg
-from . import evaluate, hosts
+from . import hosts, losses
 from .cli import InputError
 from .continuation import Length
 from .corpus import Corpus
@@ -33,12 +33,12 @@ class Validation:
                 "with python -m midigen_jax.encode MIDI_DIR --out CORPUS --split 0.5 0.5 0 and train on that corpus"
             )
             return
-        bigram, self.floor = evaluate.bigram_floor(corpus, corpus.songs_of("train"), self.songs)
+        bigram, self.floor = losses.bigram_floor(corpus, corpus.songs_of("train"), self.songs)
         print(f"floor to beat, a bigram model (weight {bigram.weight:.2f}) on the validation songs: {self.floor}")
 
     def write(self, step: int, params: Any, log: Log) -> float:
         """Says and logs the figures; returns the loss in nats a token."""
-        figures = evaluate.figures(self.loss(params, self.corpus, self.songs), self.corpus, self.songs)
+        figures = losses.figures(self.loss(params, self.corpus, self.songs), self.corpus, self.songs)
         below = 1 - figures.nats_per_token / self.floor.nats_per_token
         if not np.isfinite(figures.nats_per_token):
             raise InputError(

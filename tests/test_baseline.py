@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from midigen_jax import config as cfg
-from midigen_jax import evaluate, model, vocab
+from midigen_jax import losses, model, vocab
 from midigen_jax.data import NO_SONG
 from midigen_jax.memory import Memory, XLMemory
 from midigen_jax.vocab import Vocabulary
@@ -213,7 +213,7 @@ def test_evaluation_counts_every_token_but_sos_once(corpus):
     for parameter in theirs.logits.parameters():
         torch.nn.init.zeros_(parameter)
     nats = training.evaluate(theirs, corpus, songs)
-    tokens = evaluate.figures(nats, corpus, songs).tokens
+    tokens = losses.figures(nats, corpus, songs).tokens
     assert nats == pytest.approx(tokens * math.log(SMALL.vocabulary), rel=1e-5)
     assert theirs.training
 

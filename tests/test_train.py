@@ -18,7 +18,7 @@ import pytest
 from conftest import random_notes, write_midi
 from test_model import changed
 
-from midigen_jax import checkpoint, cli, data, evaluate, log, model, start, train, watch
+from midigen_jax import checkpoint, cli, data, log, model, start, train, watch
 from midigen_jax import config as cfg
 from midigen_jax.checkpoint import Checkpoints
 from midigen_jax.cli import InputError
@@ -407,6 +407,6 @@ def test_whole_song_loss_does_not_depend_on_the_lanes(small, corpus):
     for lanes in (1, 5):
         here = changed(config, data__lanes=lanes, data__segments=1)
         nats = make_loss(model.abstract(here, Vocabulary()), here, make_mesh(here))(params, corpus, songs)
-        losses.append(evaluate.figures(nats, corpus, songs).nats_per_token)
+        losses.append(losses.figures(nats, corpus, songs).nats_per_token)
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0] == pytest.approx(np.log(389), abs=0.1)

@@ -4,7 +4,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from midigen_jax import evaluate, vocab
+from midigen_jax import losses, vocab
 from midigen_jax.corpus import EncodedSong, open_corpus, write_corpus
 
 
@@ -25,7 +25,7 @@ def tiny(tmp_path):
 
 
 def test_figures_divide_by_tokens_notes_and_beats(tiny):
-    result = evaluate.figures(8 * math.log(2), tiny, np.array([0, 1]))
+    result = losses.figures(8 * math.log(2), tiny, np.array([0, 1]))
     assert result.tokens == 8  # all but sos
     assert result.nats_per_token == pytest.approx(math.log(2))
     assert result.bits_per_note == pytest.approx(8 / 3)
@@ -34,7 +34,7 @@ def test_figures_divide_by_tokens_notes_and_beats(tiny):
 
 def test_the_bigram_is_the_counted_one(tiny):
     songs = np.array([0, 1])
-    bigram = evaluate.fit_bigram(tiny, songs)
+    bigram = losses.fit_bigram(tiny, songs)
     probabilities = np.exp(bigram.logarithm)
     assert probabilities.sum(1)[[vocab.SOS, vocab.NOTE_0, vocab.DURATION_0 + 1]] == pytest.approx(1)
     # a is followed by a twice and by b twice; a is 4 of the 8 tokens after sos, each count raised by one.
@@ -45,7 +45,7 @@ def test_the_bigram_is_the_counted_one(tiny):
 
 def test_the_weight_has_the_highest_leave_one_out_likelihood(corpus):
     songs = corpus.songs_of("train")
-    bigram = evaluate.fit_bigram(corpus, songs)
+    bigram = losses.fit_bigram(corpus, songs)
     pairs, unigram = {}, {}
     for song in songs:
         tokens = corpus.tokens[corpus.offsets[song] : corpus.offsets[song + 1]].tolist()
@@ -68,6 +68,6 @@ def test_the_weight_has_the_highest_leave_one_out_likelihood(corpus):
 
 def test_the_floor_is_finite_on_unseen_songs(corpus):
     training, other = corpus.songs_of("train"), corpus.songs_of("validation")
-    bigram, floor = evaluate.bigram_floor(corpus, training, other)
+    bigram, floor = losses.bigram_floor(corpus, training, other)
     assert 0 < bigram.weight < 1
     assert 0 < floor.nats_per_token < math.log(vocab.Vocabulary().size)

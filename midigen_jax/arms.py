@@ -1,0 +1,122 @@
+"""What each memory is worth: songs read with a memory switched off, or with the kNN memory of another song.
+
+Every song is read from its own empty memory, several side by side. Letters of shapes are those of `shapes`; B are
+songs, N a song's tokens.
+"""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from . import config as cfg
+from . import memory as mem
+from . import model
+from .corpus import Corpus
+from .memory import KNNMemory, Memory
+from .shapes import Array, Float, Int
+from .vocab import PAD, Vocabulary
+
+NONE, XL, KNN, ANOTHER = "no memory", "XL", "XL and kNN", "XL and another song's kNN"
+SONG = 0  # the number that a song has in its lane
+
+
+class Reader:
+    """A model that reads whole songs."""
+
+    def __init__(self, config: cfg.Config, params: dict, vocabulary: Vocabulary):
+        self.config, self.params = config, params
+        self._graphdef = model.abstract(config, vocabulary)
+        self._read = jax.jit(self._read_segment, static_argnames="arm")
+        self._empty = jax.jit(mem.init_memory, static_argnums=(0, 1))
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Those that this model has memories for; the last one but the control is the model as it was trained."""
+        memory = self.config.memory
+        return (NONE, *[XL] * (memory.xl > 0), *[KNN, ANOTHER] * (memory.knn > 0))
+
+    def nats(self, corpus: Corpus, songs: np.ndarray, arm: str) -> list[np.ndarray]:
+        """The loss of each token of each song, float32 [N - 1]: sos has none.
+
+        In the control a song finds, instead of its own past, all of another song of the same batch.
+        """
+        found: dict[int, np.ndarray] = {}
+        for batch in self._batches(corpus, songs):
+            rings = self._rings_of_others(corpus, batch) if arm == ANOTHER else None
+            rows = np.concatenate([nats for nats, _ in self._segments(corpus, batch, arm, rings)], 1)
+            found |= {song: row[: n - 1] for song, row, n in zip(batch, rows, _lengths(corpus, batch), strict=False)}
+        return [found[song] for song in songs.tolist()]
+
+    def _batches(self, corpus: Corpus, songs: np.ndarray) -> Iterator[list[int]]:
+        """Songs of about one length together, none of them alone."""
+        ordered = songs[np.argsort(-_lengths(corpus, songs), kind="stable")].tolist()
+        n_batches = max(-(-len(ordered) // self.config.data.lanes), 1)
+        for i in range(n_batches):
+            yield ordered[i * len(ordered) // n_batches : (i + 1) * len(ordered) // n_batches]
+
+    def _rings_of_others(self, corpus: Corpus, songs: list[int]) -> KNNMemory:
+        """The kNN memory that each song's neighbour in the batch leaves."""
+        memory = None
+        for _, memory in self._segments(corpus, songs, XL, None):  # noqa: B007  (the last one)
+            pass
+        assert memory is not None
+        assert memory.knn is not None
+        segment, lanes = self.config.data.segment, self.config.data.lanes
+        lengths = np.pad(_lengths(corpus, songs), (0, lanes - len(songs)))
+        read = -(-int(lengths.max()) // segment) * segment
+        # Before a song the empty XL memory went to the ring, and behind it, where others are longer, padding.
+        end = np.minimum(lengths + self.config.memory.xl, read) % self.config.memory.knn
+        left = memory.knn._replace(write=jnp.asarray(end, jnp.int32))
+        others = np.r_[1 : len(songs), 0, len(songs) : lanes]
+        return jax.tree.map(lambda x: x[others], left)
+
+    def _segments(
+        self, corpus: Corpus, songs: list[int], arm: str, rings: KNNMemory | None
+    ) -> Iterator[tuple[np.ndarray, Memory]]:
+        """The loss [B, T] of the token after each of a segment, and the memory after it."""
+        lanes, segment, lengths = self.config.data.lanes, self.config.data.segment, _lengths(corpus, songs)
+        slots = -(-int(lengths.max()) // segment) * segment + 1
+        tape = {name: np.full((lanes, slots), PAD, np.int32) for name in ("tokens", "bar", "step")}
+        tape["song"] = np.full((lanes, slots), mem.NO_SONG, np.int32)
+        for lane, (song, length) in enumerate(zip(songs, lengths, strict=True)):
+            here = slice(corpus.offsets[song], corpus.offsets[song + 1])
+            for name, x in (("tokens", corpus.tokens), ("bar", corpus.bar), ("step", corpus.step)):
+                tape[name][lane, :length] = x[here]
+            tape["song"][lane, :length] = SONG
+        memory = self._empty(self.config, lanes)
+        for begin in range(0, slots - 1, segment):
+            part = {name: x[:, begin : begin + segment] for name, x in tape.items()}
+            targets = tape["tokens"][:, begin + 1 : begin + segment + 1]
+            nats, memory = self._read(self.params, memory, part, targets, rings, arm=arm)
+            yield np.asarray(nats), memory
+
+    def _read_segment(
+        self,
+        params: dict,
+        memory: Memory,
+        part: dict[str, Array],
+        targets: Int[Array, "B T"],
+        rings: KNNMemory | None,
+        *,
+        arm: str,
+    ) -> tuple[Float[Array, "B T"], Memory]:
+        xl, knn = memory
+        heard = rings if arm == ANOTHER else knn
+        if arm == NONE:
+            xl = xl._replace(song=jnp.full_like(xl.song, mem.NO_SONG))
+        if heard is not None and arm in (NONE, XL):
+            heard = heard._replace(song=jnp.full_like(heard.song, mem.NO_SONG))
+        inputs = (part[name] for name in ("tokens", "bar", "step", "song"))
+        output = nnx.merge(self._graphdef, params)(*inputs, Memory(xl, heard))
+        nats = optax.softmax_cross_entropy_with_integer_labels(output.logits, targets)
+        window = output.window._replace(song=jnp.concatenate([memory.xl.song, part["song"]], 1))
+        return nats, mem.roll(window, knn, self.config.data.segment, self.config.memory.knn_layer - 1)
+
+
+def _lengths(corpus: Corpus, songs: list[int] | np.ndarray) -> np.ndarray:
+    """Tokens of each song."""
+    return np.diff(corpus.offsets)[songs]

@@ -1,0 +1,36 @@
+import numpy as np
+import pytest
+
+from midigen_jax.bootstrap import ratio
+
+
+def test_the_value_is_the_ratio_of_totals():
+    found = ratio(np.array([1.0, 5.0, 0.0]), np.array([2.0, 4.0, 0.0]))
+    assert found.value == 1
+    assert (found.low, found.high) == (0.5, 1.25)  # of two songs, the extremes
+    assert ratio(np.zeros(2), np.zeros(2)) is None
+    assert ratio(np.array([3.0]), np.array([2.0])) == (1.5, 1.5, 1.5)
+
+
+def test_intervals_cover_the_truth():
+    """Of 300 collections of 60 songs of different lengths, about 95 in 100; songs differ, and their tokens alike."""
+    random, covered = np.random.default_rng(0), 0
+    for i in range(300):
+        tokens = random.integers(100, 1000, 60)
+        own = random.normal(1.5, 0.3, 60)  # a song's loss has nothing to do with its length, so 1.5 is the truth
+        found = ratio(tokens * own, tokens, seed=i)
+        covered += found.low <= 1.5 <= found.high
+    assert 0.90 <= covered / 300 <= 0.985
+
+
+def test_pairs_make_a_small_difference_sure():
+    """What songs have in common does not hide a difference that each of them shows."""
+    random = np.random.default_rng(0)
+    tokens = random.integers(100, 1000, 60)
+    one = tokens * random.normal(1.5, 0.5, 60)
+    other = one - tokens * random.normal(0.02, 0.01, 60)
+    apart = [ratio(x, tokens) for x in (one, other)]
+    assert apart[1].high > apart[0].low
+    difference = ratio(other - one, tokens)
+    assert difference.value == pytest.approx(-0.02, abs=0.005)
+    assert difference.high < 0
