@@ -90,9 +90,7 @@ def table(scores: dict[str, dict[str, Any]]) -> str:
         lines += [f"{run}: {found['songs']} songs, {found['tokens']:,} tokens"]
         rows = {"bits a note": found["bits a note"], "nats a token": found["all"]}
         rows |= {f"bars {name}": row for name, row in found["by bars"].items()}
-        rows |= {
-            f"{name}s" if name != repeats.SPARSE else "sparse bars": row for name, row in found["by repetition"].items()
-        }
+        rows |= {f"bars, {kind}": row for kind, row in found["by repetition"].items()}
         for name, row in rows.items():
             lines += [f"  {name}"] + [f"    {arm:44} {value}" for arm, value in row.items() if value is not None]
     return "\n".join(lines)
