@@ -28,7 +28,7 @@ from midigen_jax.vocab import Vocabulary
 
 PITCHES, NOTES = 24, 16  # to draw from, and of a motif; chance is log(24) = 3.18 nats
 FILLER = vocab.DURATION_0 + 1 + np.arange(NOTES)
-# Tokens of filler: in the first half of training, within the window, where keys get gradients; then; in the test.
+# Tokens of filler: in the first half of training, within the window; then; in the test.
 NEAR, FAR, TEST = (1, 20), (1, 512), (2000, 3000)
 
 Batch = dict[str, np.ndarray]

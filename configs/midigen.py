@@ -1,4 +1,4 @@
-"""The large model of MIDIGen (its chapter 7), with this project's masks, attention scale and gate.
+"""The large model of MIDIGen (its chapter 7), with this project's masks, attention scale and kNN memory.
 
     python train.py configs/midigen.py --data CORPUS_OR_MIDI_DIR --workdir runs/midigen
 

@@ -15,6 +15,7 @@ from flax import nnx
 from . import config as cfg
 from . import memory as mem
 from . import model
+from .cli import InputError
 from .corpus import Corpus
 from .memory import KNNMemory, Memory
 from .shapes import Array, Float, Int
@@ -29,6 +30,7 @@ class Reader:
 
     def __init__(self, config: cfg.Config, params: dict, vocabulary: Vocabulary):
         self.config, self.params = config, params
+        self._rows = max(config.data.lanes, 3)  # so that several songs can be shared out with none alone
         self._graphdef = model.abstract(config, vocabulary)
         self._read = jax.jit(self._read_segment, static_argnames="arm")
         self._empty = jax.jit(mem.init_memory, static_argnums=(0, 1))
@@ -42,8 +44,13 @@ class Reader:
     def nats(self, corpus: Corpus, songs: np.ndarray, arm: str) -> list[np.ndarray]:
         """The loss of each token of each song, float32 [N - 1]: sos has none.
 
-        In the control a song finds, instead of its own past, all of another song of the same batch.
+        In the control a song finds, instead of its own past, all of another song of about its length.
+
+        Raises:
+            InputError: the control has only one song.
         """
+        if arm == ANOTHER and len(songs) < 2:
+            raise InputError("another song's memory needs at least two songs; give more")
         found: dict[int, np.ndarray] = {}
         for batch in self._batches(corpus, songs):
             rings = self._rings_of_others(corpus, batch) if arm == ANOTHER else None
@@ -52,9 +59,9 @@ class Reader:
         return [found[song] for song in songs.tolist()]
 
     def _batches(self, corpus: Corpus, songs: np.ndarray) -> Iterator[list[int]]:
-        """Songs of about one length together, none of them alone."""
+        """Songs of about one length together; none alone, unless it is the only one."""
         ordered = songs[np.argsort(-_lengths(corpus, songs), kind="stable")].tolist()
-        n_batches = max(-(-len(ordered) // self.config.data.lanes), 1)
+        n_batches = -(-len(ordered) // self._rows)
         for i in range(n_batches):
             yield ordered[i * len(ordered) // n_batches : (i + 1) * len(ordered) // n_batches]
 
@@ -65,7 +72,7 @@ class Reader:
             pass
         assert memory is not None
         assert memory.knn is not None
-        segment, lanes = self.config.data.segment, self.config.data.lanes
+        segment, lanes = self.config.data.segment, self._rows
         lengths = np.pad(_lengths(corpus, songs), (0, lanes - len(songs)))
         read = -(-int(lengths.max()) // segment) * segment
         # Before a song the empty XL memory went to the ring, and behind it, where others are longer, padding.
@@ -78,7 +85,7 @@ class Reader:
         self, corpus: Corpus, songs: list[int], arm: str, rings: KNNMemory | None
     ) -> Iterator[tuple[np.ndarray, Memory]]:
         """The loss [B, T] of the token after each of a segment, and the memory after it."""
-        lanes, segment, lengths = self.config.data.lanes, self.config.data.segment, _lengths(corpus, songs)
+        lanes, segment, lengths = self._rows, self.config.data.segment, _lengths(corpus, songs)
         slots = -(-int(lengths.max()) // segment) * segment + 1
         tape = {name: np.full((lanes, slots), PAD, np.int32) for name in ("tokens", "bar", "step")}
         tape["song"] = np.full((lanes, slots), mem.NO_SONG, np.int32)

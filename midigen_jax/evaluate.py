@@ -58,7 +58,8 @@ def cells(nats: dict[str, list[np.ndarray]], counted: list[np.ndarray]) -> Cells
 
 def score(reader: Reader, corpus: Corpus, songs: np.ndarray) -> dict[str, Any]:
     """All figures of a model; nats a token where nothing else is said."""
-    nats = {arm: reader.nats(corpus, songs, arm) for arm in reader.arms}
+    usable = [arm for arm in reader.arms if arm != arms.ANOTHER or len(songs) > 1]
+    nats = {arm: reader.nats(corpus, songs, arm) for arm in usable}
     data = reader.config.data
     reach = reader.config.memory.xl + data.segment
     bars = [np.asarray(corpus.bar[corpus.offsets[song] : corpus.offsets[song + 1]]) for song in songs]

@@ -70,11 +70,11 @@ class Held(NamedTuple):
         index = jnp.asarray(rows)
         cursor = jax.tree.map(lambda x: x[index], self.state.cursor)
         streams = cursor.stream.tolist()
-        unused = (i for i in count() if i not in set(streams))
+        taken = set(streams)
+        unused = (i for i in count() if i not in taken)
         own = [streams[i] if rows.index(row) == i else next(unused) for i, row in enumerate(rows)]
         cache = caches.take(self.state.cache, index)
-        taken = self._replace(state=State(cache, cursor), rows=[self.rows[row] for row in rows])
-        return taken.with_streams(own)
+        return self._replace(state=State(cache, cursor), rows=[self.rows[row] for row in rows]).with_streams(own)
 
 
 def fingerprint(params: Any) -> str:

@@ -23,23 +23,19 @@ def kinds_of_bars(song: Song, bar_of_token: np.ndarray, reach: int) -> list[str]
     """
     bars, kinds = bar_contents(song), []
     first = np.searchsorted(bar_of_token, np.arange(len(bars) + 1))  # a bar's first token
-    same: dict[object, int] = {}  # the last bar of each content
-    alike: dict[object, int] = {}  # or of each content in any key
+    heard = set()
+    last: dict[object, int] = {}  # bar of each content in any key
     for bar, (length, notes) in enumerate(bars):
         lowest = min((pitch for _, pitch in notes), default=0)
         in_any_key = (length, frozenset((onset, pitch - lowest) for onset, pitch in notes))
-        content = (length, notes)
-
-        def far(earlier: int | None, bar: int = bar) -> bool:
-            return earlier is not None and first[earlier + 1] <= first[bar] - reach
-
         if len(notes) < FEWEST:
             kinds.append(SPARSE)
-        elif in_any_key not in alike:
+        elif in_any_key not in last:
             kinds.append(NEW)
-        elif not far(alike[in_any_key]):
+        elif first[last[in_any_key] + 1] > first[bar] - reach:
             kinds.append(NEAR)
         else:
-            kinds.append(FAR if content in same else TRANSPOSED)
-        same[content] = alike[in_any_key] = bar
+            kinds.append(FAR if (length, notes) in heard else TRANSPOSED)
+        heard.add((length, notes))
+        last[in_any_key] = bar
     return kinds
