@@ -403,10 +403,10 @@ def test_whole_song_loss_does_not_depend_on_the_lanes(small, corpus):
     config = changed(small, model__layers=1, memory__knn_layer=1, memory__knn=0, memory__xl=0, data__segment=4096)
     _, params = model.init_params(config, Vocabulary(), seed=0)
     songs = corpus.songs_of("validation")
-    losses = []
+    seen = []
     for lanes in (1, 5):
         here = changed(config, data__lanes=lanes, data__segments=1)
         nats = make_loss(model.abstract(here, Vocabulary()), here, make_mesh(here))(params, corpus, songs)
-        losses.append(losses.figures(nats, corpus, songs).nats_per_token)
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert losses[0] == pytest.approx(np.log(389), abs=0.1)
+        seen.append(losses.figures(nats, corpus, songs).nats_per_token)
+    assert seen[0] == pytest.approx(seen[1], rel=1e-5)
+    assert seen[0] == pytest.approx(np.log(389), abs=0.1)
