@@ -18,7 +18,7 @@ import pytest
 from conftest import random_notes, write_midi
 from test_model import changed
 
-from midigen_jax import checkpoint, cli, data, log, model, start, train, watch
+from midigen_jax import checkpoint, cli, data, log, losses, model, start, train, watch
 from midigen_jax import config as cfg
 from midigen_jax.checkpoint import Checkpoints
 from midigen_jax.cli import InputError
