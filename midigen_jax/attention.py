@@ -153,14 +153,19 @@ def _softmax(scores: Float[Array, "*B W"]) -> tuple[Float[Array, "*B W"], Float[
     return jnp.exp(scores - lse), lse
 
 
-def attend_hits(q: Float[Array, "B H Q Dh"], hits: Hits) -> tuple[Float[Array, "B H Q Dh"], Float[Array, "B H Q 1"]]:
-    """Attention to what a search found; q is scaled already. Of no use where nothing was found."""
+def attend_hits(
+    q: Float[Array, "B H Q Dh"], hits: Hits
+) -> tuple[Float[Array, "B H Q Dh"], Float[Array, "B H Q 1"], Float[Array, "B H Q k"]]:
+    """Attention to what a search found, its lse and its weights; q is scaled already.
+
+    Of no use where nothing was found.
+    """
     keys, values = hits.keys.astype(q.dtype), hits.values.astype(q.dtype)
     scores = jnp.einsum("bhtd,bhtkd->bhtk", q, keys, preferred_element_type=jnp.float32)
     found = hits.found
     # Where nothing was found the softmax of equal scores stands in, so that no gradient is NaN.
     weights, lse = _softmax(jnp.where(found, scores, jnp.where(found.any(-1, keepdims=True), -jnp.inf, 0.0)))
-    return jnp.einsum("bhtk,bhtkd->bhtd", weights.astype(q.dtype), values), lse
+    return jnp.einsum("bhtk,bhtkd->bhtd", weights.astype(q.dtype), values), lse, weights
 
 
 def attend_all(q: Float[Array, "B H Q Dh"], heard: Heard) -> tuple[Float[Array, "B H Q Dh"], Float[Array, "B H Q 1"]]:
@@ -234,6 +239,14 @@ def no_statistics(heads: int) -> Statistics:
     return Statistics(zero, zero, zero, jnp.zeros(heads), zero)
 
 
+class Recall(NamedTuple):
+    """What the kNN memory did for each token; only the statistics without a search."""
+
+    statistics: Statistics
+    ages: Int[Array, "B H Q k"] | None = None  # tokens between a hit and its query; 0: nothing was found
+    weights: Float[Array, "B H Q k"] | None = None  # the share of each hit in a head's output
+
+
 class Reading(NamedTuple):
     """What all layers share while segments are read."""
 
@@ -275,16 +288,16 @@ class Attention(nnx.Module):
             self.context_scale = nnx.Param(jnp.full(heads, NORMALIZED_SCALE, jnp.float32))
             self.gate = nnx.Param(jnp.zeros(heads))
 
-    def __call__(self, x: Float[Array, "B Q D"], reading: Reading) -> tuple[Array, tuple[Array, Array], Statistics]:
+    def __call__(self, x: Float[Array, "B Q D"], reading: Reading) -> tuple[Array, tuple[Array, Array], Recall]:
         """Returns the output, the layer's window with the new keys and values, and what the kNN memory did."""
         k, v, scaled_q = self._project(x)
         keys, values = mem.extend(reading.window, self.layer, k, v)
         y, lse = self._attend_window(scaled_q, keys, values, reading)
-        statistics = no_statistics(self.config.model.heads)
+        recall = Recall(no_statistics(self.config.model.heads))
         if reading.heard is not None and reading.context is not None and self.has_knn:
             with jax.named_scope("knn"):
-                y, statistics = self._recall(reading.context, (y, lse), reading.heard, reading.running)
-        return self._merge_heads(y), (keys, values), statistics
+                y, recall = self._recall(reading.context, (y, lse), reading.heard, reading.running)
+        return self._merge_heads(y), (keys, values), recall
 
     def weights_for_decoding(self) -> tuple[Float[Array, "D qkv"], Float[Array, "heads D"]]:
         """The projections as matrices."""
@@ -349,24 +362,26 @@ class Attention(nnx.Module):
 
     def _recall(
         self, context: Array, local: tuple[Array, Array], heard: Heard, running: Bool[Array, "B Q"]
-    ) -> tuple[Array, Statistics]:
+    ) -> tuple[Array, Recall]:
         """The local output mixed with attention to the memory; the local one alone where that is empty."""
-        memory = self.config.memory
+        memory, ages, weights = self.config.memory, None, None
         scaled = context * self.context_scale[...][:, None, None].astype(context.dtype)
         if resolve_backend(memory.backend) == "dense":
-            remembered = attend_all(scaled, heard)
+            y_remembered, lse = attend_all(scaled, heard)
             found = (running & (heard.length > 0)[:, None])[:, None]
             n_hits = jnp.sum(found * heard.length[:, None, None], dtype=jnp.float32) * context.shape[1]
-            ages = jnp.zeros(())
+            sum_of_ages = jnp.zeros(())
         else:
             hits = mem.retrieve(heard, context, running, memory.top_k, memory.backend)
-            remembered = attend_hits(scaled, hits)
+            y_remembered, lse, weights = attend_hits(scaled, hits)
             found = hits.found.any(-1)
             n_hits = jnp.sum(hits.found, dtype=jnp.float32)
-            ages = jnp.sum(jnp.where(hits.found, mem.ages(heard, hits.slots, memory.xl), 0), dtype=jnp.float32)
-        y, share = self._mix(local, remembered, found)
-        statistics = Statistics(found.mean(), n_hits, ages, share.mean((0, 2, 3)), heard.length.mean())
-        return y, jax.lax.stop_gradient(statistics)
+            ages = jnp.where(hits.found, mem.ages(heard, hits.slots, memory.xl), 0)
+            sum_of_ages = jnp.sum(ages, dtype=jnp.float32)
+        y, share = self._mix(local, (y_remembered, lse), found)
+        statistics = Statistics(found.mean(), n_hits, sum_of_ages, share.mean((0, 2, 3)), heard.length.mean())
+        recall = Recall(statistics, ages, None if weights is None else weights * share)
+        return y, jax.lax.stop_gradient(recall)
 
     def _mix(
         self, local: Sequence[Array], remembered: Sequence[Array], found: Array

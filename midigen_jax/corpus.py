@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .cli import InputError
-from .song import Song, make_song, notes_of
+from .song import Song, Tape, make_song, notes_of
 from .vocab import Vocabulary
 
 FORMAT_VERSION = 2
@@ -82,6 +82,11 @@ class Corpus(NamedTuple):
     def tokens_of(self, song: int) -> np.ndarray:
         """The tokens of a song, uint16 [n] from sos to eos."""
         return self.tokens[self.offsets[song] : self.offsets[song + 1]]
+
+    def tape_of(self, song: int) -> Tape:
+        """A song as a model reads it."""
+        here = slice(self.offsets[song], self.offsets[song + 1])
+        return Tape(*(np.asarray(x[here]) for x in (self.tokens, self.bar, self.step)))
 
     def song(self, song: int) -> Song:
         """What the tokens of a song say.

@@ -1,33 +1,47 @@
-"""Scores runs on songs that they were not trained on, and says what their memories are worth.
+"""Says what runs are worth on songs that they were not trained on, and what their memories add.
 
     python -m midigen_jax.evaluate runs/mine --data corpora/mine
     python -m midigen_jax.evaluate runs/both runs/xl-only runs/none --data corpora/mine --out compared
 
+Writes report.html, one page with plots, piano rolls and players that needs nothing else, and the same figures as
+report.json, in the first run's folder or in --out; beside them the first continuation as sample.mid, .png and .wav.
 Each song is read whole from its own empty memory, and again with memories switched off, or with another song's kNN
-memory in place of its own. Figures stand with intervals that cover the true value in 95 of 100 collections of songs.
-They are printed and written to report.json, in the first run's folder or in --out.
+memory in place of its own. Intervals cover the true value in 95 of 100 collections of songs.
 """
 
 import json
 import math
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from tqdm import tqdm
 
-from . import arms, cli, files, repeats, vocab
+from . import arms, cli, environment, files, likeness, repeats, report, vocab
 from .arms import Reader
 from .bootstrap import Interval, ratio
 from .cli import InputError
 from .corpus import SPLITS, Corpus
+from .inside import look_inside
+from .likeness import Pair
+from .probe import probe
 from .sampler import Sampler
+from .song import Tape
 from .train import get_corpus
 
 BARS = (("0 to 15", 0, 16), ("16 to 31", 16, 32), ("32 to 63", 32, 64), ("64 and beyond", 64, math.inf))
 # What is compared with what; each difference is below 0 where the first is better.
 DIFFERENCES = ((arms.XL, arms.NONE), (arms.KNN, arms.XL), (arms.ANOTHER, arms.XL), (arms.KNN, arms.ANOTHER))
 PITCH, DURATION, REST, OTHER = "pitches", "durations", "rests", "others"
+MATRICES, LISTENED = 3, 3  # songs whose matrices are drawn, and those that can be listened to
+PACKAGES = ("jax", "flax", "numpy", "faiss-cpu", "faiss-gpu", "muspy")
 
+Nats = dict[str, list[np.ndarray]]  # of each arm, for each song [N - 1]
 Cells = dict[str, Interval | None]
 
 
@@ -40,91 +54,206 @@ def parts_of(tokens: np.ndarray) -> np.ndarray:
     return np.select([rest, pitch, duration], [REST, PITCH, DURATION], OTHER)
 
 
-def cells(nats: dict[str, list[np.ndarray]], counted: list[np.ndarray]) -> Cells:
+def cells(nats: Nats, counted: list[np.ndarray], differences: Sequence[tuple[str, str]] = DIFFERENCES) -> Cells:
     """Nats a token in each arm, and the differences between arms, over the tokens that are counted.
 
     Args:
-        nats: of each arm, for each song [N - 1].
         counted: bool [N - 1] for each song.
     """
     counts = np.array([here.sum() for here in counted])
     sums = {arm: np.array([x[here].sum() for x, here in zip(rows, counted, strict=True)]) for arm, rows in nats.items()}
     found: Cells = {arm: ratio(x, counts) for arm, x in sums.items()}
-    for one, other in DIFFERENCES:
+    for one, other in differences:
         if one in sums and other in sums:
             found[f"{one} less {other}"] = ratio(sums[one] - sums[other], counts)
     return found
 
 
-def score(reader: Reader, corpus: Corpus, songs: np.ndarray) -> dict[str, Any]:
-    """All figures of a model; nats a token where nothing else is said."""
-    usable = [arm for arm in reader.arms if arm != arms.ANOTHER or len(songs) > 1]
-    nats = {arm: reader.nats(corpus, songs, arm) for arm in usable}
-    data = reader.config.data
-    reach = reader.config.memory.xl + data.segment
-    bars = [np.asarray(corpus.bar[corpus.offsets[song] : corpus.offsets[song + 1]]) for song in songs]
-    parts = [parts_of(corpus.tokens_of(song)) for song in songs.tolist()]
-    kinds = []
-    for song, bar in zip(songs.tolist(), bars, strict=True):
-        of_bars = np.array([*repeats.kinds_of_bars(corpus.song(song), bar, reach), repeats.SPARSE])
-        kinds.append(of_bars[np.minimum(bar[1:], len(of_bars) - 1)])
+class Material(NamedTuple):
+    """The songs that are read."""
 
+    corpus: Corpus
+    songs: np.ndarray
+    tapes: list[Tape]
+    kinds: list[np.ndarray]  # of each song [N - 1]: the kind of the bar that each token is in
+
+    @property
+    def groups(self) -> dict[str, dict[str, list[np.ndarray]]]:
+        """Tokens that are counted together: bool [N - 1] for each song."""
+        parts = [parts_of(tape.tokens) for tape in self.tapes]
+        bars = [tape.bar[1:] for tape in self.tapes]
+        return {
+            "by what is said": {name: [x == name for x in parts] for name in (PITCH, DURATION, REST, OTHER)},
+            "by bars": {name: [(x >= low) & (x < high) for x in bars] for name, low, high in BARS},
+            "by repetition": {name: [x == name for x in self.kinds] for name in repeats.KINDS},
+        }
+
+
+def read_material(corpus: Corpus, songs: np.ndarray, reach: int) -> Material:
+    """The songs, and which of their bars come back from beyond `reach` tokens."""
+    tapes = [corpus.tape_of(song) for song in songs.tolist()]
+    kinds = []
+    for song, tape in zip(songs.tolist(), tapes, strict=True):
+        of_bars = np.array([*repeats.kinds_of_bars(corpus.song(song), tape.bar, reach), repeats.SPARSE])
+        kinds.append(of_bars[np.minimum(tape.bar[1:], len(of_bars) - 1)])
+    return Material(corpus, songs, tapes, kinds)
+
+
+def score(nats: Nats, material: Material, differences: Sequence[tuple[str, str]] = DIFFERENCES) -> dict[str, Any]:
+    """All figures that follow from the losses; nats a token where nothing else is said."""
+    corpus, songs = material.corpus, material.songs
     bits = {arm: np.array([x.sum() for x in rows]) / math.log(2) for arm, rows in nats.items()}
     per = {"note": corpus.notes, "beat": corpus.beats, "second": corpus.seconds}
-    said = (PITCH, DURATION, REST, OTHER)
     return {
-        "songs": len(songs),
-        "tokens": sum(map(len, parts)),
-        "all": cells(nats, [np.ones(len(x), bool) for x in parts]),
+        "all": cells(nats, [np.ones(len(x), bool) for x in material.kinds], differences),
         **{f"bits a {name}": {arm: ratio(x, count[songs]) for arm, x in bits.items()} for name, count in per.items()},
-        "by what is said": {part: cells(nats, [x == part for x in parts]) for part in said},
-        "by bars": {name: cells(nats, [(x[1:] >= low) & (x[1:] < high) for x in bars]) for name, low, high in BARS},
-        "by repetition": {kind: cells(nats, [x == kind for x in kinds]) for kind in repeats.KINDS},
-        "tokens by repetition": {kind: int(sum((x == kind).sum() for x in kinds)) for kind in repeats.KINDS},
+        **{
+            group: {name: cells(nats, counted, differences) for name, counted in parts.items()}
+            for group, parts in material.groups.items()
+        },
     }
 
 
-def table(scores: dict[str, dict[str, Any]]) -> str:
-    """The figures of runs as text."""
-    lines = []
-    for run, found in scores.items():
-        lines += [f"{run}: {found['songs']} songs, {found['tokens']:,} tokens"]
-        rows = {"bits a note": found["bits a note"], "nats a token": found["all"]}
-        rows |= {f"bars {name}": row for name, row in found["by bars"].items()}
-        rows |= {f"bars, {kind}": row for kind, row in found["by repetition"].items()}
-        for name, row in rows.items():
-            lines += [f"  {name}"] + [f"    {arm:44} {value}" for arm, value in row.items() if value is not None]
+def table(name: str, found: dict[str, Any]) -> str:
+    """The figures of a run's losses as text."""
+    rows = {"bits a note": found["bits a note"], "nats a token": found["all"]}
+    rows |= {f"bars {bars}": row for bars, row in found["by bars"].items()}
+    rows |= {f"bars, {kind}": row for kind, row in found["by repetition"].items()}
+    lines = [name]
+    for title, row in rows.items():
+        lines += [f"  {title}"] + [f"    {arm:44} {value}" for arm, value in row.items() if value is not None]
     return "\n".join(lines)
 
 
-def main() -> None:
+def open_runs(runs: Sequence[Path], data: Path) -> tuple[dict[str, Sampler], Corpus]:
+    """The newest checkpoint of each run, by its name, and the corpus of all.
+
+    Raises:
+        InputError: a run or the corpus can't be used, or they don't fit each other.
+    """
+    samplers: dict[str, Sampler] = {}
+    for run in runs:
+        name = run.resolve().name
+        if name in samplers:
+            raise InputError(f"{run}: another run has the name {name} too; give each run once, and rename one")
+        samplers[name] = Sampler.from_run(run)
+    corpus = get_corpus(data, runs[0])
+    for run, sampler in zip(runs, samplers.values(), strict=True):
+        if sampler.vocabulary != corpus.vocabulary:
+            raise InputError(f"{data}: has another vocabulary than {run}; give the corpus that it was trained on")
+    return samplers, corpus
+
+
+def about(sampler: Sampler) -> dict[str, Any]:
+    """What a reader wants to know of a run."""
+    data, memory = sampler.config.data, sampler.config.memory
+    steps = sampler.step or 0
+    return {
+        "steps": steps,
+        "tokens": steps * data.lanes * data.segment * data.segments,
+        "parameters": int(sum(x.size for x in jax.tree.leaves(sampler.params))),
+        "XL memory": memory.xl,
+        "kNN memory": memory.knn,
+        "segment": data.segment,
+    }
+
+
+def make_parser() -> Any:
     parser = cli.parser(__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs; the first is compared")
     parser.add_argument(
         "--data", type=Path, required=True, metavar="CORPUS_OR_MIDI_DIR", help="what they were trained on"
     )
     parser.add_argument("--split", choices=SPLITS, default="test", help="the songs to read")
-    parser.add_argument("--songs", type=int, metavar="N", help="at most so many of them; else all")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for report.json; else the first run's")
-    args = parser.parse_args()
-    if args.songs is not None and args.songs < 1:
-        raise InputError(f"--songs {args.songs}: give at least 1")
-    scores = {}
-    for run in args.runs:
-        sampler = Sampler.from_run(run)
-        corpus = get_corpus(args.data, run)
-        if corpus.vocabulary != sampler.vocabulary:
-            raise InputError(f"{args.data}: has another vocabulary than {run}; give the corpus that it was trained on")
-        songs = corpus.songs_of(args.split)[: args.songs]
-        if len(songs) == 0:
-            raise InputError(
-                f"{args.data}: no song fell to the {args.split} split; give --split validation, or more songs"
+    parser.add_argument("--songs", type=int, metavar="N", help="read at most so many of them; else all")
+    parser.add_argument("--takes", type=int, default=16, metavar="N", help="continue so many of them")
+    parser.add_argument("--prompt-bars", type=int, default=8, metavar="N", help="bars of each to begin with")
+    parser.add_argument("--bars", type=int, default=32, metavar="N", help="bars to add")
+    parser.add_argument("--themes", type=int, default=16, metavar="N", help="themes of the recall probe; 0: none")
+    parser.add_argument("--furthest", type=float, default=32, metavar="N", help="its longest filler, in contexts")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same music")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the report; else the first run's")
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
+    for name, least in {"songs": 1, "takes": 1, "prompt_bars": 1, "bars": 1, "themes": 0, "furthest": 0.5}.items():
+        if (value := getattr(args, name)) is not None and value < least:
+            raise InputError(f"--{name.replace('_', '-')} {value}: give at least {least}")
+    if args.themes == 1:
+        raise InputError("--themes 1: another theme is the control; give at least 2, or 0")
+    out = args.out or args.runs[0]
+    files.check_writable(out / "report.html")
+    samplers, corpus = open_runs(args.runs, args.data)
+    songs = corpus.songs_of(args.split)[: args.songs]
+    if len(songs) == 0:
+        raise InputError(f"{args.data}: no song fell to the {args.split} split; give --split validation, or more songs")
+    reach = max(sampler.config.memory.xl + sampler.config.data.segment for sampler in samplers.values())
+    material = read_material(corpus, songs, reach)
+    chosen = likeness.songs_to_continue(corpus, songs, args.takes, args.prompt_bars + args.bars)
+
+    found: dict[str, dict[str, Any]] = {}
+    whole: Nats = {}
+    pairs: dict[str, list[Pair]] = {}
+    with tqdm(total=4 * len(samplers), unit="part") as progress:
+        for name, sampler in samplers.items():
+
+            def next_part(doing: str, name: str = name) -> None:
+                progress.set_description(f"{name}: {doing}")
+
+            next_part("reading")
+            reader = Reader(sampler.config, sampler.params, sampler.vocabulary)
+            usable = [arm for arm in reader.arms if arm != arms.ANOTHER or len(songs) > 1]
+            nats = {arm: reader.nats(material.tapes, arm) for arm in usable}
+            whole[name] = nats[arms.KNN if arms.KNN in nats else usable[-1]]
+            found[name] = {"about": about(sampler), "losses": score(nats, material)}
+            progress.write(table(name, found[name]["losses"]))
+            progress.update()
+            next_part("looking inside")
+            if arms.KNN in nats and sampler.config.memory.backend != "dense":
+                found[name]["inside"] = look_inside(reader, material.tapes, material.kinds, MATRICES)
+            progress.update()
+            next_part("recall probe")
+            if args.themes:
+                every = [corpus.song(song) for song in songs.tolist()]
+                found[name]["probe"] = probe(sampler, every, themes=args.themes, furthest=args.furthest)
+            progress.update()
+            next_part("continuing songs")
+            pairs[name] = likeness.continue_songs(
+                sampler, corpus, chosen, prompt_bars=args.prompt_bars, bars=args.bars, seed=args.seed
             )
-        scores[str(run)] = score(Reader(sampler.config, sampler.params, sampler.vocabulary), corpus, songs)
-        print(table({str(run): scores[str(run)]}), flush=True)
-    path = (args.out or args.runs[0]) / "report.json"
-    files.write_text(path, json.dumps({"split": args.split, "runs": scores}, indent=1) + "\n")
-    print(f"{path}: {len(scores)} run{'s' * (len(scores) > 1)}")
+            found[name]["likeness"] = likeness.likeness(pairs[name], corpus, bars=args.bars)
+            progress.update()
+    first, *others = whole
+    result = {
+        "date": date.today().isoformat(),
+        "command": shlex.join(["python", "-m", "midigen_jax.evaluate", *sys.argv[1:]]),
+        "environment": environment.environment(PACKAGES),
+        "corpus": {
+            "fingerprint": corpus.fingerprint,
+            "split": args.split,
+            "songs": len(songs),
+            "tokens": int(sum(map(len, material.kinds))),
+            "names": [corpus.names[song] for song in songs],
+            "tokens by repetition": {
+                kind: int(sum((x == kind).sum() for x in material.kinds)) for kind in repeats.KINDS
+            },
+        },
+        "runs": found,
+        "comparison": {
+            f"{first} less {other}": score(
+                {first: whole[first], other: whole[other]}, material, differences=[(first, other)]
+            )
+            for other in others
+        },
+    }
+    files.write_text(out / "report.json", json.dumps(result, allow_nan=False) + "\n")
+    titles = {song: corpus.names[song] for song in chosen}
+    pairs[first][0].take.save(out / "sample", title=f"{titles[chosen[0]]}, continued")
+    listened = {name: some[:LISTENED] for name, some in pairs.items()}
+    files.write_text(out / "report.html", report.page(result, listened, titles))
+    print(f"{out / 'report.html'}: {len(found)} run{'s' * (len(found) > 1)}")
 
 
 if __name__ == "__main__":

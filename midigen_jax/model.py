@@ -21,7 +21,7 @@ from .attention import (
     Attention,
     Decoding,
     Reading,
-    Statistics,
+    Recall,
     initial_bias,
     no_statistics,
     position_bias,
@@ -61,7 +61,7 @@ class Output(NamedTuple):
     logits: Float[Array, "B Q V"]
     window: XLMemory  # what was given, and the new tokens
     knn: KNNMemory | None  # as it was given
-    statistics: Statistics
+    recall: Recall
 
 
 def dropout(x: Float[Array, "*B F"], rate: float, keys: Array | None) -> Float[Array, "*B F"]:
@@ -117,14 +117,14 @@ class Block(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "B Q D"], reading: Reading, keys: Array | None
-    ) -> tuple[Array, tuple[Array, Array], Statistics]:
+    ) -> tuple[Array, tuple[Array, Array], Recall]:
         """Returns the output, the layer's window with the new keys and values, and what the kNN memory did."""
         after_attention, in_ff = _fold_in(keys, 0), _fold_in(keys, 1)
         with jax.named_scope("attention"):
-            y, extended, statistics = self.attention(self.norm1(x), reading)
+            y, extended, recall = self.attention(self.norm1(x), reading)
             x = x + dropout(y, self.rate, after_attention)
         with jax.named_scope("ff"):
-            return x + self.ff(self.norm2(x), in_ff), extended, statistics
+            return x + self.ff(self.norm2(x), in_ff), extended, recall
 
     def decode(
         self, x: Float[Array, "B D"], weights: tuple[Array, Array], cache: Cache, decoding: Decoding
@@ -207,20 +207,20 @@ class Decoder(nnx.Module):
                     for slots in (window_song, window_token)
                 )
                 x = x + self._previous(distance, before_token, before_song == song).astype(x.dtype)
-        extended, statistics = [], no_statistics(self.config.model.heads)
+        extended, recall = [], Recall(no_statistics(self.config.model.heads))
         for i, block in enumerate(self.blocks):
             with jax.named_scope(f"block{i}"):
-                x, keys_and_values, block_statistics = block(x, reading, _fold_in(keys, i))
+                x, keys_and_values, block_recall = block(x, reading, _fold_in(keys, i))
             extended.append(keys_and_values)
             if block.attention.has_knn:
-                statistics = block_statistics
+                recall = block_recall
         logits = self._logits(x)
         xl_keys, xl_values = zip(*extended, strict=True)
         ring = memory.knn and mem.after_reading(memory.knn, logits)
         if context is not None and memory.xl.context is not None:
             context = jnp.concatenate([memory.xl.context, context], 2)
         window = XLMemory(xl_keys, xl_values, window_song, window_token, context)
-        return Output(logits, window, ring, statistics)
+        return Output(logits, window, ring, recall)
 
     def weights_for_decoding(self) -> list[tuple[Array, Array]]:
         """What `decode` needs of every layer; to be made before a loop over tokens, which would make it for each."""

@@ -2,13 +2,13 @@
 
 import importlib.util
 import io
-import wave
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import midirenderer
 import numpy as np
+import soundfile
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PolyCollection
@@ -209,8 +209,8 @@ def sound_font() -> Path:
     return Path(spec.origin).with_name("TimGM6mb.sf2")
 
 
-def wav(midi_path: str | Path, wav_path: str | Path) -> None:
-    """Synthesises a MIDI file as a 16-bit stereo WAV with its peak at 0.9 of full scale.
+def sound(midi_path: str | Path) -> tuple[np.ndarray, int]:
+    """Synthesises a MIDI file: float32 [frames, 2] with its peak at 0.9, and frames a second.
 
     Raises:
         InputError: the MIDI file can't be read or has no notes.
@@ -220,12 +220,31 @@ def wav(midi_path: str | Path, wav_path: str | Path) -> None:
         rendered = midirenderer.render_wave_from(sound_font().read_bytes(), midi)
     except (OSError, RuntimeError) as error:
         raise InputError(f"{midi_path}: can't be read as a MIDI file ({error})") from None
-    with wave.open(io.BytesIO(rendered)) as file:
-        format = file.getparams()
-        sound = np.frombuffer(file.readframes(format.nframes), "<i2").astype(np.float32)
-    peak = float(np.abs(sound).max(initial=0))
+    frames, rate = soundfile.read(io.BytesIO(rendered), dtype="float32", always_2d=True)
+    peak = float(np.abs(frames).max(initial=0))
     if peak == 0:
         raise InputError(f"{midi_path}: has no notes to play")
-    with renamed(Path(wav_path)) as temporary, wave.open(str(temporary), "wb") as file:
-        file.setparams(format)
-        file.writeframes(np.rint(sound * (0.9 * 32767 / peak)).astype("<i2").tobytes())
+    return frames * np.float32(0.9 / peak), rate
+
+
+def wav(midi_path: str | Path, wav_path: str | Path) -> None:
+    """Synthesises a MIDI file as a 16-bit stereo WAV.
+
+    Raises:
+        InputError: as `sound`.
+    """
+    frames, rate = sound(midi_path)
+    with renamed(Path(wav_path)) as temporary:
+        soundfile.write(temporary, frames, rate, subtype="PCM_16", format="WAV")
+
+
+def mp3(midi_path: str | Path) -> bytes:
+    """Synthesises a MIDI file as an MP3 of one channel, half a megabyte a minute: for pages that hold their sound.
+
+    Raises:
+        InputError: as `sound`.
+    """
+    frames, rate = sound(midi_path)
+    target = io.BytesIO()
+    soundfile.write(target, frames.mean(1), rate, subtype="MPEG_LAYER_III", format="MP3", compression_level=0.6)
+    return target.getvalue()

@@ -43,12 +43,19 @@ DEFAULTS = Controls()
 class Sampler:
     """A trained model, ready to continue songs."""
 
-    def __init__(self, config: cfg.Config, params: dict, vocabulary: Vocabulary, run: Path | None = None):
+    def __init__(
+        self,
+        config: cfg.Config,
+        params: dict,
+        vocabulary: Vocabulary,
+        run: Path | None = None,
+        step: int | None = None,
+    ):
         """
         Args:
-            run: the folder of its run, where there is one.
+            run, step: the folder of its run, and the optimizer steps that it took, where there is one.
         """
-        self.config, self.params, self.vocabulary, self.run = config, params, vocabulary, run
+        self.config, self.params, self.vocabulary, self.run, self.step = config, params, vocabulary, run, step
         self._graphdef = model.abstract(config, vocabulary)
         self._read = jax.jit(self._read_segment)
         self._roll = jax.jit(
@@ -76,7 +83,7 @@ class Sampler:
         with contextlib.closing(checkpoint.open_run(run)) as checkpoints:
             found = checkpoints.newest(shapes, best=best)
         config, vocabulary = parts(found.meta)
-        return cls(config, found.items["params"], vocabulary, run)
+        return cls(config, found.items["params"], vocabulary, run, found.step)
 
     @classmethod
     def open(cls, path: Path, *, best: bool = False) -> "Sampler":

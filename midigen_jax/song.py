@@ -162,14 +162,41 @@ def cut(song: Song, bars: int) -> Prompt:
     return Prompt(song._replace(notes=notes, **{name: rows[rows[:, 0] <= end] for name, rows in kept.items()}), end)
 
 
-def tokens_of(song: Song, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens, uint16 [n] from sos to eos, the bar that each begins in, and its step within the bar, as in a corpus."""
+def stretch(song: Song, bar: int, bars: int) -> Song:
+    """So many bars from one on, as a song of their own that begins at step 0.
+
+    Notes that began before are left out, and those that go on after are cut.
+    """
+    start, end = song.bar_start(bar), song.bar_start(bar + bars)
+    notes = song.notes[(song.notes[:, 0] >= start) & (song.notes[:, 0] < end)].copy()
+    notes[:, 1] = np.minimum(notes[:, 1], end - notes[:, 0])
+    notes[:, 0] -= start
+
+    def moved(table: np.ndarray) -> np.ndarray:
+        before = np.count_nonzero(table[:, 0] <= start)
+        rows = table[max(before - 1, 0) : np.count_nonzero(table[:, 0] < end)].copy()
+        rows[:, 0] = np.maximum(rows[:, 0] - start, 0)
+        return rows
+
+    return make_song(notes, moved(song.meters), moved(song.tempos), song.scheme)
+
+
+class Tape(NamedTuple):
+    """A song as a model reads it: uint16 [n] each, from sos to eos."""
+
+    tokens: np.ndarray
+    bar: np.ndarray  # that each token begins in
+    step: np.ndarray  # within the bar
+
+
+def tokens_of(song: Song, vocabulary: Vocabulary) -> Tape:
+    """A song's tokens, as in a corpus."""
     tokens, bar, step = encode.encode_grid(song.notes, song.bars, song.scheme)
     if vocabulary.merges:
         trie = merges.table(*vocabulary.expansions)
         tokens, starts = merges.merge(tokens, trie, vocabulary.scheme.size)
         bar, step = bar[starts], step[starts]
-    return tokens, bar, step
+    return Tape(tokens, bar, step)
 
 
 def notes_of(tokens: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:

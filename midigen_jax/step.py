@@ -188,7 +188,7 @@ def run_segments(
         counted = tokens["targets"] >= 0
         nats = optax.softmax_cross_entropy_with_integer_labels(output.logits, jnp.maximum(tokens["targets"], 0))
         memory = mem.roll(output.window, output.knn, segment, config.memory.knn_layer - 1)
-        return memory, (jnp.sum(nats * counted), jnp.sum(counted), output.statistics)
+        return memory, (jnp.sum(nats * counted), jnp.sum(counted), output.recall.statistics)
 
     if config.train.remat:
         # What the search found is kept: it would be searched for again, and the scan would keep the ring of every

@@ -1,31 +1,22 @@
 """Songs read with and without their memories."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from test_model import build, changed
 
-from midigen_jax import arms, model, step, vocab
+from midigen_jax import arms, memory, model, step, vocab
 from midigen_jax import config as cfg
 from midigen_jax.arms import ANOTHER, KNN, NONE, XL, Reader
-from midigen_jax.corpus import EncodedSong, open_corpus, write_corpus
+from midigen_jax.song import Tape
 from midigen_jax.vocab import Vocabulary
 
 
-def corpus_of(path, songs):
-    """A corpus of songs that are given as tokens."""
-
-    def song(i, tokens):
-        tokens, table = np.asarray(tokens, np.uint16), np.empty((0, 3), np.int32)
-        place = np.arange(len(tokens), dtype=np.uint16)
-        name = str(i)
-        return EncodedSong(
-            name, tokens, place // 32, place % 32, table, table[:, 1:], len(tokens) // 2, 2.0, 1.0, 0, name, name
-        )
-
-    write_corpus(path, [song(i, tokens) for i, tokens in enumerate(songs)], [], Vocabulary())
-    return open_corpus(path)
+def tape(tokens):
+    """A song that is given as tokens, a step each."""
+    place = np.arange(len(tokens), dtype=np.uint16)
+    return Tape(np.asarray(tokens, np.uint16), place // 32, place % 32)
 
 
 def random_songs(lengths, seed=0):
@@ -60,46 +51,57 @@ def mean(rows):
     return float(np.concatenate(rows).mean())
 
 
-def test_the_right_song_planted_in_the_memory_lowers_the_loss_and_a_wrong_one_does_not(copier, tmp_path):
+def test_the_right_song_planted_in_the_memory_lowers_the_loss_and_a_wrong_one_does_not(copier):
     song, other = random_songs([120, 120])
-    songs = np.arange(2)
-    right, wrong = corpus_of(tmp_path / "right", [song, song]), corpus_of(tmp_path / "wrong", [song, other])
-    alone = mean(copier.nats(right, songs, XL)[:1])
-    assert mean(copier.nats(right, songs, ANOTHER)[:1]) < alone / 4
-    assert mean(copier.nats(wrong, songs, ANOTHER)[:1]) > alone - 0.1
+    right, wrong = [tape(song)] * 2, [tape(song), tape(other)]
+    alone = mean(copier.nats(right, XL)[:1])
+    assert mean(copier.nats(right, ANOTHER)[:1]) < alone / 4
+    assert mean(copier.nats(wrong, ANOTHER)[:1]) > alone - 0.1
 
 
-def test_a_song_that_comes_back_is_remembered(copier, tmp_path):
+def test_a_song_that_comes_back_is_remembered(copier):
     theme, filler = random_songs([60, 100])
-    corpus = corpus_of(tmp_path / "c", [[*theme[:-1], *filler[1:-1], *theme[1:]]] * 2)
-    last = slice(-50, None)
-    nats = {arm: copier.nats(corpus, np.arange(2), arm)[0][last].mean() for arm in (XL, KNN)}
+    song = tape([*theme[:-1], *filler[1:-1], *theme[1:]])
+    nats = {arm: copier.nats([song], arm)[0][-50:].mean() for arm in (XL, KNN)}
     assert nats[KNN] < nats[XL] / 4
 
 
-def test_arms_are_what_they_say(small, tmp_path):
+def test_what_is_recalled_is_where_it_was_heard(copier):
+    theme, filler = random_songs([60, 100])
+    song = tape([*theme[:-1], *filler[1:-1], *theme[1:]])
+    ((ages, weights),) = copier.recalled([song])
+    assert ages.shape == weights.shape == (2, len(song.tokens), 4)
+    again = slice(-40, -1)
+    best = np.take_along_axis(ages[:, again], weights[:, again].argmax(-1)[..., None], -1)
+    assert (best == len(theme) - 1 + len(filler) - 2 - 1).mean() > 0.9
+    assert ((ages > 0) == (weights > 0)).mean() > 0.99
+    assert (weights.sum(-1) <= 1 + 1e-5).all()
+    assert (ages[:, :32] == 0).all()  # nothing has left the window yet
+
+
+def test_arms_are_what_they_say(small):
     """Of a random model: all memories, as in training; none, each segment as if it were the first; and XL alone."""
     config = changed(small, model__dropout=0.0)
     graphdef, params = build(config)
-    corpus, songs = corpus_of(tmp_path / "c", random_songs([150, 97, 33])), np.arange(3)
+    songs = [tape(tokens) for tokens in random_songs([150, 97, 33])]
     reader = Reader(config, params, Vocabulary())
     assert reader.arms == (NONE, XL, KNN, ANOTHER)
-    nats = {arm: reader.nats(corpus, songs, arm) for arm in reader.arms}
+    nats = {arm: reader.nats(songs, arm) for arm in reader.arms}
     for rows in nats.values():
         assert [len(row) for row in rows] == [149, 96, 32]
-    total = step.make_loss(graphdef, config, step.make_mesh(config))(params, corpus, songs)
-    assert sum(row.sum(dtype=np.float64) for row in nats[KNN]) == pytest.approx(total, rel=1e-5)
-    closed = jax.tree.map_with_path(lambda path, x: x * 0 - 1e4 if path[-1].key == "gate" else x, params)
-    without = Reader(config, closed, Vocabulary()).nats(corpus, songs, KNN)
+    batch = {name: jnp.asarray(np.pad(x, (0, 10))[None], jnp.int32) for name, x in songs[0]._asdict().items()}
+    targets = np.pad(songs[0].tokens[1:].astype(np.int32), (0, 11), constant_values=-1)
+    batch |= {"song": jnp.zeros_like(batch["tokens"]), "targets": jnp.asarray(targets[None])}
+    total, _ = step.run_segments(nnx.merge(graphdef, params), memory.init_memory(config, 1), batch)
+    assert nats[KNN][0].sum(dtype=np.float64) == pytest.approx(float(total), rel=1e-5)
+    without = Reader(config, arms.without_knn(params), Vocabulary()).nats(songs, KNN)
     for a, b in zip(nats[XL], without, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
     first = slice(0, 16)
     for arm in (NONE, XL, KNN):  # nothing has been heard yet
         np.testing.assert_allclose(nats[arm][0][first], nats[XL][0][first], atol=1e-5)
-    alone = corpus_of(tmp_path / "alone", [corpus.tokens_of(0)[32:48], corpus.tokens_of(0)[32:48]])
     differ = [np.abs(nats[a][0][32:47] - nats[b][0][32:47]).max() for a, b in ((NONE, XL), (XL, KNN), (KNN, ANOTHER))]
     assert differ[0] > 0.01
-    assert len(reader.nats(alone, np.arange(2), NONE)[0]) == 15
     later = [np.abs(nats[a][0][60:] - nats[b][0][60:]).max() for a, b in ((XL, KNN), (KNN, ANOTHER), (XL, ANOTHER))]
     assert min(later) > 0.01
 

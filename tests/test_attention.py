@@ -132,8 +132,8 @@ def layer_output(params, x, table, window, ring, song, mask, context, *, backend
     bias = attention.position_bias(table, XL, SEGMENT, XL + SEGMENT)
     heard = ring and mem.heard(ring, song[:, 0])
     reading = Reading(window, heard, song == song[:, :1], mask, jnp.zeros_like(bias), bias, context)
-    y, _, statistics = nnx.merge(nnx.split(layer)[0], params)(x, reading)
-    return y, statistics
+    y, _, recall = nnx.merge(nnx.split(layer)[0], params)(x, reading)
+    return y, recall.statistics
 
 
 def softmax(x):

@@ -110,7 +110,7 @@ def test_no_logit_depends_on_a_later_token(small, options):
     @jax.jit
     def logits_of(bar_table, tokens):
         output = nnx.merge(graphdef, params | {"bar": bar_table})(tokens, bars, last["step"], last["song"], memory)
-        return output.logits[0], output.statistics.hit_rate
+        return output.logits[0], output.recall.statistics.hit_rate
 
     logits, hit_rate = logits_of(params["bar"], last["tokens"])
     assert hit_rate == 1
