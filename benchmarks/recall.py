@@ -94,12 +94,12 @@ def score(
         if knn is not None and ring == "empty":
             knn = knn._replace(song=jnp.full_like(knn.song, mem.NO_SONG))
         if knn is not None and ring == "another's":
-            knn = knn._replace(keys=jnp.roll(knn.keys, 1, 0), values=jnp.roll(knn.values, 1, 0))
+            knn = knn._replace(keys=jnp.roll(knn.keys, 1, 0), token=jnp.roll(knn.token, 1, 0))
         inputs = (batch[name] for name in ("tokens", "bar", "step", "song"))
         output = nnx.merge(graphdef, params)(*inputs, mem.Memory(memory.xl, knn))
         logarithms = jax.nn.log_softmax(output.logits)
         nats = -jnp.take_along_axis(logarithms, jnp.maximum(batch["targets"], 0)[..., None], -1)[..., 0]
-        memory = mem.roll(output.window, memory.knn, config.data.segment, config.memory.knn_layer - 1)
+        memory = mem.roll(output.window, memory.knn, config.data.segment)
         return memory, nats, output.logits.argmax(-1) == batch["targets"]
 
     memory, all_nats, all_right = mem.init_memory(config, config.data.lanes), [], []

@@ -25,7 +25,7 @@ from _ours import circumstances
 from _shared import resident_megabytes, save
 
 from midigen_jax import cache as caches
-from midigen_jax import cli, controls, model
+from midigen_jax import cli, controls, model, vocab
 from midigen_jax import config as cfg
 from midigen_jax.attention import normalize
 from midigen_jax.controls import Controls
@@ -77,10 +77,10 @@ def filled(state: State, config: cfg.Config) -> State:
     place, ring = state.cache.place, state.cache.ring
     assert ring is not None
     keys = tuple(normalize(jax.random.normal(jax.random.key(i), x.shape, x.dtype)) for i, x in enumerate(ring.keys))
-    values = jax.random.normal(jax.random.key(9), ring.values.shape, ring.values.dtype)
+    token = jax.random.randint(jax.random.key(9), ring.token.shape, vocab.NOTE_0, vocab.DURATION_0)
     before = jnp.full_like(place.before, config.memory.xl + config.memory.knn)
     return state._replace(
-        cache=state.cache._replace(ring=caches.Ring(keys, values), place=place._replace(before=before))
+        cache=state.cache._replace(ring=caches.Ring(keys, token), place=place._replace(before=before))
     )
 
 

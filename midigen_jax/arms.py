@@ -142,7 +142,7 @@ class Reader:
         output = nnx.merge(self._graphdef, params)(*inputs, Memory(xl, heard))
         nats = optax.softmax_cross_entropy_with_integer_labels(output.logits, targets)
         window = output.window._replace(song=jnp.concatenate([memory.xl.song, part["song"]], 1))
-        memory = mem.roll(window, knn, self.config.data.segment, self.config.memory.knn_layer - 1)
+        memory = mem.roll(window, knn, self.config.data.segment)
         return nats, memory, output.recall
 
 

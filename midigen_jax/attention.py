@@ -3,12 +3,12 @@
 Functions of arrays first, then the module with their parameters. Letters of shapes are those of `shapes`.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from . import cache as caches
@@ -22,6 +22,7 @@ from .shapes import Array, Bool, Float, Int
 
 BUCKETS, MAX_DISTANCE = 32, 128  # of the T5 relative position bias
 ROTARY_BASE = 10_000
+VOTE = 2.0  # at the start: how loud each head says what its memory found
 NORMALIZED_SCALE = 16.0  # at the start: attention of unit vectors at scale 1 is close to uniform
 
 # Variance 1 / fan-in, as that of nnx.Linear, for the shapes of the attention's weights.
@@ -153,23 +154,19 @@ def _softmax(scores: Float[Array, "*B W"]) -> tuple[Float[Array, "*B W"], Float[
     return jnp.exp(scores - lse), lse
 
 
-def attend_hits(
-    q: Float[Array, "B H Q Dh"], hits: Hits
-) -> tuple[Float[Array, "B H Q Dh"], Float[Array, "B H Q 1"], Float[Array, "B H Q k"]]:
-    """Attention to what a search found, its lse and its weights; q is scaled already.
-
-    Of no use where nothing was found.
-    """
-    keys, values = hits.keys.astype(q.dtype), hits.values.astype(q.dtype)
-    scores = jnp.einsum("bhtd,bhtkd->bhtk", q, keys, preferred_element_type=jnp.float32)
+def attend_hits(q: Float[Array, "B H Q Dh"], hits: Hits) -> tuple[Float[Array, "B H Q k"], Float[Array, "B H Q 1"]]:
+    """Weights of what a search found and their lse; q is scaled already. Of no use where nothing was found."""
+    scores = jnp.einsum("bhtd,bhtkd->bhtk", q, hits.keys.astype(q.dtype), preferred_element_type=jnp.float32)
     found = hits.found
     # Where nothing was found the softmax of equal scores stands in, so that no gradient is NaN.
-    weights, lse = _softmax(jnp.where(found, scores, jnp.where(found.any(-1, keepdims=True), -jnp.inf, 0.0)))
-    return jnp.einsum("bhtk,bhtkd->bhtd", weights.astype(q.dtype), values), lse, weights
+    return _softmax(jnp.where(found, scores, jnp.where(found.any(-1, keepdims=True), -jnp.inf, 0.0)))
 
 
-def attend_all(q: Float[Array, "B H Q Dh"], heard: Heard) -> tuple[Float[Array, "B H Q Dh"], Float[Array, "B H Q 1"]]:
-    """Attention to all that was heard of the running song, without a search. Of no use where there is nothing.
+def attend_all(
+    q: Float[Array, "B H Q Dh"], heard: Heard, vocabulary: int
+) -> tuple[Float[Array, "B H Q V"], Float[Array, "B H Q 1"]]:
+    """Weights of all tokens that followed anything heard of the running song, without a search, and their lse. Of no
+    use where there is nothing.
 
     To measure searches against; a step of several segments keeps a copy of the ring for each.
     """
@@ -181,7 +178,7 @@ def attend_all(q: Float[Array, "B H Q Dh"], heard: Heard) -> tuple[Float[Array, 
         valid = in_range(heard.keys.shape[1], heard.start, heard.length)
         scores = jnp.where(valid, scores, jnp.finfo(jnp.float32).min)
         weights, lse = _softmax(scores)
-        return jnp.einsum("htm,hmd->htd", weights.astype(q.dtype), heard.values.astype(q.dtype)), lse
+        return weights @ jax.nn.one_hot(heard.token, vocabulary), lse
 
     # One lane after the other: the scores of all at once would be B H Q M numbers.
     return jax.lax.map(one_lane, (q, jax.lax.stop_gradient(heard)))
@@ -194,14 +191,14 @@ def recall_one(
     start: Int[Array, " B"],
     length: Int[Array, " B"],
     memory: cfg.Memory,
-) -> tuple[Float[Array, "BH Dh"], Float[Array, "BH 1"]]:
-    """Attention of one query a row to the nearest of the ring's slots, or in the dense memory to all. Of no use where
-    there are none.
+) -> tuple[Float[Array, "B H k"], Int[Array, "B H k"], Float[Array, "BH 1"]]:
+    """For one query a row, weights of the nearest of the ring's slots, or in the dense memory of all, the tokens beside
+    them, and the weights' lse. Of no use where there are none.
 
     The search is always XLA's: one more call of the host for every token takes longer than the scores.
     """
     heads = len(scale)
-    valid = jnp.repeat(in_range(ring.values.shape[1], start, length), heads, 0)
+    valid = jnp.repeat(in_range(ring.token.shape[1], start, length), heads, 0)
     scores, first = [], 0
     for piece in ring.keys:
         here = valid[:, first : first + piece.shape[1]]
@@ -215,13 +212,23 @@ def recall_one(
 
         scores.append(jax.lax.cond(here.any(), score, nothing, piece, here))
         first += piece.shape[1]
-    best, values = jnp.concatenate(scores, 1), ring.values
+    best, token = jnp.concatenate(scores, 1), jnp.repeat(ring.token, heads, 0)
     if resolve_backend(memory.backend) != "dense":
         best, slots = top_k(best, min(memory.top_k, best.shape[1]))
-        values = jnp.take_along_axis(values, slots[..., None], 1)
+        token = jnp.take_along_axis(token, slots, 1)
     found = jnp.repeat(length > 0, heads)[:, None]
     weights, lse = _softmax(jnp.where(found, best * jnp.tile(scale, len(length))[:, None], 0.0))
-    return jnp.einsum("bk,bkd->bd", weights.astype(values.dtype), values), lse
+    weights, token = (x.reshape(len(length), heads, -1) for x in (weights, token))
+    return weights, token, lse
+
+
+def add_up(weights: Float[Array, "B H *Q k"], token: Int[Array, "B H *Q k"], vocabulary: int) -> Float[Array, "B *Q V"]:
+    """What each token of the vocabulary weighs in all heads together."""
+    weights, token = jnp.moveaxis(weights, 1, -2), jnp.moveaxis(token, 1, -2)
+    shape = weights.shape[:-2]
+    queries = int(np.prod(shape))
+    add = jax.vmap(lambda weights, token: jnp.zeros(vocabulary).at[token].add(weights))
+    return add(weights.reshape(queries, -1), token.reshape(queries, -1)).reshape(*shape, vocabulary)
 
 
 class Statistics(NamedTuple):
@@ -257,21 +264,28 @@ class Reading(NamedTuple):
     bias: Float[Array, "1 H Q W"] | None  # of the plain layers
     knn_bias: Float[Array, "1 H Q W"] | None
     context: Float[Array, "B H Q Dh"] | None  # what the kNN memory is asked for
+    output: Float[Array, "V D"]  # the output layer's weights
 
 
 class Decoding(NamedTuple):
     """What all layers share while one token a row is read."""
 
+    token: Int[Array, " B"]
     active: Bool[Array, " B"]
     distance: Int[Array, " W"]  # of the window's slots, in tokens
     mask: Bool[Array, "B W"]
     bias: Float[Array, "H W"] | None
     knn_bias: Float[Array, "H W"] | None
     context: Float[Array, "B H Dh"] | None
+    output: Float[Array, "V D"]
 
 
 class Attention(nnx.Module):
-    """Multi-head attention to the window, and in the kNN layer to that memory as well."""
+    """Multi-head attention to the window, and in the kNN layer to that memory as well.
+
+    What the memory answers are tokens. They go into the stream as the output layer's weights, so that the layers above
+    find there what the output would need to say them.
+    """
 
     def __init__(self, config: cfg.Config, layer: int, *, rngs: nnx.Rngs):
         model = config.model
@@ -287,17 +301,21 @@ class Attention(nnx.Module):
         if self.has_knn:
             self.context_scale = nnx.Param(jnp.full(heads, NORMALIZED_SCALE, jnp.float32))
             self.gate = nnx.Param(jnp.zeros(heads))
+            self.vote = nnx.Param(jnp.full(heads, VOTE))
 
     def __call__(self, x: Float[Array, "B Q D"], reading: Reading) -> tuple[Array, tuple[Array, Array], Recall]:
         """Returns the output, the layer's window with the new keys and values, and what the kNN memory did."""
         k, v, scaled_q = self._project(x)
         keys, values = mem.extend(reading.window, self.layer, k, v)
         y, lse = self._attend_window(scaled_q, keys, values, reading)
-        recall = Recall(no_statistics(self.config.model.heads))
+        recall, answer = Recall(no_statistics(self.config.model.heads)), None
         if reading.heard is not None and reading.context is not None and self.has_knn:
             with jax.named_scope("knn"):
-                y, recall = self._recall(reading.context, (y, lse), reading.heard, reading.running)
-        return self._merge_heads(y), (keys, values), recall
+                y, answer, recall = self._recall(reading.context, (y, lse), reading)
+        y = self._merge_heads(y)
+        if answer is not None:
+            y = y + (answer.astype(y.dtype) @ reading.output).astype(y.dtype)
+        return y, (keys, values), recall
 
     def weights_for_decoding(self) -> tuple[Float[Array, "D qkv"], Float[Array, "heads D"]]:
         """The projections as matrices."""
@@ -322,23 +340,22 @@ class Attention(nnx.Module):
             keys = rotate(keys[:, None], -decoding.distance[None])[:, 0]
         scaled_q = (q * scale[:, None].astype(x.dtype)).reshape(-1, q.shape[-1])
         y, lse = attend_one(scaled_q, keys, values, bias, decoding.mask)
+        answer = None
         if cache.ring is not None and decoding.context is not None and self.has_knn:
-            ring = caches.write_ring(cache.ring, cache.place, decoding.context, v, decoding.active)
+            ring = caches.write_ring(cache.ring, cache.place, decoding.context, decoding.token, decoding.active)
             where = caches.heard(cache.place, ring, self.config.memory.xl)
             found = where[1] > 0
-            remembered = jax.lax.cond(
-                found.any(),
-                partial(recall_one, memory=self.config.memory),
-                lambda q, *_: (jnp.zeros_like(q), jnp.zeros_like(lse)),
-                decoding.context.reshape(scaled_q.shape),
-                self.context_scale[...],
-                ring,
-                *where,
-            )
-            local, remembered = ([x.reshape(rows, heads, 1, -1) for x in part] for part in ((y, lse), remembered))
-            y, _ = self._mix(local, remembered, found[:, None, None])
+            recall = partial(recall_one, memory=self.config.memory)
+            asked = (decoding.context.reshape(scaled_q.shape), self.context_scale[...], ring, *where)
+            nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(recall, *asked))
+            hit_weights, token, lse_found = jax.lax.cond(found.any(), recall, lambda *_: nothing, *asked)
+            share = self._share(lse.reshape(rows, heads, 1), lse_found.reshape(rows, heads, 1), found[:, None, None])
+            y = (y.reshape(rows, heads, -1) * (1 - share)).astype(y.dtype)
+            answer = add_up(hit_weights * share * self.vote[...][:, None], token, len(decoding.output))
             cache = cache._replace(ring=ring)
         y = y.reshape(rows, -1) @ out_weights
+        if answer is not None:
+            y = y + (answer.astype(y.dtype) @ decoding.output).astype(y.dtype)
         return y if self.out_bias is None else y + self.out_bias[...].astype(y.dtype), cache
 
     def _project(self, x: Array) -> tuple[Array, Array, Array]:
@@ -361,41 +378,41 @@ class Attention(nnx.Module):
         return attend(rotate(q, position[:, -q.shape[2] :]), rotate(keys, position), values, None, reading.mask)
 
     def _recall(
-        self, context: Array, local: tuple[Array, Array], heard: Heard, running: Bool[Array, "B Q"]
-    ) -> tuple[Array, Recall]:
-        """The local output mixed with attention to the memory; the local one alone where that is empty."""
-        memory, ages, weights = self.config.memory, None, None
+        self, context: Array, local: tuple[Array, Array], reading: Reading
+    ) -> tuple[Array, Float[Array, "B Q V"], Recall]:
+        """What remains of the local output beside the memory, and what the tokens that the memory found weigh; nothing
+        where it is empty."""
+        heard, running, memory = reading.heard, reading.running, self.config.memory
+        assert heard is not None
+        (y, lse), size, ages = local, len(reading.output), None
+        vote = self.vote[...][:, None, None]
         scaled = context * self.context_scale[...][:, None, None].astype(context.dtype)
         if resolve_backend(memory.backend) == "dense":
-            y_remembered, lse = attend_all(scaled, heard)
+            said, lse_found = attend_all(scaled, heard, size)
             found = (running & (heard.length > 0)[:, None])[:, None]
+            share = self._share(lse, lse_found, found[..., None])
+            answer, weights = jnp.sum(said * share * vote, 1), None
             n_hits = jnp.sum(found * heard.length[:, None, None], dtype=jnp.float32) * context.shape[1]
             sum_of_ages = jnp.zeros(())
         else:
             hits = mem.retrieve(heard, context, running, memory.top_k, memory.backend)
-            y_remembered, lse, weights = attend_hits(scaled, hits)
+            weights, lse_found = attend_hits(scaled, hits)
             found = hits.found.any(-1)
+            share = self._share(lse, lse_found, found[..., None])
+            weights *= share
+            answer = add_up(weights * vote, hits.token, size)
             n_hits = jnp.sum(hits.found, dtype=jnp.float32)
             ages = jnp.where(hits.found, mem.ages(heard, hits.slots, memory.xl), 0)
             sum_of_ages = jnp.sum(ages, dtype=jnp.float32)
-        y, share = self._mix(local, (y_remembered, lse), found)
         statistics = Statistics(found.mean(), n_hits, sum_of_ages, share.mean((0, 2, 3)), heard.length.mean())
-        recall = Recall(statistics, ages, None if weights is None else weights * share)
-        return y, jax.lax.stop_gradient(recall)
+        remains = (y.astype(jnp.float32) * (1 - share)).astype(y.dtype)
+        return remains, answer, jax.lax.stop_gradient(Recall(statistics, ages, weights))
 
-    def _mix(
-        self, local: Sequence[Array], remembered: Sequence[Array], found: Array
-    ) -> tuple[Float[Array, "B H Q Dh"], Float[Array, "B H Q 1"]]:
-        """One softmax over the window and what was found, whose scores are raised by the gate; and the latter's share.
+    def _share(self, lse: Float[Array, "B H *Q 1"], lse_found: Array, found: Array) -> Float[Array, "B H *Q 1"]:
+        """The memory's share of one softmax over the window and what was found, whose scores are raised by the gate.
 
         The memory counts for as much as it fits the query. With a share that does not know the query, as in Memorizing
         Transformers, it has to be right on the average before it is listened to at all.
-
-        Args:
-            local, remembered: an output and its lse.
         """
-        (y, lse), (y_remembered, lse_remembered) = local, remembered
-        raised = lse_remembered + self.gate[...][:, None, None] - lse
-        share = jnp.where(found[..., None], nnx.sigmoid(raised), 0)
-        mixed = y_remembered.astype(jnp.float32) * share + y.astype(jnp.float32) * (1 - share)
-        return mixed.astype(y.dtype), share
+        gate = self.gate[...].reshape(-1, *[1] * (lse.ndim - 2))
+        return jnp.where(found, nnx.sigmoid(lse_found + gate - lse), 0)

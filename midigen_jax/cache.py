@@ -1,8 +1,8 @@
 """What sampling keeps of each row's song: both memories of training, in buffers in which nothing moves.
 
 A token's keys and values go to the next slot of a circular window of XL + T slots, the same slot for all rows, and
-its context to a longer one as well, of M slots more, and its value in the kNN layer to the slot before, beside the
-context that it followed. Which of them are a row's running segment, XL memory
+its context to a longer one as well, of M slots more, and the token itself to the slot before, beside the context that
+it followed. Which of them are a row's running segment, XL memory
 and kNN memory follows from how many tokens of the running segment and before it the row has read, so that a segment's
 end costs nothing and each row has its own. Letters of shapes are those of `shapes`; here B are rows, W = XL + T, and BH
 are the heads of all rows: as one dimension, for XLA on the CPU copies a buffer whole if it is written in one shape and
@@ -36,7 +36,7 @@ class Ring(NamedTuple):
     """R = M + W slots."""
 
     keys: tuple[Float[Array, "BH piece Dh"], ...]  # contexts; in pieces, since those that hold nothing are not read
-    values: Float[Array, "BH R Dh"]
+    token: Int[Array, "B R"]  # that followed each
 
 
 class Cache(NamedTuple):
@@ -60,7 +60,7 @@ def distances(place: Place, slots: int) -> Int[Array, " W"]:
 def heard(place: Place, ring: Ring, xl: int) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
     """First slot and count of the tokens that have left XL memory, around the ring's end."""
     length = jnp.maximum(place.before - xl, 0)
-    return (place.ring_slot - reach(place, xl) - length) % ring.values.shape[1], length
+    return (place.ring_slot - reach(place, xl) - length) % ring.token.shape[1], length
 
 
 def write(
@@ -73,17 +73,17 @@ def write(
 
 
 def write_ring(
-    ring: Ring, place: Place, context: Float[Array, "B H Dh"], v: Float[Array, "B H Dh"], active: Array
+    ring: Ring, place: Place, context: Float[Array, "B H Dh"], token: Int[Array, " B"], active: Array
 ) -> Ring:
-    """The same for the ring: the token's context, and its value beside the context before."""
+    """The same for the ring: the token's context, and the token beside the context before."""
     pieces, first = [], 0
     for piece in ring.keys:
         slot = place.ring_slot - first
         here = (slot >= 0) & (slot < piece.shape[1])
         pieces.append(_put(piece, slot, context, active & here))
         first += piece.shape[1]
-    before = (place.ring_slot - 1) % ring.values.shape[1]
-    return Ring(tuple(pieces), _put(ring.values, before, v, active))
+    before = (place.ring_slot - 1) % ring.token.shape[1]
+    return Ring(tuple(pieces), ring.token.at[:, before].set(jnp.where(active, token, ring.token[:, before])))
 
 
 def _put(buffer: Array, slot: Array, new: Float[Array, "B H Dh"], active: Bool[Array, " B"]) -> Array:
@@ -115,13 +115,13 @@ def catch_up(cache: Cache) -> Cache:
     """The same with each row's last token just before the next slot, so that rows that stood still may go on."""
     place, ring = cache.place, cache.ring
     if ring is not None:
-        ring = _make_ring(*(_move(x, place.missed) for x in (jnp.concatenate(ring.keys, 1), ring.values)))
+        ring = _make_ring(*(_move(x, place.missed) for x in (jnp.concatenate(ring.keys, 1), ring.token)))
     keys, values = (tuple(_move(x, place.missed) for x in layers) for layers in (cache.keys, cache.values))
     return Cache(keys, values, ring, cache.previous, place._replace(missed=jnp.zeros_like(place.missed)))
 
 
-def _move(buffer: Float[Array, "BH slots Dh"], by: Int[Array, " B"]) -> Float[Array, "BH slots Dh"]:
-    """Each row by so many slots, around the end."""
+def _move(buffer: Array, by: Int[Array, " B"]) -> Array:
+    """Each row of a buffer [BH slots Dh] or [B slots] by so many slots, around the end."""
     heads = len(buffer) // len(by)
     return jax.vmap(lambda head, by: jnp.roll(head, by, 0))(buffer, jnp.repeat(by, heads))
 
@@ -144,8 +144,8 @@ def cached_tokens(config: cfg.Config) -> int:
     return max(config.model.previous_tokens, bool(config.memory.knn) * (context.LENGTH - 1))
 
 
-def _make_ring(keys: Float[Array, "BH R Dh"], values: Float[Array, "BH R Dh"]) -> Ring:
-    return Ring(tuple(jnp.array_split(keys, PIECES, 1)), values)
+def _make_ring(keys: Float[Array, "BH R Dh"], token: Int[Array, "B R"]) -> Ring:
+    return Ring(tuple(jnp.array_split(keys, PIECES, 1)), token)
 
 
 def from_segments(window: mem.XLMemory, knn: mem.KNNMemory | None, running: Array, config: cfg.Config) -> Cache:
@@ -155,25 +155,25 @@ def from_segments(window: mem.XLMemory, knn: mem.KNNMemory | None, running: Arra
         window: XL memory and the last segment behind it.
         running: Int[B], tokens of the last segment that belong to the song, less than T; those behind them are padding.
     """
-    memory, layer = config.memory, config.memory.knn_layer - 1
+    memory = config.memory
     before = jnp.sum(window.song[:, : memory.xl] != mem.NO_SONG, 1, dtype=jnp.int32)
     if knn is not None:
         before = before + jnp.sum(knn.song != mem.NO_SONG, 1, dtype=jnp.int32)
 
-    def placed(tape: Float[Array, "B H slots Dh"]) -> Float[Array, "BH slots Dh"]:
-        """A row's slots moved around so that the next token goes to slot 0, whatever other rows hold."""
-        return _move(tape.reshape(-1, *tape.shape[2:]), config.data.segment - running)
+    def placed(tape: Array) -> Array:
+        """A row's slots, [B H slots Dh] or [B slots], moved around so that the next token goes to slot 0."""
+        return _move(tape.reshape(-1, *tape.shape[2:]) if tape.ndim == 4 else tape, config.data.segment - running)
 
     ring = None
     if knn is not None:
-        oldest_first = jax.vmap(lambda row, write: jnp.roll(row, -write, 1))
 
-        def tape(old: Array, new: Array) -> Array:
-            return placed(jnp.concatenate([oldest_first(old, knn.write), new.astype(old.dtype)], 2))
+        def tape(old: Array, new: Array, axis: int) -> Array:
+            oldest_first = jax.vmap(lambda row, write: jnp.roll(row, -write, axis - 1))(old, knn.write)
+            return placed(jnp.concatenate([oldest_first, new.astype(old.dtype)], axis))
 
         assert window.context is not None
-        following = jnp.roll(window.values[layer], -1, 2)  # that of the last token will be written with the next
-        ring = _make_ring(tape(knn.keys, window.context), tape(knn.values, following))
+        followed = jnp.roll(window.token, -1, 1)  # what follows the last token will be written with it
+        ring = _make_ring(tape(knn.keys, window.context, 2), tape(knn.token, followed, 1))
     back = memory.xl + running[:, None] - 1 - jnp.arange(cached_tokens(config))
     previous = jnp.take_along_axis(window.token, jnp.maximum(back, 0), 1)
     slot, ring_slot = jnp.zeros((2,), jnp.int32)

@@ -33,7 +33,7 @@ from .cli import InputError
 from .corpus import Corpus
 from .shapes import Array
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 ITEMS = ("params", "optimizer", "memory", "rest", "meta")
 
 # Orbax reports in the log, traceback and all, what it raises as well, and asyncio what Orbax no longer waits for.
@@ -208,7 +208,8 @@ class Checkpoints:
             raise SaveFailed(f"it may take {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free")
         meta = meta | {"loss": loss, "checksums": {name: checksums(tree) for name, tree in items.items()}}
         text = json.dumps(meta, sort_keys=True)
-        arguments = {name: ocp.args.StandardSave(by_path(tree)) for name, tree in items.items()}
+        # An item that holds nothing, such as the memories of a model without any, is none for Orbax.
+        arguments = {name: ocp.args.StandardSave(x) for name, tree in items.items() if (x := by_path(tree))}
         written = ocp.args.JsonSave({"meta": text, "digest": _digest(text)})
         self._remember_loss(step, meta)
         with self._failing():
@@ -260,7 +261,8 @@ class Checkpoints:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or device)
 
         trees = {name: jax.tree.map(placed, tree) for name, tree in shapes(meta).items()}
-        items = self._restore(step, **{name: ocp.args.StandardRestore(by_path(tree)) for name, tree in trees.items()})
+        arguments = {name: ocp.args.StandardRestore(x) for name, tree in trees.items() if (x := by_path(tree))}
+        items = dict.fromkeys(trees, {}) | self._restore(step, **arguments)
         for name, arrays in items.items():
             for path, checksum in checksums(arrays).items():
                 if checksum != meta["checksums"][name].get(path):

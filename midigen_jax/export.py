@@ -18,7 +18,7 @@ from .cli import InputError
 from .tensors import by_path, read_tensors, write_tensors
 from .vocab import Vocabulary
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 KIND = "midigen_jax model"
 
 

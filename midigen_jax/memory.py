@@ -2,10 +2,10 @@
 
 XL memory (Dai et al. 2019, "Transformer-XL") keeps the keys and values of the last tokens in every layer. What leaves
 it goes to the kNN memory (Wu et al. 2022, "Memorizing Transformers"): a ring a lane of everything heard before, of
-which a token attends to its nearest neighbours in one layer. Each slot holds the context of a token as its key, and as
-its value that of the token which followed, so that the memory tells how the music went on (Khandelwal et al. 2020,
-"Generalization through memorization"). Both memories know the song of every slot, and no token ever attends to another
-song's. Letters of shapes are those of `shapes`.
+which a token finds its nearest neighbours in one layer. Each slot holds the context of a token as its key, and beside
+it the token that followed, so that the memory tells how the music went on (Khandelwal et al. 2020, "Generalization
+through memorization"). Both memories know the song of every slot, and no token ever attends to another song's.
+Letters of shapes are those of `shapes`.
 """
 
 from functools import partial
@@ -37,7 +37,7 @@ class KNNMemory(NamedTuple):
     """A ring a lane; the newest entry is the one before `write`."""
 
     keys: Float[Array, "B H M Dh"]  # contexts (`context.Context`)
-    values: Float[Array, "B H M Dh"]  # one layer's, of the token after each
+    token: Int[Array, "B M"]  # that followed each
     song: Int[Array, "B M"]
     write: Int[Array, " B"]  # the next slot to write
 
@@ -62,8 +62,8 @@ def init_memory(config: cfg.Config, lanes: int) -> Memory:
     knn = context = None
     if ring:
         context = empty(xl, config.model.dtype)
-        keys, values = (empty(ring, config.memory.dtype) for _ in range(2))
-        knn = KNNMemory(keys, values, no_songs(ring), jnp.zeros(lanes, jnp.int32))
+        keys, token = empty(ring, config.memory.dtype), jnp.zeros((lanes, ring), jnp.int32)
+        knn = KNNMemory(keys, token, no_songs(ring), jnp.zeros(lanes, jnp.int32))
     return Memory(XLMemory(xl_keys, xl_values, no_songs(xl), jnp.zeros((lanes, xl), jnp.int32), context), knn)
 
 
@@ -72,13 +72,12 @@ def extend(xl: XLMemory, layer: int, keys: Array, values: Array) -> tuple[Array,
     return jnp.concatenate([xl.keys[layer], keys], 2), jnp.concatenate([xl.values[layer], values], 2)
 
 
-def roll(window: XLMemory, knn: KNNMemory | None, segment: int, knn_layer: int) -> Memory:
+def roll(window: XLMemory, knn: KNNMemory | None, segment: int) -> Memory:
     """The memories after a segment's end.
 
     Args:
         window: XL memory and the segment's T tokens behind it. Its oldest T slots leave for the ring in tape order, the
             others stay, so that the two memories never overlap.
-        knn_layer: index of the layer whose values the ring keeps, from 0.
     """
     stay = XLMemory(
         tuple(keys[:, :, segment:] for keys in window.keys),
@@ -101,7 +100,7 @@ def roll(window: XLMemory, knn: KNNMemory | None, segment: int, knn_layer: int) 
         stay,
         KNNMemory(
             write(knn.keys, window.context[:, :, :segment], 1),
-            write(knn.values, window.values[knn_layer][:, :, 1 : segment + 1], 1),
+            write(knn.token, window.token[:, 1 : segment + 1], 0),
             write(knn.song, window.song[:, :segment], 0),
             (knn.write + segment) % ring,
         ),
@@ -122,7 +121,7 @@ class Heard(NamedTuple):
     """What a lane's ring holds of the song that runs: the `length` slots from `start` on, around the end."""
 
     keys: Float[Array, "B H M Dh"]
-    values: Float[Array, "B H M Dh"]
+    token: Int[Array, "B M"]
     start: Int[Array, " B"]
     length: Int[Array, " B"]
 
@@ -130,7 +129,7 @@ class Heard(NamedTuple):
 def heard(knn: KNNMemory, song: Int[Array, " B"]) -> Heard:
     """The slots of the given song of each lane; they are the ring's newest."""
     length = jnp.sum((knn.song == song[:, None]) & (song[:, None] != NO_SONG), 1, dtype=jnp.int32)
-    return Heard(knn.keys, knn.values, (knn.write - length) % knn.song.shape[1], length)
+    return Heard(knn.keys, knn.token, (knn.write - length) % knn.song.shape[1], length)
 
 
 def retrieve(

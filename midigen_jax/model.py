@@ -246,7 +246,8 @@ class Decoder(nnx.Module):
         if self.config.model.positions == "t5":
             bias, knn_bias = (table[t5_bucket(distance)].T for table in self.bias[...])
         context = None if cache.ring is None else self._context_of_one(token, step, cache, reach)
-        decoding = Decoding(active, distance, distance <= reach[:, None], bias, knn_bias, context)
+        mask = distance <= reach[:, None]
+        decoding = Decoding(token, active, distance, mask, bias, knn_bias, context, self._output())
         x = self._embed(token, bar, step)
         for i in range(self.config.model.previous_tokens):
             x = x + self._previous(i + 1, cache.previous[:, i], reach > i).astype(x.dtype)
@@ -281,10 +282,13 @@ class Decoder(nnx.Module):
         song = jnp.where(distance <= reach[:, None], 0, mem.NO_SONG)
         return self.context(tokens, song, step[:, None])[:, 0].astype(self.config.model.dtype)
 
+    def _output(self) -> Float[Array, "V D"]:
+        """The output layer's weights, in the computation's dtype."""
+        return self.embeddings() if self.config.model.tied else self.output[...].astype(self.config.model.dtype)
+
     def _logits(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         with jax.named_scope("logits"):
-            output = self.embeddings() if self.config.model.tied else self.output[...].astype(x.dtype)
-            logits = jnp.einsum("...d,vd->...v", self.norm(x), output, preferred_element_type=jnp.float32)
+            logits = jnp.einsum("...d,vd->...v", self.norm(x), self._output(), preferred_element_type=jnp.float32)
             return logits + self.output_bias[...] if self.config.model.biases else logits
 
     def _begin(
@@ -298,7 +302,7 @@ class Decoder(nnx.Module):
         if self.config.model.positions == "t5":
             bias, knn_bias = (position_bias(table, first, queries, slots) for table in self.bias[...])
         heard = None if memory.knn is None else mem.heard(memory.knn, song[:, 0])
-        return Reading(memory.xl, heard, song == song[:, :1], mask, bias, knn_bias, context)
+        return Reading(memory.xl, heard, song == song[:, :1], mask, bias, knn_bias, context, self._output())
 
 
 def init_params(config: cfg.Config, vocabulary: Vocabulary, *, seed: int) -> tuple[nnx.GraphDef, dict]:

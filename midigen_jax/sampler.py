@@ -58,9 +58,7 @@ class Sampler:
         self.config, self.params, self.vocabulary, self.run, self.step = config, params, vocabulary, run, step
         self._graphdef = model.abstract(config, vocabulary)
         self._read = jax.jit(self._read_segment)
-        self._roll = jax.jit(
-            lambda window, knn: mem.roll(window, knn, config.data.segment, config.memory.knn_layer - 1)
-        )
+        self._roll = jax.jit(lambda window, knn: mem.roll(window, knn, config.data.segment))
         self._choose = jax.jit(choose)
         self._from_segments = jax.jit(caches.from_segments, static_argnames="config")
         self._sample = jax.jit(self._sample_chunk, donate_argnames="state")

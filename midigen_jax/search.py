@@ -25,10 +25,10 @@ SCORES = 2**25  # so many float32 scores are held at once, or those of one head 
 
 
 class Hits(NamedTuple):
-    """What a search found, best first. A slot of -1 is no hit; its key and value are those of some other slot."""
+    """What a search found, best first. A slot of -1 is no hit; its key and token are those of some other slot."""
 
     keys: Float[Array, "B H Q k Dh"]
-    values: Float[Array, "B H Q k Dh"]
+    token: Int[Array, "B H Q k"]
     slots: Int[Array, "B H Q k"]
 
     @property
@@ -39,23 +39,23 @@ class Hits(NamedTuple):
 def search(
     queries: Float[Array, "B H Q Dh"],
     keys: Float[Array, "B H M Dh"],
-    values: Float[Array, "B H M Dh"],
+    token: Int[Array, "B M"],
     start: Int[Array, " B"],
     count: Int[Array, " B"],
     top_k: int,
     backend: str,
 ) -> Hits:
-    """The `top_k` keys with the largest inner product, and their values.
+    """The `top_k` keys with the largest inner product, and the tokens beside them.
 
     A pure function of its arguments: lane b is searched in the `count[b]` slots from `start[b]` on, around the end.
     """
     if resolve_backend(backend) == "xla":
-        return _fetch(keys, values, _search_xla(queries, keys, start, count, top_k))
+        return _fetch(keys, token, _search_xla(queries, keys, start, count, top_k))
     if _faiss() is None:
         raise InputError('memory.backend=faiss needs Faiss: pip install "midigen_jax[cpu]", or [cuda12] for a GPU')
     if jax.default_backend() == "cpu":
-        return _search_faiss_cpu(queries, keys, values, start, count, top_k)
-    return _fetch(keys, values, _search_faiss_gpu(queries, keys, start, count, top_k))
+        return _search_faiss_cpu(queries, keys, token, start, count, top_k)
+    return _fetch(keys, token, _search_faiss_gpu(queries, keys, start, count, top_k))
 
 
 @lru_cache
@@ -80,11 +80,9 @@ def _faiss() -> ModuleType | None:
     return faiss
 
 
-def _fetch(keys: Array, values: Array, slots: Array) -> Hits:
-    def gather(buffer: Array) -> Array:
-        return jax.vmap(jax.vmap(lambda entries, ids: entries.at[ids].get(mode="clip")))(buffer, slots)
-
-    return Hits(gather(keys), gather(values), slots)
+def _fetch(keys: Array, token: Array, slots: Array) -> Hits:
+    gather = jax.vmap(lambda entries, ids: entries.at[ids].get(mode="clip"))
+    return Hits(jax.vmap(gather)(keys, slots), gather(token, slots), slots)
 
 
 @lru_cache
@@ -99,14 +97,14 @@ def _search_threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), "faiss", initializer=faiss.omp_set_num_threads, initargs=(1,))
 
 
-def _search_faiss_cpu(queries: Array, keys: Array, values: Array, start: Array, count: Array, top_k: int) -> Hits:
+def _search_faiss_cpu(queries: Array, keys: Array, token: Array, start: Array, count: Array, top_k: int) -> Hits:
     faiss: Any = _faiss()
 
     # The callback works on XLA's own buffers and must not call JAX. It fetches what it found as well: numpy copies rows
     # several times faster than XLA on the CPU gathers them.
     def on_host(_, out, *arrays):  # type: ignore[no-untyped-def]
-        found_keys, found_values, slots = (np.asarray(x) for x in out)
-        queries, keys, values, start, count = (np.asarray(x) for x in arrays)
+        found_keys, found_token, slots = (np.asarray(x) for x in out)
+        queries, keys, token, start, count = (np.asarray(x) for x in arrays)
         start, count = start.tolist(), count.tolist()
         ring = keys.shape[2]
 
@@ -114,7 +112,7 @@ def _search_faiss_cpu(queries: Array, keys: Array, values: Array, start: Array, 
             first, n = start[lane], count[lane]
             if n == 0:
                 slots[lane, head] = -1
-                found_keys[lane, head] = found_values[lane, head] = 0
+                found_keys[lane, head] = found_token[lane, head] = 0
                 return
             entries = keys[lane, head, first : first + n]
             if first + n > ring:
@@ -126,16 +124,16 @@ def _search_faiss_cpu(queries: Array, keys: Array, values: Array, start: Array, 
                 metric=faiss.METRIC_INNER_PRODUCT,
             )
             slots[lane, head] = found = np.where(found < 0, -1, (found + first) % ring)
-            for entries, rows in ((keys, found_keys), (values, found_values)):
-                np.take(entries[lane, head], found, axis=0, out=rows[lane, head], mode="clip")
+            np.take(keys[lane, head], found, axis=0, out=found_keys[lane, head], mode="clip")
+            np.take(token[lane], found, out=found_token[lane, head], mode="clip")
 
         tasks = [(lane, head) for lane in range(len(count)) for head in range(keys.shape[1])]
         list(_search_threads().map(lambda task: search_head(*task), tasks))
 
     shape = (*queries.shape[:3], top_k)
     rows = jax.ShapeDtypeStruct((*shape, keys.shape[3]), keys.dtype)
-    out = (rows, jax.ShapeDtypeStruct(rows.shape, values.dtype), jax.ShapeDtypeStruct(shape, jnp.int32))
-    return Hits(*buffer_callback(on_host, out)(queries, keys, values, start, count))
+    integers = jax.ShapeDtypeStruct(shape, jnp.int32)
+    return Hits(*buffer_callback(on_host, (rows, integers, integers))(queries, keys, token, start, count))
 
 
 @lru_cache

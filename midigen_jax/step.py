@@ -187,7 +187,7 @@ def run_segments(
         output = decoder(tokens["tokens"], tokens["bar"], tokens["step"], tokens["song"], memory, keys=segment_keys)
         counted = tokens["targets"] >= 0
         nats = optax.softmax_cross_entropy_with_integer_labels(output.logits, jnp.maximum(tokens["targets"], 0))
-        memory = mem.roll(output.window, output.knn, segment, config.memory.knn_layer - 1)
+        memory = mem.roll(output.window, output.knn, segment)
         return memory, (jnp.sum(nats * counted), jnp.sum(counted), output.recall.statistics)
 
     if config.train.remat:

@@ -64,7 +64,7 @@ def test_rotated_products_depend_on_the_distance_alone():
 
 
 # The layer that has the kNN memory: its output against its formula.
-LANES, HEADS, WIDTH, HEAD_WIDTH = 5, 2, 16, 8
+LANES, HEADS, WIDTH, HEAD_WIDTH, SIZE = 5, 2, 16, 8, 12
 RING, SEGMENT, XL, K = 32, 8, 12, 5
 
 
@@ -99,6 +99,7 @@ def scene():
         "scale": np.array([4.0, 9.0], np.float32),
         "gate": np.array([0.8, -0.4], np.float32),
         "context_scale": np.array([9.0, 4.0], np.float32),
+        "vote": np.array([0.7, 1.3], np.float32),
     }
     write, count = np.array([10, 16, 0, 8, 24], np.int32), np.array([20, 32, 3, 0, 16])
     age = (write[:, None] - 1 - np.arange(RING)) % RING
@@ -108,7 +109,7 @@ def scene():
     window_song = np.full((LANES, XL), 7, np.int32)
     window_song[3] = 6
     window_song[2, :4] = NO_SONG
-    ring = KNNMemory(unit(LANES, HEADS, RING, HEAD_WIDTH), normal(LANES, HEADS, RING, HEAD_WIDTH), ring_song, write)
+    ring = KNNMemory(unit(LANES, HEADS, RING, HEAD_WIDTH), random.integers(0, SIZE, (LANES, RING)), ring_song, write)
     xl_keys, xl_values = unit(LANES, HEADS, XL, HEAD_WIDTH), normal(LANES, HEADS, XL, HEAD_WIDTH)
     window = XLMemory((xl_keys,), (xl_values,), window_song, np.zeros_like(window_song), None)
     slot, query = np.arange(XL + SEGMENT), np.arange(SEGMENT)[:, None]
@@ -122,16 +123,17 @@ def scene():
         "song": song,
         "mask": mask[:, None],
         "context": unit(LANES, HEADS, SEGMENT, HEAD_WIDTH),
+        "output": normal(SIZE, WIDTH),
     }
 
 
 @partial(jax.jit, static_argnames=("backend", "top_k"))
-def layer_output(params, x, table, window, ring, song, mask, context, *, backend, top_k):
+def layer_output(params, x, table, window, ring, song, mask, context, output, *, backend, top_k):
     """Output and statistics of `Attention`."""
     layer = nnx.eval_shape(lambda: Attention(knn_config(backend, top_k), 0, rngs=nnx.Rngs(0)))
     bias = attention.position_bias(table, XL, SEGMENT, XL + SEGMENT)
     heard = ring and mem.heard(ring, song[:, 0])
-    reading = Reading(window, heard, song == song[:, :1], mask, jnp.zeros_like(bias), bias, context)
+    reading = Reading(window, heard, song == song[:, :1], mask, jnp.zeros_like(bias), bias, context, output)
     y, _, recall = nnx.merge(nnx.split(layer)[0], params)(x, reading)
     return y, recall.statistics
 
@@ -141,7 +143,7 @@ def softmax(x):
     return y / y.sum()
 
 
-def formula(params, x, table, window, ring, song, mask, context, *, top_k):
+def formula(params, x, table, window, ring, song, mask, context, output, *, top_k):
     """Plain NumPy, one query at a time.
 
     Returns:
@@ -153,22 +155,23 @@ def formula(params, x, table, window, ring, song, mask, context, *, top_k):
     k, v = np.concatenate([window.keys[0], k], 2), np.concatenate([window.values[0], v], 2)
     bucket = np.asarray(attention.t5_bucket(jnp.arange(XL + SEGMENT)))
     y, slots, share = np.zeros_like(q), np.full((*q.shape[:3], top_k), -1), np.zeros(q.shape[:3])
+    answer = np.zeros_like(x)
     for b, h, t in np.ndindex(LANES, HEADS, SEGMENT):
         scale = params["scale"][h]
         seen = np.flatnonzero(mask[b, 0, t])
         scores = scale * (k[b, h, seen] @ q[b, h, t]) + table[bucket[XL + t - seen], h]
-        attended = v[b, h, seen]
         # Only a token of the song that was running at the segment's start has anything in the ring.
         valid = np.flatnonzero(ring.song[b] == song[b, t]) if song[b, t] == song[b, 0] else np.array([], int)
         if len(valid):
             in_ring = ring.keys[b, h, valid] @ context[b, h, t]
             best = np.argsort(-in_ring)[:top_k]
             scores = np.append(scores, params["context_scale"][h] * in_ring[best] + params["gate"][h])
-            attended = np.append(attended, ring.values[b, h, valid[best]], 0)
             slots[b, h, t, : len(best)] = valid[best]
         weights = softmax(scores)
-        y[b, h, t], share[b, h, t] = weights @ attended, weights[len(seen) :].sum()
-    return np.einsum("bhtk,hkd->btd", y, params["out"]) + params["out_bias"], slots, share
+        y[b, h, t], share[b, h, t] = weights[: len(seen)] @ v[b, h, seen], weights[len(seen) :].sum()
+        for slot, weight in zip(slots[b, h, t], weights[len(seen) :], strict=False):
+            answer[b, t] += params["vote"][h] * weight * output[ring.token[b, slot]]
+    return np.einsum("bhtk,hkd->btd", y, params["out"]) + params["out_bias"] + answer, slots, share
 
 
 @pytest.mark.parametrize(("backend", "top_k"), [("faiss", K), ("xla", K), ("faiss", RING), ("xla", RING), ("dense", K)])
@@ -203,7 +206,7 @@ def test_the_knn_layer_in_bfloat16_is_the_same_but_for_rounding(scene, backend, 
     def rounded(tree, dtype):
         return jax.tree.map(lambda x: x.astype(dtype) if x.dtype == np.float32 else x, tree)
 
-    small = scene | rounded({name: scene[name] for name in ("x", "window", "context")}, jnp.bfloat16)
+    small = scene | rounded({name: scene[name] for name in ("x", "window", "context", "output")}, jnp.bfloat16)
     small["ring"] = rounded(scene["ring"], ring_dtype)
     y, statistics = layer_output(**small, backend=backend, top_k=RING)
     assert y.dtype == jnp.bfloat16
@@ -227,11 +230,11 @@ def test_gradients_reach_queries_and_weights_but_no_entry_of_the_ring(scene, bac
     random = np.random.default_rng(1)
     weights = random.normal(size=scene["x"].shape)
     ring = scene["ring"]
-    names = ("params", "x", "table", "context")
-    at = {name: scene[name] for name in names} | {"keys": ring.keys, "values": ring.values}
+    names = ("params", "x", "table", "context", "output")
+    at = {name: scene[name] for name in names} | {"keys": ring.keys}
 
     def scene_at(x):
-        return scene | {name: x[name] for name in names} | {"ring": ring._replace(keys=x["keys"], values=x["values"])}
+        return scene | {name: x[name] for name in names} | {"ring": ring._replace(keys=x["keys"])}
 
     def slope(direction):
         """Of the formula, in float64."""
@@ -248,7 +251,7 @@ def test_gradients_reach_queries_and_weights_but_no_entry_of_the_ring(scene, bac
         directions[i] = random.normal(size=derivative.shape)
         expected = slope(tree.unflatten(directions))
         assert abs(expected) > 0.1
-        if path[0].key in ("keys", "values"):
+        if path[0].key == "keys":
             assert not derivative.any()
         else:
             assert np.vdot(derivative, directions[i]) == pytest.approx(expected, rel=1e-3, abs=1e-3), path

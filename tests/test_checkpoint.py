@@ -61,6 +61,17 @@ def test_what_is_saved_comes_back(saved):
     assert jax.tree.map(lambda x: x.dtype, found.items) == jax.tree.map(lambda x: x.dtype, items_of(2))
 
 
+def test_an_item_that_holds_nothing_comes_back(tmp_path):
+    """As the memories of a model without any."""
+    items = items_of(1) | {"memory": (jnp.zeros((3, 0)), None)}
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, items, META)
+    checkpoints.wait()
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), items)
+    assert equal(checkpoints.newest(lambda meta: abstract).items, items)
+    checkpoints.close()
+
+
 def test_any_changed_character_of_meta_is_seen(saved, tmp_path):
     """Even one that leaves JSON of the same shape: another step, corpus or setting."""
     run = shutil.copytree(saved, tmp_path / "run")

@@ -20,10 +20,10 @@ def push(memory, small, song, value):
         tuple(jnp.concatenate([keys, jnp.full(shape, value)], 2) for keys in memory.xl.keys),
         tuple(jnp.concatenate([values, jnp.full(shape, -value)], 2) for values in memory.xl.values),
         jnp.concatenate([memory.xl.song, song], 1),
-        jnp.concatenate([memory.xl.token, song], 1),
+        jnp.concatenate([memory.xl.token, jnp.full(song.shape, int(value))], 1),
         memory.knn and jnp.concatenate([memory.xl.context, jnp.full(shape, value)], 2),
     )
-    return mem.roll(window, memory.knn, segment, small.memory.knn_layer - 1)
+    return mem.roll(window, memory.knn, segment)
 
 
 def test_the_oldest_leave_for_the_ring_in_tape_order(small):
@@ -38,8 +38,8 @@ def test_the_oldest_leave_for_the_ring_in_tape_order(small):
     ring = np.roll(memory.knn.keys[0, 0, :, 0], -write)
     assert ring.tolist() == [4.0] * 8 + [5.0] * 16 + [6.0] * 16 + [7.0] * 16 + [8.0] * 8
     assert np.roll(memory.knn.song[0], -write).tolist() == (ring - 1).tolist()
-    followed = np.append(ring[1:], 8.0)  # each key has the value of the token after it
-    assert np.roll(memory.knn.values[0, 0, :, 0], -write).tolist() == (-followed).tolist()
+    followed = np.append(ring[1:], 8.0)  # beside each key is the token after it
+    assert np.roll(memory.knn.token[0], -write).tolist() == followed.tolist()
 
 
 def test_a_song_s_slots_are_one_range_of_its_lane(small):
@@ -70,14 +70,15 @@ def test_a_planted_key_is_found_at_every_age(small, backend, tmp_path):
     tape /= np.linalg.norm(tape, axis=-1, keepdims=True)
     config = dataclasses.replace(small, memory=dataclasses.replace(small.memory, backend=backend))
     find = jax.jit(lambda heard, queries, running: mem.retrieve(heard, queries, running, 4, backend))
-    roll = jax.jit(lambda window, knn: mem.roll(window, knn, segment, config.memory.knn_layer - 1))
+    roll = jax.jit(lambda window, knn: mem.roll(window, knn, segment))
     memory = mem.init_memory(config, 1)
     found_ages = set()
     for end in range(segment, segments * segment + 1, segment):
         new = jnp.asarray(tape[:, :, end - segment : end])
         keys = tuple(jnp.concatenate([x, new], 2) for x in memory.xl.keys)
         song = jnp.concatenate([memory.xl.song, jnp.zeros((1, segment), jnp.int32)], 1)
-        memory = roll(XLMemory(keys, tuple(-x for x in keys), song, song, keys[0]), memory.knn)
+        token = jnp.concatenate([memory.xl.token, jnp.arange(end - segment, end)[None]], 1)
+        memory = roll(XLMemory(keys, keys, song, token, keys[0]), memory.knn)
         if end == 7 * segment:
             checkpoints = Checkpoints(tmp_path, keep=1)
             checkpoints.save(1, {"memory": memory}, {"format_version": FORMAT_VERSION})
@@ -93,9 +94,7 @@ def test_a_planted_key_is_found_at_every_age(small, backend, tmp_path):
         assert (best >= 0).all()
         assert (best == (in_ring[planted] + xl)[:, None] % ring).all()  # the XL memory of the start went in first
         assert (hits.keys[0, :, planted, 0] == tape[0][:, in_ring[planted]].swapaxes(0, 1)).all()
-        assert (
-            hits.values[0, :, planted, 0] == -tape[0][:, in_ring[planted] + 1].swapaxes(0, 1)
-        ).all()  # what followed
+        assert (hits.token[0, :, planted, 0] == in_ring[planted, None] + 1).all()  # what followed
         age = np.asarray(mem.ages(heard, hits.slots, xl)[0, :, planted, 0])
         assert (age == (end + np.arange(ring) - in_ring)[planted, None]).all()
         found_ages |= set((end - 1 - in_ring[planted]).tolist())
@@ -107,7 +106,7 @@ def test_retrieval_finds_only_the_running_song(small, backend):
     random = np.random.default_rng(2)
     keys = random.normal(size=(1, 2, 64, 16)).astype(np.float32)
     song = np.repeat([3, 4], 32)[None]
-    knn = KNNMemory(jnp.asarray(keys), jnp.asarray(-keys), jnp.asarray(song), jnp.zeros(1, jnp.int32))
+    knn = KNNMemory(jnp.asarray(keys), jnp.arange(64)[None] + 100, jnp.asarray(song), jnp.zeros(1, jnp.int32))
     queries = jnp.asarray(keys[:, :, 20:40])  # keys of both songs
     running = jnp.arange(20)[None] < 15  # song 5 has begun
     hits = mem.retrieve(mem.heard(knn, jnp.array([4])), queries, running, 4, backend)
@@ -116,7 +115,7 @@ def test_retrieval_finds_only_the_running_song(small, backend):
     assert (hits.slots[:, :, 12:15, 0] == np.arange(32, 35)).all()  # each finds itself
     assert (hits.slots[:, :, 15:] == -1).all()  # the next song has nothing in the ring yet
     assert (hits.keys[0, :, 12:15, 0] == keys[0, :, 32:35]).all()
-    assert (hits.values[:, :, :15] == -hits.keys[:, :, :15]).all()
+    assert (hits.token[:, :, :15] == hits.slots[:, :, :15] + 100).all()
 
 
 def test_ages_count_tokens_along_the_tape(small):

@@ -57,16 +57,17 @@ def case(top_k, dtype, *, seed=0):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_search_agrees_with_numpy(backend, dtype, top_k):
     queries, keys, start, count, scores, expected = case(top_k, dtype)
-    hits = jax.jit(search, static_argnums=(5, 6))(queries, keys, -keys, start, count, top_k, backend)
+    token = 100 * jnp.arange(len(RANGES), dtype=jnp.int32)[:, None] + jnp.arange(RING, dtype=jnp.int32)
+    hits = jax.jit(search, static_argnums=(5, 6))(queries, keys, token, start, count, top_k, backend)
     assert_same_but_for_ties(hits.slots, expected, scores)
     for lane, (first, n) in enumerate(RANGES):
         valid = {-1, *((first + np.arange(n)) % RING).tolist()}
         assert set(np.unique(hits.slots[lane]).tolist()) <= valid
     found = np.asarray(hits.slots) >= 0
-    assert hits.keys.dtype == hits.values.dtype == keys.dtype
+    assert hits.keys.dtype == keys.dtype
     rows = np.take_along_axis(np.asarray(keys)[:, :, None], np.maximum(hits.slots, 0)[..., None], 3)
     assert (np.asarray(hits.keys)[found] == rows[found]).all()
-    assert (np.asarray(hits.values)[found] == -rows[found]).all()
+    assert ((hits.token == np.asarray(hits.slots) + 100 * np.arange(len(RANGES))[:, None, None, None]) | ~found).all()
 
 
 def test_equal_keys_are_found_in_some_order():
@@ -75,8 +76,9 @@ def test_equal_keys_are_found_in_some_order():
     keys = jnp.tile(keys[:, :, :8], (1, 1, 4, 1))
     scores = reference_scores(queries, keys)
     expected = reference_search(scores, start, count, K)
+    token = jnp.zeros(keys.shape[::2], jnp.int32)
     for backend in BACKENDS:
-        assert_same_but_for_ties(search(queries, keys, keys, start, count, K, backend).slots, expected, scores)
+        assert_same_but_for_ties(search(queries, keys, token, start, count, K, backend).slots, expected, scores)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -87,7 +89,7 @@ def test_search_under_scan_and_in_bfloat16(backend):
     start, count = jnp.array([0]), jnp.array([16])
 
     def one(_, q):
-        return None, search(q, keys, keys, start, count, 1, backend).slots
+        return None, search(q, keys, jnp.zeros((1, 16), jnp.int32), start, count, 1, backend).slots
 
     _, slots = jax.jit(lambda: jax.lax.scan(one, None, queries))()
     scores = jnp.einsum("sbhtk,bhmk->sbhtm", queries.astype(jnp.float32), keys.astype(jnp.float32))

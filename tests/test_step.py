@@ -191,7 +191,7 @@ def test_the_step_keeps_no_copy_of_the_ring(remat):
     """Beside the state, eight segments need far less memory than the ring, which is much larger than all else."""
     large = cfg.override(config(layers=1, remat=remat), ["memory.knn=65536", "data.lanes=1", "data.segments=8"])
     state, graphdef = jax.eval_shape(lambda: init_state(large, Vocabulary())), model.abstract(large, Vocabulary())
-    ring = sum(x.size * x.dtype.itemsize for x in (state.memory.knn.keys, state.memory.knn.values))
+    ring = sum(x.size * x.dtype.itemsize for x in (state.memory.knn.keys, state.memory.knn.token))
     batch = {name: jax.ShapeDtypeStruct((1, 8 * SEGMENT), jnp.int32) for name in batches(1)[0]}
     step = make_train_step(graphdef, large, make_mesh(large)).lower(state, batch).compile()
     assert step.memory_analysis().temp_size_in_bytes < ring / 4
