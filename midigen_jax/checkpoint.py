@@ -262,7 +262,7 @@ class Checkpoints:
 
         trees = {name: jax.tree.map(placed, tree) for name, tree in shapes(meta).items()}
         arguments = {name: ocp.args.StandardRestore(x) for name, tree in trees.items() if (x := by_path(tree))}
-        items = dict.fromkeys(trees, {}) | self._restore(step, **arguments)
+        items = {name: dict[str, Any]() for name in trees} | self._restore(step, **arguments)
         for name, arrays in items.items():
             for path, checksum in checksums(arrays).items():
                 if checksum != meta["checksums"][name].get(path):

@@ -24,18 +24,20 @@ def random_songs(lengths, seed=0):
     return [[vocab.SOS, *random.integers(vocab.NOTE_0, vocab.DURATION_0, n - 2), vocab.EOS] for n in lengths]
 
 
-@pytest.fixture(scope="module")
-def copier():
-    """A model that expects what followed when the same was heard before, and nothing in particular else.
-
-    One layer, to which nothing but the memory adds anything.
-    """
-    config = cfg.Config(
+def copier_config():
+    return cfg.Config(
         model=cfg.Model(layers=1, width=128, heads=2, ff_width=8, previous_tokens=0, qk_norm=False),
         memory=cfg.Memory(xl=16, knn=256, knn_layer=1, top_k=4),
         data=cfg.Data(lanes=2, segment=16),
     )
-    params = model.init_params(config, Vocabulary(), seed=0)[1]
+
+
+def copier_params():
+    """Of a model that expects what followed when the same was heard before, and nothing in particular else.
+
+    One layer, to which nothing but the memory adds anything.
+    """
+    params = model.init_params(copier_config(), Vocabulary(), seed=0)[1]
     random = np.random.default_rng(0)
     params |= {"bar": jnp.zeros_like(params["bar"]), "step": jnp.zeros_like(params["step"])}
     for name, size in (("token", 1.0), ("output", 0.15)):
@@ -43,7 +45,12 @@ def copier():
     block = params["blocks"][0]
     block["ff"]["down"]["kernel"] *= 0
     block["attention"] |= {"out": 0 * block["attention"]["out"], "vote": jnp.full(2, 20.0)}
-    return Reader(config, params, Vocabulary())
+    return params
+
+
+@pytest.fixture(scope="module")
+def copier():
+    return Reader(copier_config(), copier_params(), Vocabulary())
 
 
 def mean(rows):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import write_midi
 
-from midigen_jax import cli, encode, export, report, sample, train
+from midigen_jax import cli, encode, evaluate, export, sample, train
 
 POP909 = Path(__file__).parent.parent / "configs" / "pop909.py"
 
@@ -57,7 +57,7 @@ def folder(tmp_path, monkeypatch):
         (sample.main, "music/a.mid", "can't be read as a midigen_jax model file"),
         (export.main, "missing out", "missing: no such run folder"),
         (export.main, "empty out", "empty: holds no checkpoint"),
-        (report.main, "empty --data music", "empty: holds no checkpoint"),
+        (evaluate.main, "empty --data music", "empty: holds no checkpoint"),
     ],
 )
 def test_bad_input(folder, monkeypatch, capsys, main, arguments, message):

@@ -64,7 +64,7 @@ def read_tape(graphdef, params, config, batch, *, segment=None):
     def read(params, memory, part):
         output = nnx.merge(graphdef, params)(part["tokens"], part["bar"], part["step"], part["song"], memory)
         in_ring = mem.heard(memory.knn, part["song"][:, 0]).length if memory.knn else part["song"][:, 0]
-        return mem.roll(output.window, output.knn, segment, config.memory.knn_layer - 1), output.logits, in_ring
+        return mem.roll(output.window, output.knn, segment), output.logits, in_ring
 
     memory, parts, in_ring = mem.init_memory(config, len(batch["tokens"])), [], []
     for begin in range(0, batch["tokens"].shape[1], segment):
