@@ -15,12 +15,11 @@ from typing import Any
 
 import _ours
 import jax
-import jax.numpy as jnp
 import numpy as np
 from _ours import Ours, batches_of, circumstances
 from _shared import save
 
-from midigen_jax import cli, losses, model, step, vocab
+from midigen_jax import arms, cli, losses, model, step, vocab
 from midigen_jax import config as cfg
 from midigen_jax.corpus import Corpus
 from midigen_jax.train import get_corpus
@@ -62,11 +61,8 @@ def ours(config: cfg.Config, corpus: Corpus, total: int, every: int, few: int) -
     if not config.memory.knn:
         return result
 
-    def closed(path: Any, x: jax.Array) -> jax.Array:
-        return jnp.full_like(x, -100) if path[-1].key == "gate" else x
-
     print("with the gate of the kNN memory closed, and with attention to all of it:")
-    without = jax.tree_util.tree_map_with_path(closed, side.state.params)
+    without = arms.without_knn(side.state.params)
     result["test, gate closed"] = tested(lambda songs: loss(without, corpus, songs), corpus)
     dense = cfg.override(config, ["memory.backend=dense"])
     dense_loss = step.make_loss(model.abstract(dense, corpus.vocabulary), dense, side.mesh)

@@ -5,6 +5,7 @@ songs, N a song's tokens.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,11 @@ NONE, XL, KNN, ANOTHER = "no memory", "XL", "XL and kNN", "XL and another song's
 SONG = 0  # the number that a song has in its lane
 
 
+def less(one: str, other: str) -> str:
+    """The name of a difference in loss."""
+    return f"{one} less {other}"
+
+
 def without_knn(params: dict) -> dict:
     """The same parameters, but that what is in the kNN memory counts for nothing."""
     return jax.tree.map_with_path(lambda path, x: jnp.full_like(x, -1e9) if path[-1].key == "gate" else x, params)
@@ -38,19 +44,26 @@ class Reader:
         self.config, self.params, self.vocabulary = config, params, vocabulary
         self._rows = max(config.data.lanes, 3)  # so that several songs can be shared out with none alone
         self._graphdef = model.abstract(config, vocabulary)
-        self._read = jax.jit(self._read_segment, static_argnames="arm")
+        # The memory is given away, or the ring would be copied for every segment.
+        self._read = jax.jit(self._read_segment, static_argnames=("arm", "recalled"), donate_argnames="memory")
         self._empty = jax.jit(mem.init_memory, static_argnums=(0, 1))
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """Those that this model has memories for; the last one but the control is the model as it was trained."""
+        """Those that this model has memories for."""
         memory = self.config.memory
         return (NONE, *[XL] * (memory.xl > 0), *[KNN, ANOTHER] * (memory.knn > 0))
+
+    @property
+    def whole(self) -> str:
+        """The model as it was trained."""
+        return KNN if self.config.memory.knn else self.arms[-1]
 
     def nats(self, songs: Sequence[Tape], arm: str) -> list[np.ndarray]:
         """The loss of each token of each song, float32 [N - 1]: sos has none.
 
-        In the control a song finds, instead of its own past, all of another song of about its length.
+        In the control a song finds, instead of its own past, what the ring holds after another song of about its
+        length.
 
         Raises:
             InputError: the control has only one song.
@@ -67,7 +80,7 @@ class Reader:
 
     def recalled(self, songs: Sequence[Tape]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """What each token of each song found in its kNN memory: the hits' ages in tokens, int32 [H, N, k], 0 where
-        there is none, and their shares of the heads' outputs, float32 [H, N, k].
+        there is none, and their shares of the heads' attention, float32 [H, N, k].
 
         Raises:
             InputError: the model has no kNN memory that is searched.
@@ -76,7 +89,7 @@ class Reader:
             raise InputError("this model has no kNN memory that is searched")
         for first in range(0, len(songs), self._rows):
             batch = songs[first : first + self._rows]
-            parts = [(recall.ages, recall.weights) for _, _, recall in self._segments(batch, KNN, None)]
+            parts = [(recall.ages, recall.weights) for _, _, recall in self._segments(batch, KNN, None, recalled=True)]
             ages, weights = (np.concatenate(part, 2) for part in zip(*parts, strict=True))
             yield from ((ages[i, :, :n], weights[i, :, :n]) for i, n in enumerate(_lengths(batch)))
 
@@ -104,8 +117,8 @@ class Reader:
         return jax.tree.map(lambda x: x[others], left)
 
     def _segments(
-        self, songs: Sequence[Tape], arm: str, rings: KNNMemory | None
-    ) -> Iterator[tuple[np.ndarray, Memory, Recall]]:
+        self, songs: Sequence[Tape], arm: str, rings: KNNMemory | None, *, recalled: bool = False
+    ) -> Iterator[tuple[np.ndarray, Memory, Any]]:
         """The loss [B, T] of the token after each of a segment, the memory after it, and what was recalled."""
         lanes, segment, lengths = self._rows, self.config.data.segment, _lengths(songs)
         slots = -(-int(lengths.max()) // segment) * segment + 1
@@ -119,7 +132,7 @@ class Reader:
         for begin in range(0, slots - 1, segment):
             part = {name: x[:, begin : begin + segment] for name, x in tape.items()}
             targets = tape["tokens"][:, begin + 1 : begin + segment + 1]
-            nats, memory, recall = self._read(self.params, memory, part, targets, rings, arm=arm)
+            nats, memory, recall = self._read(self.params, memory, part, targets, rings, arm=arm, recalled=recalled)
             yield np.asarray(nats), memory, recall
 
     def _read_segment(
@@ -131,7 +144,8 @@ class Reader:
         rings: KNNMemory | None,
         *,
         arm: str,
-    ) -> tuple[Float[Array, "B T"], Memory, Recall]:
+        recalled: bool,
+    ) -> tuple[Float[Array, "B T"], Memory, Recall | None]:
         xl, knn = memory
         heard = rings if arm == ANOTHER else knn
         if arm == NONE:
@@ -142,8 +156,9 @@ class Reader:
         output = nnx.merge(self._graphdef, params)(*inputs, Memory(xl, heard))
         nats = optax.softmax_cross_entropy_with_integer_labels(output.logits, targets)
         window = output.window._replace(song=jnp.concatenate([memory.xl.song, part["song"]], 1))
+        knn = knn and mem.after_reading(knn, output.logits)
         memory = mem.roll(window, knn, self.config.data.segment)
-        return nats, memory, output.recall
+        return nats, memory, output.recall if recalled else None
 
 
 def _lengths(songs: Sequence[Tape]) -> np.ndarray:

@@ -212,14 +212,13 @@ def recall_one(
 
         scores.append(jax.lax.cond(here.any(), score, nothing, piece, here))
         first += piece.shape[1]
-    best, token = jnp.concatenate(scores, 1), jnp.repeat(ring.token, heads, 0)
+    best, token = jnp.concatenate(scores, 1), jnp.repeat(ring.token[:, None], heads, 1)
     if resolve_backend(memory.backend) != "dense":
         best, slots = top_k(best, min(memory.top_k, best.shape[1]))
-        token = jnp.take_along_axis(token, slots, 1)
+        token = jnp.take_along_axis(ring.token, slots.reshape(len(length), -1), 1).reshape(len(length), heads, -1)
     found = jnp.repeat(length > 0, heads)[:, None]
     weights, lse = _softmax(jnp.where(found, best * jnp.tile(scale, len(length))[:, None], 0.0))
-    weights, token = (x.reshape(len(length), heads, -1) for x in (weights, token))
-    return weights, token, lse
+    return weights.reshape(token.shape), token, lse
 
 
 def add_up(weights: Float[Array, "B H *Q k"], token: Int[Array, "B H *Q k"], vocabulary: int) -> Float[Array, "B *Q V"]:
@@ -237,7 +236,7 @@ class Statistics(NamedTuple):
     hit_rate: Array  # share of queries that found something
     hits: Array  # how many entries were found in a segment
     ages: Array  # the sum of their ages: tokens between an entry and its query; 0 without a search
-    mass: Float[Array, " H"]  # share of the memory in the output of all queries, by head
+    mass: Float[Array, " H"]  # share of the memory in the attention of all queries, by head
     slots: Array  # filled slots of the running song, a lane
 
 
@@ -251,7 +250,7 @@ class Recall(NamedTuple):
 
     statistics: Statistics
     ages: Int[Array, "B H Q k"] | None = None  # tokens between a hit and its query; 0: nothing was found
-    weights: Float[Array, "B H Q k"] | None = None  # the share of each hit in a head's output
+    weights: Float[Array, "B H Q k"] | None = None  # the share of each hit in a head's attention
 
 
 class Reading(NamedTuple):
@@ -314,7 +313,7 @@ class Attention(nnx.Module):
                 y, answer, recall = self._recall(reading.context, (y, lse), reading)
         y = self._merge_heads(y)
         if answer is not None:
-            y = y + (answer.astype(y.dtype) @ reading.output).astype(y.dtype)
+            y = y + answer.astype(y.dtype) @ reading.output
         return y, (keys, values), recall
 
     def weights_for_decoding(self) -> tuple[Float[Array, "D qkv"], Float[Array, "heads D"]]:
@@ -355,7 +354,7 @@ class Attention(nnx.Module):
             cache = cache._replace(ring=ring)
         y = y.reshape(rows, -1) @ out_weights
         if answer is not None:
-            y = y + (answer.astype(y.dtype) @ decoding.output).astype(y.dtype)
+            y = y + answer.astype(y.dtype) @ decoding.output
         return y if self.out_bias is None else y + self.out_bias[...].astype(y.dtype), cache
 
     def _project(self, x: Array) -> tuple[Array, Array, Array]:

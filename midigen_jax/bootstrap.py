@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 RESAMPLES = 4000
 
@@ -19,7 +20,11 @@ class Interval(NamedTuple):
 
 
 def ratio(sums: np.ndarray, counts: np.ndarray, *, seed: int = 0) -> Interval | None:
-    """The ratio of two totals over songs, with its percentile interval (Efron 1979); None where nothing was counted.
+    """The ratio of two totals over songs, with its interval; None where nothing was counted.
+
+    Percentiles of resampled songs (Efron 1979), further out the fewer songs there are (Hesterberg 2015, "What teachers
+    should know about the bootstrap", section 3.2): plain ones would cover the truth of 8 songs in 90 of 100 cases. Of
+    one song there is no interval.
 
     For the difference between two ways to read the same songs give the differences of their sums, so that the songs are
     drawn in pairs.
@@ -33,5 +38,7 @@ def ratio(sums: np.ndarray, counts: np.ndarray, *, seed: int = 0) -> Interval | 
         return None
     drawn = np.random.default_rng(seed).integers(0, len(sums), (RESAMPLES, len(sums)))
     ratios = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.quantile(ratios, [0.025, 0.975])
+    n = len(sums)
+    tail = stats.norm.cdf(-np.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1)) if n > 1 else 0.5
+    low, high = np.quantile(ratios, [tail, 1 - tail])
     return Interval(float(sums.sum() / counts.sum()), float(low), float(high))

@@ -32,7 +32,7 @@ class Model:
 class Memory:
     xl: int = 256  # slots of Transformer-XL memory, in every layer
     knn: int = 8192  # slots of the kNN memory's ring, a multiple of the segment; 0: none
-    knn_layer: int = 3  # the layer that has it, counted from 1
+    knn_layer: int = 3  # the layer that hears what it says, counted from 1
     top_k: int = 16
     backend: Literal["auto", "faiss", "xla", "dense"] = "auto"  # dense: attention to all slots, to measure with
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the ring

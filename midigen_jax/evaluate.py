@@ -29,7 +29,7 @@ from .cli import InputError
 from .corpus import SPLITS, Corpus
 from .inside import look_inside
 from .likeness import Pair
-from .probe import probe
+from .probe import find_themes, probe
 from .sampler import Sampler
 from .song import Tape
 from .train import get_corpus
@@ -39,6 +39,7 @@ BARS = (("0 to 15", 0, 16), ("16 to 31", 16, 32), ("32 to 63", 32, 64), ("64 and
 DIFFERENCES = ((arms.XL, arms.NONE), (arms.KNN, arms.XL), (arms.ANOTHER, arms.XL), (arms.KNN, arms.ANOTHER))
 PITCH, DURATION, REST, OTHER = "pitches", "durations", "rests", "others"
 MATRICES, LISTENED = 3, 3  # songs whose matrices are drawn, and those that can be listened to
+LOOKED_INSIDE = 32  # songs at most
 PACKAGES = ("jax", "flax", "numpy", "faiss-cpu", "faiss-gpu", "muspy")
 
 Nats = dict[str, list[np.ndarray]]  # of each arm, for each song [N - 1]
@@ -65,51 +66,54 @@ def cells(nats: Nats, counted: list[np.ndarray], differences: Sequence[tuple[str
     found: Cells = {arm: ratio(x, counts) for arm, x in sums.items()}
     for one, other in differences:
         if one in sums and other in sums:
-            found[f"{one} less {other}"] = ratio(sums[one] - sums[other], counts)
+            found[arms.less(one, other)] = ratio(sums[one] - sums[other], counts)
     return found
 
 
-class Material(NamedTuple):
+class Songs(NamedTuple):
     """The songs that are read."""
 
     corpus: Corpus
-    songs: np.ndarray
+    which: np.ndarray  # of the corpus
     tapes: list[Tape]
     kinds: list[np.ndarray]  # of each song [N - 1]: the kind of the bar that each token is in
 
     @property
     def groups(self) -> dict[str, dict[str, list[np.ndarray]]]:
         """Tokens that are counted together: bool [N - 1] for each song."""
-        parts = [parts_of(tape.tokens) for tape in self.tapes]
         bars = [tape.bar[1:] for tape in self.tapes]
+        said = {}
+        if not self.corpus.vocabulary.merges:  # a merged token may say several things
+            parts = [parts_of(tape.tokens) for tape in self.tapes]
+            said = {"by what is said": {name: [x == name for x in parts] for name in (PITCH, DURATION, REST, OTHER)}}
         return {
-            "by what is said": {name: [x == name for x in parts] for name in (PITCH, DURATION, REST, OTHER)},
+            **said,
             "by bars": {name: [(x >= low) & (x < high) for x in bars] for name, low, high in BARS},
             "by repetition": {name: [x == name for x in self.kinds] for name in repeats.KINDS},
         }
 
 
-def read_material(corpus: Corpus, songs: np.ndarray, reach: int) -> Material:
+def read_songs(corpus: Corpus, songs: np.ndarray, reach: int) -> Songs:
     """The songs, and which of their bars come back from beyond `reach` tokens."""
     tapes = [corpus.tape_of(song) for song in songs.tolist()]
     kinds = []
     for song, tape in zip(songs.tolist(), tapes, strict=True):
         of_bars = np.array([*repeats.kinds_of_bars(corpus.song(song), tape.bar, reach), repeats.SPARSE])
         kinds.append(of_bars[np.minimum(tape.bar[1:], len(of_bars) - 1)])
-    return Material(corpus, songs, tapes, kinds)
+    return Songs(corpus, songs, tapes, kinds)
 
 
-def score(nats: Nats, material: Material, differences: Sequence[tuple[str, str]] = DIFFERENCES) -> dict[str, Any]:
+def score(nats: Nats, songs: Songs, differences: Sequence[tuple[str, str]] = DIFFERENCES) -> dict[str, Any]:
     """All figures that follow from the losses; nats a token where nothing else is said."""
-    corpus, songs = material.corpus, material.songs
+    corpus = songs.corpus
     bits = {arm: np.array([x.sum() for x in rows]) / math.log(2) for arm, rows in nats.items()}
     per = {"note": corpus.notes, "beat": corpus.beats, "second": corpus.seconds}
     return {
-        "all": cells(nats, [np.ones(len(x), bool) for x in material.kinds], differences),
-        **{f"bits a {name}": {arm: ratio(x, count[songs]) for arm, x in bits.items()} for name, count in per.items()},
+        "all": cells(nats, [np.ones(len(x), bool) for x in songs.kinds], differences),
+        **{f"bits a {name}": {arm: ratio(x, n[songs.which]) for arm, x in bits.items()} for name, n in per.items()},
         **{
             group: {name: cells(nats, counted, differences) for name, counted in parts.items()}
-            for group, parts in material.groups.items()
+            for group, parts in songs.groups.items()
         },
     }
 
@@ -141,16 +145,27 @@ def open_runs(runs: Sequence[Path], data: Path) -> tuple[dict[str, Sampler], Cor
     for run, sampler in zip(runs, samplers.values(), strict=True):
         if sampler.vocabulary != corpus.vocabulary:
             raise InputError(f"{data}: has another vocabulary than {run}; give the corpus that it was trained on")
+        if sampler.corpus != corpus.fingerprint:
+            raise InputError(
+                f"{data}: is not what {run} was trained on, or has another split, so its songs may be known; give that"
+            )
     return samplers, corpus
+
+
+def read(sampler: Sampler, songs: Songs) -> tuple[Nats, dict[str, Any], Reader]:
+    """The songs read in all arms that there are, and the figures that follow."""
+    reader = Reader(sampler.config, sampler.params, sampler.vocabulary)
+    usable = [arm for arm in reader.arms if arm != arms.ANOTHER or len(songs.tapes) > 1]
+    nats = {arm: reader.nats(songs.tapes, arm) for arm in usable}
+    return nats, score(nats, songs), reader
 
 
 def about(sampler: Sampler) -> dict[str, Any]:
     """What a reader wants to know of a run."""
     data, memory = sampler.config.data, sampler.config.memory
-    steps = sampler.step or 0
     return {
-        "steps": steps,
-        "tokens": steps * data.lanes * data.segment * data.segments,
+        "steps": sampler.step,
+        "tokens": sampler.step * data.lanes * data.segment * data.segments,
         "parameters": int(sum(x.size for x in jax.tree.leaves(sampler.params))),
         "XL memory": memory.xl,
         "kNN memory": memory.knn,
@@ -164,7 +179,7 @@ def make_parser() -> Any:
     parser.add_argument(
         "--data", type=Path, required=True, metavar="CORPUS_OR_MIDI_DIR", help="what they were trained on"
     )
-    parser.add_argument("--split", choices=SPLITS, default="test", help="the songs to read")
+    parser.add_argument("--split", choices=SPLITS[1:], default="test", help="the songs to read")
     parser.add_argument("--songs", type=int, metavar="N", help="read at most so many of them; else all")
     parser.add_argument("--takes", type=int, default=16, metavar="N", help="continue so many of them")
     parser.add_argument("--prompt-bars", type=int, default=8, metavar="N", help="bars of each to begin with")
@@ -186,44 +201,38 @@ def main() -> None:
     out = args.out or args.runs[0]
     files.check_writable(out / "report.html")
     samplers, corpus = open_runs(args.runs, args.data)
-    songs = corpus.songs_of(args.split)[: args.songs]
-    if len(songs) == 0:
+    index = corpus.songs_of(args.split)[: args.songs]
+    if len(index) == 0:
         raise InputError(f"{args.data}: no song fell to the {args.split} split; give --split validation, or more songs")
     reach = max(sampler.config.memory.xl + sampler.config.data.segment for sampler in samplers.values())
-    material = read_material(corpus, songs, reach)
-    chosen = likeness.songs_to_continue(corpus, songs, args.takes, args.prompt_bars + args.bars)
+    songs = read_songs(corpus, index, reach)
+    begun = likeness.begin_songs(corpus, index, args.takes, prompt_bars=args.prompt_bars, bars=args.bars)
+    themes = None
+    if args.themes:
+        themes = find_themes([corpus.song(i) for i in index.tolist()], args.themes)
 
-    found: dict[str, dict[str, Any]] = {}
-    whole: Nats = {}
+    runs: dict[str, dict[str, Any]] = {}
+    whole: Nats = {}  # with all that a run remembers
     pairs: dict[str, list[Pair]] = {}
     with tqdm(total=4 * len(samplers), unit="part") as progress:
         for name, sampler in samplers.items():
-
-            def next_part(doing: str, name: str = name) -> None:
-                progress.set_description(f"{name}: {doing}")
-
-            next_part("reading")
-            reader = Reader(sampler.config, sampler.params, sampler.vocabulary)
-            usable = [arm for arm in reader.arms if arm != arms.ANOTHER or len(songs) > 1]
-            nats = {arm: reader.nats(material.tapes, arm) for arm in usable}
-            whole[name] = nats[arms.KNN if arms.KNN in nats else usable[-1]]
-            found[name] = {"about": about(sampler), "losses": score(nats, material)}
-            progress.write(table(name, found[name]["losses"]))
+            progress.set_description(f"{name}: reading")
+            nats, losses, reader = read(sampler, songs)
+            whole[name] = nats[reader.whole]
+            runs[name] = {"about": about(sampler), "losses": losses}
+            progress.write(table(name, losses))
             progress.update()
-            next_part("looking inside")
-            if arms.KNN in nats and sampler.config.memory.backend != "dense":
-                found[name]["inside"] = look_inside(reader, material.tapes, material.kinds, MATRICES)
+            progress.set_description(f"{name}: looking inside")
+            if reader.whole == arms.KNN and sampler.config.memory.backend != "dense":
+                some = slice(LOOKED_INSIDE)
+                runs[name]["inside"] = look_inside(reader, songs.tapes[some], songs.kinds[some], MATRICES)
             progress.update()
-            next_part("recall probe")
-            if args.themes:
-                every = [corpus.song(song) for song in songs.tolist()]
-                found[name]["probe"] = probe(sampler, every, themes=args.themes, furthest=args.furthest)
+            progress.set_description(f"{name}: recall probe")
+            if themes is not None:
+                runs[name]["probe"] = probe(sampler, themes, furthest=args.furthest, seed=args.seed)
             progress.update()
-            next_part("continuing songs")
-            pairs[name] = likeness.continue_songs(
-                sampler, corpus, chosen, prompt_bars=args.prompt_bars, bars=args.bars, seed=args.seed
-            )
-            found[name]["likeness"] = likeness.likeness(pairs[name], corpus, bars=args.bars)
+            progress.set_description(f"{name}: continuing songs")
+            pairs[name] = likeness.continue_songs(sampler, begun, bars=args.bars, seed=args.seed)
             progress.update()
     first, *others = whole
     result = {
@@ -233,27 +242,24 @@ def main() -> None:
         "corpus": {
             "fingerprint": corpus.fingerprint,
             "split": args.split,
-            "songs": len(songs),
-            "tokens": int(sum(map(len, material.kinds))),
-            "names": [corpus.names[song] for song in songs],
-            "tokens by repetition": {
-                kind: int(sum((x == kind).sum() for x in material.kinds)) for kind in repeats.KINDS
-            },
+            "songs": len(index),
+            "tokens": int(sum(map(len, songs.kinds))),
+            "names": [corpus.names[i] for i in index],
+            "tokens by repetition": {kind: int(sum((x == kind).sum() for x in songs.kinds)) for kind in repeats.KINDS},
         },
-        "runs": found,
+        "runs": runs,
         "comparison": {
-            f"{first} less {other}": score(
-                {first: whole[first], other: whole[other]}, material, differences=[(first, other)]
-            )
+            arms.less(first, other): score({x: whole[x] for x in (first, other)}, songs, [(first, other)])
             for other in others
         },
+        "likeness": likeness.likeness(begun, pairs, corpus),
     }
     files.write_text(out / "report.json", json.dumps(result, allow_nan=False) + "\n")
-    titles = {song: corpus.names[song] for song in chosen}
-    pairs[first][0].take.save(out / "sample", title=f"{titles[chosen[0]]}, continued")
+    titles = [corpus.names[one.song] for one in begun]
+    pairs[first][0].take.save(out / "sample", title=f"{titles[0]}, continued")
     listened = {name: some[:LISTENED] for name, some in pairs.items()}
     files.write_text(out / "report.html", report.page(result, listened, titles))
-    print(f"{out / 'report.html'}: {len(found)} run{'s' * (len(found) > 1)}")
+    print(f"{out / 'report.html'}: {len(runs)} run{'s' * (len(runs) > 1)}")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,15 @@ from matplotlib.figure import Figure
 
 from . import arms, repeats
 from .bootstrap import Interval
+from .probe import OTHER_THEME
 
-COLOURS = {arms.NONE: "#8a94a0", arms.XL: "#3f6fb0", arms.KNN: "#e8622a", arms.ANOTHER: "#7d5ba6"}
+COLOURS = {
+    arms.NONE: "#8a94a0",
+    arms.XL: "#3f6fb0",
+    arms.KNN: "#e8622a",
+    arms.ANOTHER: "#7d5ba6",
+    OTHER_THEME: "#7d5ba6",
+}
 RUNS = ("#e8622a", "#3f6fb0", "#4c9a5b", "#7d5ba6", "#8a94a0")
 INK = "#1d2530"
 
@@ -24,8 +31,14 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
+def _plain(name: str) -> str:
+    """The name of a file or a run as Matplotlib takes it: whatever it is, without formulas, and shown in legends."""
+    name = name.encode("utf-8", "replace").decode().replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name
+
+
 def _label(axes: Axes, title: str = "", y: str = "", x: str = "") -> None:
-    axes.set_title(title, fontsize=10.5, loc="left")
+    axes.set_title(_plain(title), fontsize=10.5, loc="left")
     axes.set_ylabel(y, fontsize=9.5)
     axes.set_xlabel(x, fontsize=9.5)
     axes.tick_params(labelsize=9)
@@ -43,7 +56,7 @@ def _points(axes: Axes, cells: Cells, label: str, colour: str, shift: float) -> 
     here = [(i + shift, *cell) for i, cell in enumerate(cells) if cell is not None]
     if here:
         x, y, low, high = np.array(here).T
-        axes.errorbar(x, y, (y - low, high - y), fmt="o", color=colour, label=label, capsize=3, markersize=5)
+        axes.errorbar(x, y, (y - low, high - y), fmt="o", color=colour, label=_plain(label), capsize=3, markersize=5)
 
 
 def _curve(axes: Axes, x: Sequence[float], cells: Cells, label: str, colour: str) -> None:
@@ -51,7 +64,7 @@ def _curve(axes: Axes, x: Sequence[float], cells: Cells, label: str, colour: str
     here = [(at, *cell) for at, cell in zip(x, cells, strict=False) if cell is not None]
     if here:
         at, y, low, high = np.array(here).T
-        axes.plot(at, y, "o-", color=colour, label=label, markersize=4, linewidth=1.6)
+        axes.plot(at, y, "o-", color=colour, label=_plain(label), markersize=4, linewidth=1.6)
         axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
@@ -76,8 +89,8 @@ def differences(series: dict[str, tuple[dict[str, Any], str, str]], y: str) -> F
     return figure
 
 
-def recall(probed: dict[str, Any], kinds: Sequence[str], ring: int) -> Figure:
-    """Loss and F1 by distance; a dotted line where the ring of training ends."""
+def recall(probed: dict[str, Any], kinds: Sequence[str], forgets: float | None) -> Figure:
+    """Loss and F1 by distance; a dotted line where the memories of training end, in contexts."""
     figure = _figure(10, 5.8)
     panels = figure.subplots(2, len(kinds), sharex=True, sharey="row", squeeze=False)
     for column, kind in enumerate(kinds):
@@ -85,12 +98,11 @@ def recall(probed: dict[str, Any], kinds: Sequence[str], ring: int) -> Figure:
             axes = panels[row, column]
             for arm, cells in probed[kind][what].items():
                 if arm in COLOURS:
-                    label = "XL and kNN, but another theme was heard" if arm == arms.ANOTHER else arm
-                    _curve(axes, probed["distances"], cells, label, COLOURS[arm])
+                    _curve(axes, probed["distances"], cells, arm, COLOURS[arm])
             axes.set_xscale("log", base=2)
             axes.set_xticks(probed["distances"], [f"{x:g}" for x in probed["distances"]])
-            if ring:
-                axes.axvline(ring / probed["context"], color=INK, linewidth=1, linestyle=":")
+            if forgets is not None:
+                axes.axvline(forgets, color=INK, linewidth=1, linestyle=":")
             _label(axes, kind * (row == 0), y * (column == 0), "filler between theme and return, in contexts" * row)
             axes.minorticks_off()
     for axes in panels[1]:
@@ -104,9 +116,10 @@ def matrices(inside: dict[str, Any], names: Sequence[str]) -> Figure:
     found = inside["matrices"]
     figure = _figure(3.4 * len(found), 3.8)
     panels = figure.subplots(1, len(found), squeeze=False)[0]
-    for i, (axes, matrix, name) in enumerate(zip(panels, found, names, strict=False)):
+    for i, (axes, matrix) in enumerate(zip(panels, found, strict=True)):
+        name = names[matrix["song"]]
         # A few strong cells would hide all others: above the 99th of a hundred all are drawn alike.
-        cells = np.array(matrix)
+        cells = np.array(matrix["shares"])
         top = float(np.quantile(cells[cells > 0], 0.99)) if (cells > 0).any() else 1.0
         axes.imshow(cells, origin="lower", cmap="magma_r", vmin=0, vmax=top, interpolation="nearest")
         _label(axes, name if len(name) < 34 else f"…{name[-32:]}", "bar" * (i == 0), "bar that was found for it")
@@ -127,13 +140,13 @@ def inside(found: dict[str, Any]) -> Figure:
         left.bar(place, [by_kind[kind][head] for kind in kinds], 0.72 / n_heads, color=colour)
     _name_ticks(left, kinds)
     left.set_ylim(0, 1)
-    _label(left, "share of the memory in the heads' outputs, from the first head to the last")
+    _label(left, "the memory's share of the attention, by head")
     edges, weights = found["age edges, contexts"], np.array(found["weight by age"])
-    names = [f"0 to {edges[0]:g}", *(f"to {2 * edge:g}" for edge in edges)]
+    names = [f"0 to {edges[0]:g}", *(f"to {2 * edge:g}" for edge in edges[:-1]), "more"]
     last = int(np.flatnonzero(weights > 0).max(initial=0)) + 1
     right.bar(range(last), weights[:last], 0.8, color=COLOURS[arms.KNN])
     right.set_xticks(range(last), names[:last])
-    _label(right, "weight of the hits by how long ago they were", x="contexts")
+    _label(right, "weight of the hits, by age", x="contexts")
     return figure
 
 

@@ -32,7 +32,7 @@ def renamed(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     with renamed(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8", errors="replace")  # a file's name in it may be anything
 
 
 def check_writable(path: Path) -> None:

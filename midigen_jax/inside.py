@@ -9,31 +9,31 @@ from .arms import Reader
 from .repeats import KINDS
 from .song import Tape
 
+MOST_BARS = 512  # of a song whose matrix is drawn
 AGE_EDGES = 2.0 ** np.arange(0, 14)  # in contexts: XL memory and a segment
 
 
 def bar_matrix(ages: np.ndarray, weights: np.ndarray, bar: np.ndarray) -> np.ndarray:
-    """How much each bar took from each earlier one, float64 [bars, bars]: the share of the heads' outputs, on the
+    """How much each bar took from each earlier one, float64 [bars, bars]: the share of the heads' attention, on the
     average over heads and over a bar's tokens.
 
-    A hit counts for the bar of the token that followed it, which is what the memory gives.
+    What a token found says which one comes next: it counts for the bar of that, and as taken from the bar of the token
+    that followed the hit.
 
     Args:
         ages, weights: [H, N, k] of `Reader.recalled`.
         bar: [N], that each token begins in.
     """
-    heads, n_tokens, _ = ages.shape
-    n_bars = int(bar[-1]) + 1
-    followed = np.arange(n_tokens)[:, None] - ages + 1
-    found = ages > 0
-    to = np.broadcast_to(bar[:, None].astype(int), ages.shape)[found]
-    cells = to * n_bars + bar[followed[found]].astype(int)
-    total = np.bincount(cells, weights[found], n_bars * n_bars).reshape(n_bars, n_bars)
-    return total / np.maximum(heads * np.bincount(bar, minlength=n_bars), 1)[:, None]
+    ages, weights, bar = ages[:, :-1], weights[:, :-1], bar.astype(int)  # nothing comes after the last token
+    next_token = np.arange(1, len(bar))[:, None]
+    found, n_bars = ages > 0, int(bar[-1]) + 1
+    to, source = (bar[np.broadcast_to(x, ages.shape)[found]] for x in (next_token, next_token - ages))
+    total = np.bincount(to * n_bars + source, weights[found], n_bars * n_bars).reshape(n_bars, n_bars)
+    return total / np.maximum(len(ages) * np.bincount(bar[1:], minlength=n_bars), 1)[:, None]
 
 
 def look_inside(reader: Reader, songs: Sequence[Tape], kinds: Sequence[np.ndarray], drawn: int) -> dict[str, Any]:
-    """The figures of some songs, and the matrices of the first ones.
+    """The figures of some songs, and the matrices of the first ones that have at most MOST_BARS bars.
 
     Args:
         kinds: of each song [N - 1], the kind of the bar that each token but sos is in.
@@ -43,10 +43,11 @@ def look_inside(reader: Reader, songs: Sequence[Tape], kinds: Sequence[np.ndarra
     heads = reader.config.model.heads
     shares = {kind: np.zeros(heads) for kind in KINDS}
     counts = dict.fromkeys(KINDS, 0)
-    aged, matrices = np.zeros(len(AGE_EDGES) + 1), []
+    aged, matrices = np.zeros(len(AGE_EDGES) + 1), list[dict[str, Any]]()
     for i, (song, kind, (ages, weights)) in enumerate(zip(songs, kinds, reader.recalled(songs), strict=True)):
-        if i < drawn:
-            matrices.append(np.round(bar_matrix(ages, weights, song.bar), 4).tolist())
+        if len(matrices) < drawn and song.bar[-1] < MOST_BARS:
+            shares_of_bars = np.round(bar_matrix(ages, weights, song.bar), 4)
+            matrices.append({"song": i, "shares": shares_of_bars.tolist()})
         share = weights.sum(-1)[:, :-1]  # the last token predicts nothing
         found = np.asarray((ages > 0).any((0, 2)))[:-1]
         for name in KINDS:

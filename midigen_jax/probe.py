@@ -23,7 +23,7 @@ from .vocab import Scheme
 
 DISTANCES = (0.5, 1, 2, 4, 8, 16, 32)  # in contexts: XL memory and a segment
 THEME_BARS, FEWEST = 4, 4  # bars of a theme, and notes in each of them
-NOT_HEARD = arms.ANOTHER  # the arm in which the theme that was heard is another one
+OTHER_THEME = "XL and kNN, another theme"  # the control: the theme that was heard is another one
 UNSEEN, RANDOM = "themes of songs not trained on", "random pitches"
 
 Bar = np.ndarray  # its notes, int32 [N, 5] as of a `Song`, from step 0
@@ -85,7 +85,7 @@ def joined(bars: Sequence[Bar], length: int, scheme: Scheme) -> Song:
     return make_song(notes, meter, np.array([[0, 500_000]], np.int32), scheme)
 
 
-class Material(NamedTuple):
+class Themes(NamedTuple):
     """Themes and, for each, bars of other songs without end."""
 
     themes: list[list[Bar]]
@@ -93,7 +93,7 @@ class Material(NamedTuple):
     length: int  # of a bar, in steps
 
 
-def material(songs: Sequence[Song], n_themes: int, seed: int = 0) -> Material:
+def find_themes(songs: Sequence[Song], n_themes: int, *, seed: int = 0) -> Themes:
     """Themes of the first songs that have one.
 
     Raises:
@@ -103,7 +103,10 @@ def material(songs: Sequence[Song], n_themes: int, seed: int = 0) -> Material:
     bars = [bars_of(song, length) for song in songs]
     found = [(i, theme) for i, theme in enumerate(map(find_theme, bars)) if theme is not None][:n_themes]
     if len(found) < 2:
-        raise InputError(f"the recall probe needs two songs with {THEME_BARS} different bars in a row; give more songs")
+        raise InputError(
+            f"the recall probe needs two songs with {THEME_BARS} different bars in a row; give more songs, or "
+            "--themes 0"
+        )
 
     def others(own: int) -> Iterator[Bar]:
         random = np.random.default_rng((seed, own))
@@ -111,7 +114,7 @@ def material(songs: Sequence[Song], n_themes: int, seed: int = 0) -> Material:
         while True:
             yield from chain.from_iterable(bars[i] for i in random.permutation(rest))
 
-    return Material([theme for _, theme in found], [others(i) for i, _ in found], length)
+    return Themes([theme for _, theme in found], [others(i) for i, _ in found], length)
 
 
 def _enough(theme: list[Bar], filler: Iterator[Bar], tokens: Sequence[float], length: int, sampler: Sampler) -> Any:
@@ -125,23 +128,16 @@ def _enough(theme: list[Bar], filler: Iterator[Bar], tokens: Sequence[float], le
             return [bars[: int(np.searchsorted(first - first[0], n))] for n in tokens]
 
 
-def probe(
-    sampler: Sampler, songs: Sequence[Song], *, themes: int, furthest: float = DISTANCES[-1], seed: int = 0
-) -> dict[str, Any]:
+def probe(sampler: Sampler, source: Themes, *, furthest: float = DISTANCES[-1], seed: int = 0) -> dict[str, Any]:
     """Loss and note F1 of the theme's other bars, by distance and arm, with intervals over themes.
 
     Args:
-        songs: that the model was not trained on.
-        themes: at most so many.
+        source: of songs that the model was not trained on.
         furthest: the longest filler, in contexts.
-
-    Raises:
-        InputError: too few songs have a theme.
     """
     config, scheme = sampler.config, sampler.vocabulary.scheme
     distances = [distance for distance in DISTANCES if distance <= furthest]
     context = config.memory.xl + config.data.segment
-    source = material(songs, themes, seed)
     fillers = [
         _enough(theme, filler, [context * d for d in distances], source.length, sampler)
         for theme, filler in zip(source.themes, source.filler, strict=True)
@@ -177,10 +173,10 @@ def _at_one_distance(
     reader: Reader, player: Sampler, heard: list[Trial], another: list[Trial], length: int
 ) -> dict[str, dict[str, Any]]:
     """Loss and F1 in each arm, and the differences from XL memory alone."""
-    whole = reader.arms[-1] if not reader.config.memory.knn else arms.KNN
+    whole = reader.whole
     arms_of = {whole: (heard, whole)}
     if reader.config.memory.knn:
-        arms_of |= {arms.XL: (heard, arms.XL), NOT_HEARD: (another, whole)}
+        arms_of |= {arms.XL: (heard, arms.XL), OTHER_THEME: (another, whole)}
     sums, hits = {}, {}
     for name, (trials, arm) in arms_of.items():
         sums[name], counts = _loss(reader, trials, arm, length)
@@ -189,9 +185,9 @@ def _at_one_distance(
         hits[name] = np.stack([hits[name], notes])
     f1 = {name: ratio(*x) for name, x in hits.items()}
     nats = {name: ratio(x, counts) for name, x in sums.items()}
-    for name in (arms.KNN, NOT_HEARD):
+    for name in (arms.KNN, OTHER_THEME):
         if arms.XL in sums and name in sums:
-            nats[f"{name} less {arms.XL}"] = ratio(sums[name] - sums[arms.XL], counts)
+            nats[arms.less(name, arms.XL)] = ratio(sums[name] - sums[arms.XL], counts)
     return {"nats": nats, "F1": f1}
 
 

@@ -20,10 +20,10 @@ from .continuation import draw
 from .figures import COLOURS, RUNS
 from .likeness import Pair
 from .midi import write_song
-from .probe import RANDOM, UNSEEN
+from .probe import OTHER_THEME, RANDOM, UNSEEN
 from .song import Song
 
-OWN, OTHER = f"{arms.KNN} less {arms.XL}", f"{arms.ANOTHER} less {arms.XL}"
+OWN, OTHER = arms.less(arms.KNN, arms.XL), arms.less(arms.ANOTHER, arms.XL)
 
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -47,7 +47,7 @@ audio { width: 100%; max-width: 30rem; height: 2.2rem; display: block; margin: .
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: .8rem 0 1.4rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .28rem .9rem .28rem 0; border-bottom: 1px solid #e9edf1; vertical-align: top; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; white-space: nowrap; }
 th { font-weight: 600; font-size: .86rem; color: #5b6572; }
 td small { display: block; line-height: 1.1; white-space: nowrap; }
 code { font: .88em ui-monospace, monospace; background: #f3f5f8; padding: .1em .3em; overflow-wrap: anywhere; }
@@ -98,10 +98,12 @@ def in_words(interval: Interval | None) -> str:
     if interval is None:
         return "not measured"
     x, low, high = interval
-    if low <= 0 <= high:
-        return f"no difference to be told ({x:+.3f} nats a token, {low:+.3f} to {high:+.3f})"
+    if low <= 0 <= high or low == high:
+        return f"no difference that can be told from chance ({x:+.3f} nats a token, {low:+.3f} to {high:+.3f})"
     least, most = sorted((abs(low), abs(high)))
-    return f"{abs(x):.3f} nats a token {'less' if x < 0 else 'more'} ({least:.3f} to {most:.3f})"
+    return (
+        f"{abs(x):.3f} nats a token {'less' if x < 0 else 'more'} than with XL memory alone ({least:.3f} to {most:.3f})"
+    )
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -147,17 +149,16 @@ def _in_short(runs: dict[str, Any]) -> str:
         places = {"Bars that come back from beyond the window": losses["by repetition"][repeats.FAR]}
         places |= {f"Bars {bars}": losses["by bars"][bars] for bars in ("32 to 63", "64 and beyond")}
         said = [
-            f"{place}: {in_words(cells.get(OWN))} with the kNN memory than with XL memory alone; with another song's "
-            f"in its place: {in_words(cells.get(OTHER))}."
+            f"{place}, with the kNN memory: {in_words(cells.get(OWN))}. With another song's in its place: "
+            f"{in_words(cells.get(OTHER))}."
             for place, cells in places.items()
             if cells.get(OWN) is not None
         ]
         if probed:
-            f1 = {arm: cells[-1] for arm, cells in probed[RANDOM]["F1"].items()}
+            f1 = {arm: "{:.2f} ({:.2f} to {:.2f})".format(*x[-1]) for arm, x in probed[RANDOM]["F1"].items()}
             said.append(
-                f"A random theme after {probed['distances'][-1]:g} contexts of other music: note F1 "
-                f"{f1[arms.KNN].value:.2f}; with XL memory alone {f1[arms.XL].value:.2f}; where another theme was "
-                f"heard {f1[arms.ANOTHER].value:.2f}."
+                f"A random theme after {probed['distances'][-1]:g} contexts of other music, note F1: {f1[arms.KNN]}. "
+                f"With XL memory alone: {f1[arms.XL]}. Where another theme was heard: {f1[OTHER_THEME]}."
             )
         parts.append(f"<h3>{escape(name)}</h3><ul>" + "".join(f"<li>{x}</li>" for x in said) + "</ul>")
     return "\n".join(parts)
@@ -182,6 +183,8 @@ def _losses(runs: dict[str, Any]) -> str:
         names = list(losses["all"])
         rows = [["all", *(cell(losses["all"][arm]) for arm in names)]]
         for group in ("by what is said", "by bars", "by repetition"):
+            if group not in losses:
+                continue
             title = "bars " if group == "by bars" else "bars, " if group == "by repetition" else ""
             rows += [[title + x, *(cell(cells.get(arm)) for arm in names)] for x, cells in losses[group].items()]
         parts.append(f"<h3>{escape(name)}</h3>" + table(["nats a token", *map(escape, names)], rows))
@@ -218,9 +221,13 @@ def _probe(runs: dict[str, Any]) -> str:
     for name, run in runs.items():
         if probed := run.get("probe"):
             caption = f"{name}: {probed['themes']} themes; a context is {probed['context']} tokens."
-            if ring := run["about"]["kNN memory"]:
-                caption += f" Dotted: where the ring of training, {ring:,} slots, would end; here it is long enough."
-            parts.append(picture(figures.recall(probed, (UNSEEN, RANDOM), ring), caption))
+            about, forgets = run["about"], None
+            if about["kNN memory"]:
+                forgets = (about["kNN memory"] + about["XL memory"]) / probed["context"]
+                caption += f" Here the ring is long enough; that of training forgets after {forgets:.1f} contexts"
+                shown = forgets <= 2 * max(probed["distances"])
+                caption, forgets = caption + " (dotted)." * shown + "." * (not shown), forgets if shown else None
+            parts.append(picture(figures.recall(probed, (UNSEEN, RANDOM), forgets), caption))
     return "\n".join(parts)
 
 
@@ -228,40 +235,35 @@ def _inside(runs: dict[str, Any], names: Sequence[str]) -> str:
     parts = []
     for name, run in runs.items():
         if found := run.get("inside"):
-            caption = f"{name}: which bars the memory found for which, by their share of the heads' outputs."
+            caption = f"{name}: which bars the memory found for which, by their share of the heads' attention."
             parts.append(picture(figures.matrices(found, names), caption))
             parts.append(picture(figures.inside(found), f"{name}: how much it counts, and how old its hits are."))
     return "\n".join(parts)
 
 
-def _likeness(runs: dict[str, Any]) -> str:
-    written = {name: run["likeness"]["written"] for name, run in runs.items()}
-    first = next(iter(runs.values()))["likeness"]
-    columns = {"the songs themselves": first["real"], **written}
-    rows = [
-        [measure, *(cell(column["measures"].get(measure), 2) for column in columns.values())]
-        for measure in first["real"]["measures"]
-    ]
-    errors = (run["likeness"]["similarity error"] for run in runs.values())
+def _likeness(found: dict[str, Any]) -> str:
+    columns = {"the songs themselves": found["real"], **found["written"]}
+    measures = dict.fromkeys(name for column in columns.values() for name in column["measures"])
+    rows = [[name, *(cell(column["measures"].get(name), 2) for column in columns.values())] for name in measures]
+    rows.insert(0, ["stretches with notes", *(f"{column['stretches with notes']}" for column in columns.values())])
+    errors = [column["similarity error"] for column in found["written"].values()]
     rows.append(["distance of the curve below", "0", *(NOTHING if x is None else f"{x:.3f}" for x in errors)])
     curves = {name: column["self-similarity"] for name, column in columns.items()}
-    caption = f"How much of a bar comes back: {first['songs']} continuations and the songs' own, mean and interval."
-    return table([f"{first['songs']} songs", *map(escape, columns)], rows) + picture(
-        figures.self_similarity(first["lags"], curves), caption
-    )
+    caption = "How much of a bar comes back so many bars later: mean over songs, and interval."
+    head = [f"{found['songs']} songs", *map(escape, columns)]
+    return table(head, rows) + picture(figures.self_similarity(found["lags"], curves), caption)
 
 
-def _listen(pairs: dict[str, list[Pair]], titles: dict[int, str]) -> str:
+def _listen(pairs: dict[str, list[Pair]], titles: Sequence[str]) -> str:
     """Songs to be heard: each run's continuation, then how the song itself goes on."""
     parts = []
-    for takes in zip(*pairs.values(), strict=True):
-        title = titles[takes[0].song]
+    for title, *takes in zip(titles, *pairs.values(), strict=False):
         parts.append(f"<h3>{escape(title)}</h3>")
         for name, pair in zip(pairs, takes, strict=True):
             parts.append(piano_roll(pair.take.song, pair.take.begins, f"{title}, continued by {name}"))
             parts.append(f'<p class="small">{escape(name)}: {escape(pair.take.summary())}</p>')
             parts.append(player(pair.take.song))
-        parts.append(f'<p class="small">How the song itself goes on:</p>{player(takes[0].real)}')
+        parts.append(f'<p class="small">How the song itself goes on:</p>{player(takes[0].begun.real)}')
     return "\n".join(parts)
 
 
@@ -276,7 +278,7 @@ def _circumstances(result: dict[str, Any]) -> str:
     return f"<p><code>{escape(result['command'])}</code></p><p class='small'>{escape(said)}</p>"
 
 
-def page(result: dict[str, Any], pairs: dict[str, list[Pair]], titles: dict[int, str]) -> str:
+def page(result: dict[str, Any], pairs: dict[str, list[Pair]], titles: Sequence[str]) -> str:
     """The whole page.
 
     Args:
@@ -291,7 +293,7 @@ def page(result: dict[str, Any], pairs: dict[str, list[Pair]], titles: dict[int,
         "What its memory is worth": _memory(result),
         "A theme that returns": _probe(runs),
         "Inside the memory": _inside(runs, corpus["names"]),
-        "What it writes": _likeness(runs),
+        "What it writes": _likeness(result["likeness"]),
         "All losses": _losses(runs),
         "How it was made": _circumstances(result),
     }

@@ -49,13 +49,16 @@ class Sampler:
         params: dict,
         vocabulary: Vocabulary,
         run: Path | None = None,
-        step: int | None = None,
+        step: int = 0,
+        corpus: str = "",
     ):
         """
         Args:
-            run, step: the folder of its run, and the optimizer steps that it took, where there is one.
+            run, step, corpus: the folder of its run, the optimizer steps that it took, and the fingerprint of what it
+                was trained on, where there is one.
         """
-        self.config, self.params, self.vocabulary, self.run, self.step = config, params, vocabulary, run, step
+        self.config, self.params, self.vocabulary = config, params, vocabulary
+        self.run, self.step, self.corpus = run, step, corpus
         self._graphdef = model.abstract(config, vocabulary)
         self._read = jax.jit(self._read_segment)
         self._roll = jax.jit(lambda window, knn: mem.roll(window, knn, config.data.segment))
@@ -81,7 +84,7 @@ class Sampler:
         with contextlib.closing(checkpoint.open_run(run)) as checkpoints:
             found = checkpoints.newest(shapes, best=best)
         config, vocabulary = parts(found.meta)
-        return cls(config, found.items["params"], vocabulary, run, found.step)
+        return cls(config, found.items["params"], vocabulary, run, found.step, found.meta["corpus"])
 
     @classmethod
     def open(cls, path: Path, *, best: bool = False) -> "Sampler":

@@ -1,40 +1,49 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from midigen_jax import likeness
+from midigen_jax.cli import InputError
 from midigen_jax.likeness import Pair
-from midigen_jax.song import cut, stretch
+from midigen_jax.song import stretch
 
 
-def pair_of(corpus, song, source, bars, stopped="at the bar line"):
-    """As if the model had gone on with another song's bars."""
-    whole, other = corpus.song(song), corpus.song(source)
-    prompt = cut(whole, 4)
-    take = SimpleNamespace(song=whole, begins=prompt.end, stopped=stopped)
-    return Pair(song, take, stretch(other, 4, bars), stretch(whole, 4, bars))
+@pytest.fixture(scope="module")
+def begun(corpus):
+    return likeness.begin_songs(corpus, corpus.songs_of("train"), 4, prompt_bars=2, bars=8)
 
 
-def test_a_song_that_goes_on_as_it_did_is_like_itself(corpus):
-    songs = corpus.songs_of("train")[:4].tolist()
-    found = likeness.likeness([pair_of(corpus, song, song, 8) for song in songs], corpus, bars=8)
-    for name, value in found["written"]["measures"].items():
-        assert value == found["real"]["measures"][name] or name.startswith("share that ends")
-    assert found["similarity error"] == 0
-    lengths = [len(stretch(corpus.song(song), 4, 8).notes) for song in songs]
-    assert found["written"]["longest copies"] == [n for n in lengths if n]  # they are training songs
-    others = [pair_of(corpus, song, songs[0], 8, "ended by itself") for song in songs[1:]]
-    found = likeness.likeness(others, corpus, bars=8)
-    assert found["written"]["measures"]["share that ends within 8 bars"].value == 1
-    assert found["real"]["measures"]["share that ends within 8 bars"].value == np.mean(
-        [corpus.song(song).n_steps <= 12 * 32 for song in songs[1:]]
-    )
-    assert found["written"]["measures"]["share with a loop"].value == 0
+def test_songs_that_go_on_are_begun(corpus, begun):
+    for one in begun:
+        song = corpus.song(one.song)
+        assert len(one.prompt.song.notes) > 0
+        assert (one.real.notes == stretch(song, song.bar_of(one.prompt.end), 8).notes).all()
+        assert one.ends == (song.n_steps <= one.prompt.end + 8 * 32)
+    with pytest.raises(InputError, match="no song goes on after its first 1000 bars"):
+        likeness.begin_songs(corpus, corpus.songs_of("train"), 4, prompt_bars=1000, bars=8)
 
 
-def test_songs_long_enough_come_first(corpus):
-    songs = corpus.songs_of("train")
-    last = [corpus.song(song).bar_of(int(corpus.song(song).notes[-1, 0])) for song in songs.tolist()]
-    chosen = likeness.songs_to_continue(corpus, songs, 5, 8)
-    assert chosen == [song for song, bar in zip(songs.tolist(), last, strict=True) if bar >= 7][:5]
-    assert len(likeness.songs_to_continue(corpus, songs, 99, 1000)) == len(songs)
+def test_songs_that_go_on_as_they_did_are_like_themselves(corpus, begun):
+    ends = {True: "ended by itself", False: "at the bar line"}
+    takes = [SimpleNamespace(stopped=ends[one.ends]) for one in begun]
+    same = [Pair(one, take, one.real) for one, take in zip(begun, takes, strict=True)]
+    again = begun[0].real._replace(notes=np.array([[32 * i, 8, 60, 0, 80] for i in range(8)], np.int32))
+    others = [Pair(one, takes[0], again) for one in begun]
+    found = likeness.likeness(begun, {"same": same, "others": others}, corpus)
+    real, written = found["real"], found["written"]
+    assert written["same"] == real | {"similarity error": 0}
+    assert real["longest copies"] == [len(one.real.notes) for one in begun]  # they are training songs
+    assert real["measures"]["share that ends"].value == np.mean([one.ends for one in begun])
+    assert written["others"]["similarity error"] > 0.9
+    assert max(written["others"]["longest copies"]) < 8
+    assert written["others"]["measures"]["groove similarity"].value == 1
+
+
+def test_silence_counts_for_the_shares_alone(corpus, begun):
+    silent = begun[0].real._replace(notes=begun[0].real.notes[:0])
+    found = likeness.describe([silent, begun[0].real], [True, False], [])
+    assert found["stretches with notes"] == 1
+    assert found["measures"]["share that ends"].value == 0.5
+    assert found["measures"]["polyphony"].value == likeness.MEASURES["polyphony"](begun[0].real)
+    assert likeness.describe([silent], [True], [])["self-similarity"] == []

@@ -167,17 +167,15 @@ def test_knn_memory_of_everything_tells_what_followed_each_context(small):
     for distance in (1, 2):
         before = params["previous"][distance - 1][jnp.roll(batch["tokens"], distance, 1)]
         embedded += jnp.where(jnp.arange(64)[:, None] >= distance, before, 0)
-    normed = decoder.blocks[0].norm1(embedded)
-    v = jnp.einsum("btd,hdk->bhtk", normed, attention["qkv"][2])
     padded = {name: jnp.pad(x, ((0, 0), (15, 0)), constant_values=-1) for name, x in batch.items()}
     context = jnp.swapaxes(decoder.context(padded["tokens"], padded["song"], batch["step"]), 1, 2)
     for segment in (2, 3):
         begin, n = segment * 16, (segment - 1) * 16  # the segment before is in the XL memory
         scores = jnp.einsum("bhtk,bhwk->bhtw", context[:, :, begin : begin + 16], context[:, :, :n])
         weights = jax.nn.softmax(scores * attention["context_scale"][:, None, None])
-        y = jnp.einsum("bhtw,bhwk->bhtk", weights, v[:, :, 1 : n + 1])
-        y = jnp.einsum("bhtk,hkd->btd", y, attention["out"]) + attention["out_bias"]
-        h = embedded[:, begin : begin + 16] + y
+        said = params["output"][batch["tokens"][:, 1 : n + 1]]
+        y = jnp.einsum("h,bhtw,bwd->btd", attention["vote"], weights, said)
+        h = embedded[:, begin : begin + 16] + attention["out_bias"] + y
         block = decoder.blocks[0]
         h = h + block.ff(block.norm2(h), None)
         expected = decoder.norm(h) @ params["output"].T + params["output_bias"]

@@ -5,7 +5,7 @@ from test_arms import copier_config, copier_params
 
 from midigen_jax import arms, probe
 from midigen_jax.cli import InputError
-from midigen_jax.probe import RANDOM, UNSEEN
+from midigen_jax.probe import OTHER_THEME, RANDOM, UNSEEN
 from midigen_jax.sampler import Sampler
 from midigen_jax.song import new_song
 from midigen_jax.vocab import DRUMS, Scheme, Vocabulary
@@ -58,29 +58,28 @@ def test_a_memory_that_copies_recalls_at_every_distance_and_another_song_does_no
     params = copier_params()
     sampler = Sampler(copier_config(), params, Vocabulary())
     songs = [random_song(seed, 12) for seed in range(5)]
-    found = probe.probe(sampler, songs, themes=3, furthest=8)
+    found = probe.probe(sampler, probe.find_themes(songs, 3), furthest=8)
     assert found["distances"] == [0.5, 1, 2, 4, 8]
     assert found["themes"] == 3
     for kind in (UNSEEN, RANDOM):
         nats, f1 = found[kind]["nats"], found[kind]["F1"]
-        for own, alone, control in zip(*(nats[arm][1:] for arm in (arms.KNN, arms.XL, arms.ANOTHER)), strict=True):
+        for own, alone, control in zip(*(nats[arm][1:] for arm in (arms.KNN, arms.XL, OTHER_THEME)), strict=True):
             # From another theme it still learns that durations follow notes, which these weights don't know.
             assert own.value < control.value / 2 < alone.value / 2
         assert min(cell.value for cell in f1[arms.KNN][1:]) > 0.8
-        assert max(cell.value for arm in (arms.XL, arms.ANOTHER) for cell in f1[arm]) < 0.3
-        less = nats[f"{arms.KNN} less {arms.XL}"]
+        assert max(cell.value for arm in (arms.XL, OTHER_THEME) for cell in f1[arm]) < 0.3
+        less = nats[arms.less(arms.KNN, arms.XL)]
         assert all(cell.high < 0 for cell in less[1:])
 
 
 def test_a_theme_needs_four_different_bars():
-    sampler = Sampler(copier_config(), copier_params(), Vocabulary())
     with pytest.raises(InputError, match="needs two songs"):
-        probe.probe(sampler, [random_song(0, 12), random_song(1, 3)], themes=4)
+        probe.find_themes([random_song(0, 12), random_song(1, 3)], 4)
 
 
 def test_the_filler_is_as_long_as_asked():
     songs = [random_song(seed, 12) for seed in range(3)]
-    source = probe.material(songs, 3)
+    source = probe.find_themes(songs, 3)
     sampler = Sampler(copier_config(), copier_params(), Vocabulary())
     fillers = probe._enough(source.themes[0], source.filler[0], [100, 1000], source.length, sampler)
     a_bar = 16 * 2 + 8 * 2  # notes with their durations, rests with theirs

@@ -6,7 +6,8 @@ import re
 import pytest
 from test_model import changed
 
-from midigen_jax import arms, cli, evaluate, train
+from midigen_jax import arms, cli, evaluate, figures, train
+from midigen_jax.probe import OTHER_THEME
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def test_the_figures_are_those_of_all_arms(written):
     assert "inside" not in none
     assert both["about"]["steps"] == 2
     assert both["about"]["tokens"] == 2 * 3 * 16 * 2
-    assert set(both["probe"]["random pitches"]["F1"]) == {arms.KNN, arms.XL, arms.ANOTHER}
+    assert set(both["probe"]["random pitches"]["F1"]) == {arms.KNN, arms.XL, OTHER_THEME}
     assert set(none["probe"]["random pitches"]["F1"]) == {arms.NONE}
     compared = found["comparison"]["both less none"]["all"]
     difference = both["losses"]["all"][arms.KNN][0] - none["losses"]["all"][arms.NONE][0]
@@ -74,3 +75,17 @@ def test_what_does_not_fit_is_said_in_a_line(runs, corpus, monkeypatch, capsys):
         with pytest.raises(SystemExit):
             cli.run(evaluate.main)
         assert message in capsys.readouterr().err
+
+
+def test_names_are_drawn_as_they_are():
+    """Neither formulas nor hidden from legends, whatever bytes a file's name has."""
+    assert figures._plain("a$b_$c.mid") == r"a\$b_\$c.mid"
+    assert figures._plain("_mine") == " _mine"
+    assert figures._plain("b\udcff.mid") == "b?.mid"
+
+
+def test_the_probe_is_drawn_over_its_distances():
+    probed = {"context": 384, "distances": [0.5, 1, 2], "any": {"nats": {arms.XL: [(1, 0.9, 1.1)] * 3}, "F1": {}}}
+    for forgets in (None, 3.0):
+        axes = figures.recall(probed, ["any"], forgets).axes[0]
+        assert 0.3 < axes.get_xlim()[0] < axes.get_xlim()[1] < 4
