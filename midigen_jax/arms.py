@@ -5,7 +5,6 @@ songs, N a song's tokens.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,8 @@ from .song import Tape
 from .vocab import PAD, Vocabulary
 
 NONE, XL, KNN, ANOTHER = "no memory", "XL", "XL and kNN", "XL and another song's kNN"
+# Whether the XL and the kNN memory are seen.
+SEES = {NONE: (False, False), XL: (True, False), KNN: (True, True), ANOTHER: (True, True)}
 SONG = 0  # the number that a song has in its lane
 
 
@@ -45,7 +46,7 @@ class Reader:
         self._rows = max(config.data.lanes, 3)  # so that several songs can be shared out with none alone
         self._graphdef = model.abstract(config, vocabulary)
         # The memory is given away, or the ring would be copied for every segment.
-        self._read = jax.jit(self._read_segment, static_argnames=("arm", "recalled"), donate_argnames="memory")
+        self._read = jax.jit(self._read_segment, donate_argnames="memory")
         self._empty = jax.jit(mem.init_memory, static_argnums=(0, 1))
 
     @property
@@ -89,7 +90,7 @@ class Reader:
             raise InputError("this model has no kNN memory that is searched")
         for first in range(0, len(songs), self._rows):
             batch = songs[first : first + self._rows]
-            parts = [(recall.ages, recall.weights) for _, _, recall in self._segments(batch, KNN, None, recalled=True)]
+            parts = [(recall.ages, recall.weights) for _, _, recall in self._segments(batch, KNN, None)]
             ages, weights = (np.concatenate(part, 2) for part in zip(*parts, strict=True))
             yield from ((ages[i, :, :n], weights[i, :, :n]) for i, n in enumerate(_lengths(batch)))
 
@@ -117,8 +118,8 @@ class Reader:
         return jax.tree.map(lambda x: x[others], left)
 
     def _segments(
-        self, songs: Sequence[Tape], arm: str, rings: KNNMemory | None, *, recalled: bool = False
-    ) -> Iterator[tuple[np.ndarray, Memory, Any]]:
+        self, songs: Sequence[Tape], arm: str, rings: KNNMemory | None
+    ) -> Iterator[tuple[np.ndarray, Memory, Recall]]:
         """The loss [B, T] of the token after each of a segment, the memory after it, and what was recalled."""
         lanes, segment, lengths = self._rows, self.config.data.segment, _lengths(songs)
         slots = -(-int(lengths.max()) // segment) * segment + 1
@@ -132,7 +133,7 @@ class Reader:
         for begin in range(0, slots - 1, segment):
             part = {name: x[:, begin : begin + segment] for name, x in tape.items()}
             targets = tape["tokens"][:, begin + 1 : begin + segment + 1]
-            nats, memory, recall = self._read(self.params, memory, part, targets, rings, arm=arm, recalled=recalled)
+            nats, memory, recall = self._read(self.params, memory, part, targets, rings, SEES[arm])
             yield np.asarray(nats), memory, recall
 
     def _read_segment(
@@ -142,23 +143,21 @@ class Reader:
         part: dict[str, Array],
         targets: Int[Array, "B T"],
         rings: KNNMemory | None,
-        *,
-        arm: str,
-        recalled: bool,
-    ) -> tuple[Float[Array, "B T"], Memory, Recall | None]:
+        sees: tuple[Array, Array],
+    ) -> tuple[Float[Array, "B T"], Memory, Recall]:
+        """What is seen is no part of the program: to compile one for each arm would take longer than to read a song."""
         xl, knn = memory
-        heard = rings if arm == ANOTHER else knn
-        if arm == NONE:
-            xl = xl._replace(song=jnp.full_like(xl.song, mem.NO_SONG))
-        if heard is not None and arm in (NONE, XL):
-            heard = heard._replace(song=jnp.full_like(heard.song, mem.NO_SONG))
+        heard, (sees_xl, sees_knn) = rings or knn, sees
+        xl = xl._replace(song=jnp.where(sees_xl, xl.song, mem.NO_SONG))
+        if heard is not None:
+            heard = heard._replace(song=jnp.where(sees_knn, heard.song, mem.NO_SONG))
         inputs = (part[name] for name in ("tokens", "bar", "step", "song"))
         output = nnx.merge(self._graphdef, params)(*inputs, Memory(xl, heard))
         nats = optax.softmax_cross_entropy_with_integer_labels(output.logits, targets)
         window = output.window._replace(song=jnp.concatenate([memory.xl.song, part["song"]], 1))
         knn = knn and mem.after_reading(knn, output.logits)
         memory = mem.roll(window, knn, self.config.data.segment)
-        return nats, memory, output.recall if recalled else None
+        return nats, memory, output.recall
 
 
 def _lengths(songs: Sequence[Tape]) -> np.ndarray:

@@ -65,12 +65,12 @@ INTRODUCTIONS = {
         "The first bars (blue) are those of a song that the models were not trained on; they go on from there (orange)."
     ),
     "What its memory is worth": (
-        "Each song is read whole, from an empty memory. In the control it finds, in place of its own past, all of "
-        "another song of about its length: what helps there is no memory of this song. A bar is a repeat if the "
-        "same notes begin at the same steps as in an earlier bar; a far one if that bar is further back than the "
-        "window of the last tokens reaches, in the run where that is longest. Sparse bars have fewer than "
+        "Each song is read whole, from an empty memory. In the control it finds, in place of its own past, what is "
+        "kept of another song of about its length: what helps there is no memory of this song. A bar is a repeat if "
+        "the same notes begin at the same steps as in an earlier bar; a far one if that bar is further back than "
+        "the window of the last tokens reaches, in the run where that is longest. Sparse bars have fewer than "
         f"{repeats.FEWEST} notes. Intervals here and below: 95 %, by drawing songs anew 4,000 times (percentile "
-        "bootstrap), in pairs for differences."
+        "bootstrap, widened where they are few), in pairs for differences."
     ),
     "A theme that returns": (
         "Four bars, filler from other songs, then the first of the four bars again: loss on the other three, and "
@@ -78,8 +78,8 @@ INTRODUCTIONS = {
         "theme."
     ),
     "What it writes": (
-        "Continuations against how the songs really go on, over the same bars: means over songs. Entropy, scale "
-        "consistency and polyphony are MusPy's."
+        "Continuations against how the songs really go on, over the same bars: means over songs. They are sampled "
+        "as by default, but that loops are let be. Entropy, scale consistency and polyphony are MusPy's."
     ),
 }
 NOTHING = "-"  # in a table
