@@ -17,7 +17,7 @@ $(VENV)/installed-%: pyproject.toml
 demo: $(VENV)/installed-demo
 	$(BIN)/python -m midigen_jax.music21_corpus --out $(RUN)/midi
 	$(BIN)/python train.py configs/demo.py --data $(RUN)/midi --workdir $(RUN)
-	$(BIN)/python -m midigen_jax.evaluate $(RUN) --data $(RUN)/midi --songs 32 --takes 8 --bars 16 --themes 4 --furthest 4
+	$(BIN)/python -m midigen_jax.evaluate $(RUN) --data $(RUN)/midi --songs 16 --takes 4 --bars 16 --themes 0
 
 test: $(VENV)/installed-dev $(VENV)/installed-demo
 	$(BIN)/ruff check .
