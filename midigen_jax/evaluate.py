@@ -209,7 +209,7 @@ def main() -> None:
     begun = likeness.begin_songs(corpus, index, args.takes, prompt_bars=args.prompt_bars, bars=args.bars)
     themes = None
     if args.themes:
-        themes = find_themes([corpus.song(i) for i in index.tolist()], args.themes)
+        themes = find_themes([corpus.song(i) for i in index.tolist()], args.themes, seed=args.seed)
 
     runs: dict[str, dict[str, Any]] = {}
     whole: Nats = {}  # with all that a run remembers

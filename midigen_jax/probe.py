@@ -6,8 +6,8 @@ as long as it takes, whatever it was in training: it has no parameters.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Sequence
+from itertools import chain, cycle, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,10 +86,10 @@ def joined(bars: Sequence[Bar], length: int, scheme: Scheme) -> Song:
 
 
 class Themes(NamedTuple):
-    """Themes and, for each, bars of other songs without end."""
+    """Themes and, for each, all bars of other songs, in an order of its own."""
 
     themes: list[list[Bar]]
-    filler: list[Iterator[Bar]]
+    filler: list[list[Bar]]
     length: int  # of a bar, in steps
 
 
@@ -108,20 +108,21 @@ def find_themes(songs: Sequence[Song], n_themes: int, *, seed: int = 0) -> Theme
             "--themes 0"
         )
 
-    def others(own: int) -> Iterator[Bar]:
-        random = np.random.default_rng((seed, own))
+    def others(own: int) -> list[Bar]:
         rest = [i for i in range(len(bars)) if i != own and any(map(len, bars[i]))]
-        while True:
-            yield from chain.from_iterable(bars[i] for i in random.permutation(rest))
+        order = np.random.default_rng((seed, own)).permutation(rest)
+        return list(chain.from_iterable(bars[i] for i in order))
 
     return Themes([theme for _, theme in found], [others(i) for i, _ in found], length)
 
 
-def _enough(theme: list[Bar], filler: Iterator[Bar], tokens: Sequence[float], length: int, sampler: Sampler) -> Any:
+def _enough(
+    theme: list[Bar], filler: list[Bar], tokens: Sequence[float], length: int, sampler: Sampler
+) -> list[list[Bar]]:
     """So many of the filler's bars that at least so many tokens lie between the theme and its return, for each."""
-    bars: list[Bar] = []
+    bars, endless = list[Bar](), cycle(filler)
     while True:
-        bars += [next(filler) for _ in range(64)]
+        bars += islice(endless, 64)
         tape = tokens_of(joined([*theme, *bars], length, sampler.vocabulary.scheme), sampler.vocabulary)
         first = np.searchsorted(tape.bar, np.arange(len(theme), len(theme) + len(bars)))
         if first[-1] - first[0] >= max(tokens):
@@ -180,9 +181,8 @@ def _at_one_distance(
     sums, hits = {}, {}
     for name, (trials, arm) in arms_of.items():
         sums[name], counts = _loss(reader, trials, arm, length)
-        player.use(arms.without_knn(reader.params) if name == arms.XL and whole == arms.KNN else reader.params)
-        hits[name], notes = _hits(player, trials, length)
-        hits[name] = np.stack([hits[name], notes])
+        player.use(arms.without_knn(reader.params) if name == arms.XL else reader.params)
+        hits[name] = _hits(player, trials, length)
     f1 = {name: ratio(*x) for name, x in hits.items()}
     nats = {name: ratio(x, counts) for name, x in sums.items()}
     for name in (arms.KNN, OTHER_THEME):

@@ -98,7 +98,9 @@ def in_words(interval: Interval | None) -> str:
     if interval is None:
         return "not measured"
     x, low, high = interval
-    if low <= 0 <= high or low == high:
+    if low == high:
+        return f"{x:+.3f} nats a token beside XL memory alone, of a single song"
+    if low <= 0 <= high:
         return f"no difference that can be told from chance ({x:+.3f} nats a token, {low:+.3f} to {high:+.3f})"
     least, most = sorted((abs(low), abs(high)))
     return (

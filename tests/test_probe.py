@@ -84,6 +84,8 @@ def test_the_filler_is_as_long_as_asked():
     fillers = probe._enough(source.themes[0], source.filler[0], [100, 1000], source.length, sampler)
     a_bar = 16 * 2 + 8 * 2  # notes with their durations, rests with theirs
     assert [len(filler) for filler in fillers] == [-(-100 // a_bar), -(-1000 // a_bar)]
+    (again,) = probe._enough(source.themes[0], source.filler[0], [100], source.length, sampler)
+    assert all((one == other).all() for one, other in zip(again, fillers[0], strict=True))  # each run hears the same
     own = {notes.tobytes() for notes in probe.bars_of(songs[0], 32)}
     assert not any(notes.tobytes() in own for filler in fillers for notes in filler)
 
