@@ -3,15 +3,14 @@
 python benchmarks/kills.py --data CORPUS_OR_MIDI_DIR --kills 50
 """
 
-import contextlib
 import json
 import os
 import random
 import re
-import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -29,11 +28,12 @@ from midigen_jax.train import get_corpus
 
 ROOT = Path(__file__).parent.parent
 # A step takes some milliseconds and every tenth is saved, so that many kills fall on a save.
+SAVE_EVERY = 10
 SETTINGS = (
     *("model.layers=1", "model.width=32", "model.heads=2", "model.ff_width=64", "model.dropout=0.1"),
     *("memory.xl=16", "memory.knn=256", "memory.knn_layer=1", "memory.top_k=4"),
     *("data.lanes=2", "data.segment=16", "data.transpose=2", "data.workers=1"),
-    *("train.warmup=2", "train.save_every=10", "train.validation_songs=1", "train.validate_every=250"),
+    *("train.warmup=2", f"train.save_every={SAVE_EVERY}", "train.validation_songs=1", "train.validate_every=250"),
 )
 
 
@@ -65,9 +65,9 @@ def newest(run: Path) -> int:
     return max((int(path.name) for path in run.glob("checkpoints/*") if path.name.isdigit()), default=0)
 
 
-def wait_for_checkpoint(process: subprocess.Popen, run: Path) -> None:
-    before = newest(run)
-    while newest(run) <= before and process.poll() is None:
+def wait_for_saves(process: subprocess.Popen, run: Path, saves: int) -> None:
+    until = newest(run) + saves * SAVE_EVERY
+    while newest(run) < until and process.poll() is None:
         time.sleep(0.002)
 
 
@@ -84,8 +84,9 @@ def state_after(run: Path, config: cfg.Config, corpus: Corpus) -> dict[str, np.n
 def survive(corpus: Corpus, folder: Path, *, steps: int, kills: int, seed: int = 0) -> dict[str, Any]:
     """Trains twice, once killed at random moments, and compares what is left.
 
-    In turn the kills fall some time after the first step of a start, after its first checkpoint, and at any moment of
-    its start-up. The run without kills tells how long all that takes here and now.
+    Two kills of three fall some saves after the first step of a start, the third at any moment of its start-up.
+    Training is counted in saves and not in seconds, for a machine may be busy now and idle a minute later; all that is
+    trained before kills is at most half of the run. The run without kills tells how long a start and a save take.
 
     Returns:
         The steps from which the killed run began, how many kills fell on a save, how many arrays differ at the end, and
@@ -95,25 +96,26 @@ def survive(corpus: Corpus, folder: Path, *, steps: int, kills: int, seed: int =
     straight, run, asked = folder / "straight", folder / "killed", time.monotonic()
     process = begin(command(corpus, straight, steps))
     said, first_step = hear_first_step(process), time.monotonic()
-    wait_for_checkpoint(process, straight)
-    first_checkpoint = time.monotonic()
     said += process.communicate()[0]
     assert "has trained" in said, said
     training = time.monotonic() - first_step
-    # All that is trained before kills is about half of the run.
-    longest = max(0.5 * training * 3 / kills - (first_checkpoint - first_step), 0.1)
+    a_save, most_saves = training * SAVE_EVERY / steps, steps // SAVE_EVERY * 3 // (4 * kills)
     moments, in_a_save = random.Random(seed), 0
     for kill in range(kills):
         process = begin(command(corpus, run, steps))
-        if kill % 3 != 2:
-            hear_first_step(process)
-        if kill % 3 == 1:
-            wait_for_checkpoint(process, run)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            said = process.communicate(timeout=moments.uniform(0, first_step - asked if kill % 3 == 2 else longest))[0]
+        if kill % 3 == 2:
+            timer = threading.Timer(moments.uniform(0, first_step - asked), process.kill)
+            timer.start()
+            said = hear_first_step(process)  # of a start that is faster than the first was, this is the last moment
+            timer.cancel()
+        else:
+            said = hear_first_step(process)
+            wait_for_saves(process, run, moments.randrange(most_saves))
+            time.sleep(moments.uniform(0, a_save))
+        process.kill()
+        said += process.communicate()[0]  # its loader's processes hold the pipe open until they end as well
+        if "has trained" in said:
             raise AssertionError(f"it ended before kill {kill + 1}; give more --steps: {said}")
-        process.send_signal(signal.SIGKILL)
-        process.communicate()  # its loader's processes hold the pipe open until they end as well
         in_a_save += any(".orbax-checkpoint-tmp" in path.name for path in run.glob("checkpoints/*"))
     said = begin(command(corpus, run, steps)).communicate()[0]
     assert "has trained" in said, said
@@ -130,7 +132,7 @@ def survive(corpus: Corpus, folder: Path, *, steps: int, kills: int, seed: int =
     return {
         "steps": steps,
         "seconds of training without kills": training,
-        "seconds until a kill, at most": longest,
+        "saves waited for before a kill, fewer than": most_saves,
         "kills": kills,
         "kills that fell on a save": in_a_save,
         "steps from which starts went on": starts,
