@@ -15,9 +15,9 @@ from flax import nnx
 from . import config as cfg
 from . import memory as mem
 from . import model
-from .attention import Recall
 from .cli import InputError
 from .memory import KNNMemory, Memory
+from .recall import Recall
 from .shapes import Array, Float, Int
 from .song import Tape
 from .vocab import PAD, Vocabulary

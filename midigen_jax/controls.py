@@ -119,7 +119,7 @@ def make_rules(controls: Controls, vocabulary: Vocabulary) -> Rules:
     kind[[i for i in range(vocab.N_INSTRUMENTS) if i not in wanted]] = SILENCED
     may_come = np.ones((3, vocabulary.size), bool)
     for before in (PITCHED, DRUMS, SILENCED):
-        for token, parts in enumerate(_spelled(vocabulary)):
+        for token, parts in enumerate(vocabulary.spelled):
             playing = before
             for part in parts:
                 if scheme.multi and vocab.INSTRUMENT_0 <= part < vocab.velocity_0(scheme):
@@ -139,16 +139,11 @@ def make_rules(controls: Controls, vocabulary: Vocabulary) -> Rules:
     return Rules(*map(jnp.asarray, (*numbers, np.int32(controls.loop_bars), kind.astype(np.int32), may_come)))
 
 
-def _spelled(vocabulary: Vocabulary) -> list[tuple[int, ...]]:
-    """The base tokens of every token."""
-    return [*((token,) for token in range(vocabulary.scheme.size)), *vocabulary.merges]
-
-
 def instruments_named(vocabulary: Vocabulary) -> np.ndarray:
     """The last instrument that each token names, NO_INSTRUMENT where it names none: int32 [V]."""
     named = np.full(vocabulary.size, NO_INSTRUMENT, np.int32)
     if vocabulary.scheme.multi:
-        for token, parts in enumerate(_spelled(vocabulary)):
+        for token, parts in enumerate(vocabulary.spelled):
             for part in parts:
                 if vocab.INSTRUMENT_0 <= part < vocab.velocity_0(vocabulary.scheme):
                     named[token] = part - vocab.INSTRUMENT_0
@@ -188,7 +183,7 @@ def _heads(vocabulary: Vocabulary) -> np.ndarray:
 
 def _sounds(vocabulary: Vocabulary) -> np.ndarray:
     """Whether a token holds a note: bool [V]."""
-    return np.array([any(vocab.NOTE_0 <= p < vocab.DURATION_0 for p in parts) for parts in _spelled(vocabulary)])
+    return np.array([any(vocab.NOTE_0 <= p < vocab.DURATION_0 for p in parts) for parts in vocabulary.spelled])
 
 
 def init_echo(now: Int[Array, " B"]) -> Echo:

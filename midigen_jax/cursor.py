@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import controls, vocab
+from . import chords, controls, vocab
+from .chords import Chord
 from .controls import Echo, Rules
 from .shapes import Array, Bool, Int
 from .vocab import Vocabulary
@@ -27,6 +28,7 @@ class Cursor(NamedTuple):
     now: Int[Array, " B"]  # where the next token will stand
     drawn: Int[Array, " B"]  # tokens that were drawn
     stream: Int[Array, " B"]  # of random numbers, from which the row draws, whatever place it has in a batch
+    chord: Chord
     echo: Echo
 
 
@@ -43,7 +45,7 @@ class Timeline(NamedTuple):
 def allowed(
     cursor: Cursor, timeline: Timeline, bar: Int[Array, " B"], rules: Rules, vocabulary: Vocabulary
 ) -> Bool[Array, "B V"]:
-    """The tokens that may come next, by the grammar and the rules.
+    """The tokens that may come next, by the grammar, the order of notes that begin together, and the rules.
 
     Before the prompt's end nothing but rests that lead up to it; an invention begins with a note.
 
@@ -60,6 +62,7 @@ def allowed(
     begins = (cursor.token == vocab.SOS)[:, None]
     notes = jnp.asarray(vocabulary.begins_with_note)
     legal &= jnp.where(missing > 0, leading_up, ~begins | notes)
+    legal &= chords.goes_on(cursor.chord, cursor.instrument, vocabulary)
     legal &= rules.may_come[rules.kind[cursor.instrument]]
     circles = controls.goes_in_circles(cursor.echo, cursor.state, cursor.now, bar, rules, vocabulary)
     straight = legal & ~(circles & (missing == 0))
@@ -69,14 +72,17 @@ def allowed(
 def advance(cursor: Cursor, token: Int[Array, " B"], vocabulary: Vocabulary) -> Cursor:
     """The cursor after a token."""
     next_state, steps = vocabulary.grammar
+    instrument = controls.instrument_after(cursor.instrument, token, vocabulary)
+    passed = jnp.asarray(steps)[cursor.state, token]
     return Cursor(
         token,
         jnp.asarray(next_state, jnp.int32)[cursor.state, token],
-        controls.instrument_after(cursor.instrument, token, vocabulary),
+        instrument,
         cursor.now,
-        cursor.now + jnp.asarray(steps)[cursor.state, token],
+        cursor.now + passed,
         cursor.drawn + 1,
         cursor.stream,
+        chords.hear(cursor.chord, token, passed > 0, instrument, vocabulary),
         controls.hear(cursor.echo, cursor.state, token, cursor.now, vocabulary),
     )
 

@@ -20,7 +20,7 @@ from .song import Song, notes_of
 from .tensors import by_path, digest, read_tensors, write_tensors
 from .vocab import Scheme, Vocabulary
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 KIND = "midigen_jax state"
 _TABLES = ("bars", "meters", "tempos")
 

@@ -21,15 +21,14 @@ from .attention import (
     Attention,
     Decoding,
     Reading,
-    Recall,
     initial_bias,
-    no_statistics,
     position_bias,
     t5_bucket,
 )
 from .cache import Cache
 from .context import LENGTH, Context
 from .memory import KNNMemory, XLMemory
+from .recall import Recall, no_statistics
 from .shapes import Array, Bool, Float, Int
 from .vocab import Vocabulary
 
@@ -78,9 +77,8 @@ def dropout(x: Float[Array, "*B F"], rate: float, keys: Array | None) -> Float[A
 
 def pitch_features(vocabulary: Vocabulary) -> Float[Array, "V features"]:
     """How often a token sounds each pitch class and each octave; a merged token may sound several."""
-    spelled = [*((token,) for token in range(vocabulary.scheme.size)), *vocabulary.merges]
     features = np.zeros((vocabulary.size, PITCH_CLASSES + OCTAVES), np.float32)
-    for token, parts in enumerate(spelled):
+    for token, parts in enumerate(vocabulary.spelled):
         for part in parts:
             if vocab.NOTE_0 <= part < vocab.DURATION_0:
                 octave, pitch_class = divmod(part - vocab.NOTE_0, PITCH_CLASSES)

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from . import cache as caches
-from . import checkpoint, controls, export, model, vocab
+from . import checkpoint, chords, controls, export, model, vocab
 from . import config as cfg
 from . import held as held_state
 from . import memory as mem
@@ -131,7 +131,10 @@ class Sampler:
             output = self._read_segment(self.params, memory, segments, segments, segments, segments)
             ints = jnp.zeros(n_rows, jnp.int32)
             cache = caches.from_segments(output.window, output.knn, ints, self.config)
-            return State(cache, Cursor(ints, ints, ints, ints, ints, ints, ints, controls.init_echo(ints)))
+            return State(
+                cache,
+                Cursor(ints, ints, ints, ints, ints, ints, ints, chords.init_chord(ints), controls.init_echo(ints)),
+            )
 
         return jax.eval_shape(state)
 
@@ -190,7 +193,9 @@ class Sampler:
         echo = controls.init_echo(jnp.asarray([prompt.end for prompt in distinct], jnp.int32))
         cache = self.read([(np.concatenate(a), np.concatenate(b), np.concatenate(c)) for a, b, c in songs])
         token, state_of, instrument_of, step, now_of, drawn, stream = jnp.asarray(cursors, jnp.int32).T
-        cursor = Cursor(token, state_of, instrument_of, step, now_of, drawn, stream, echo)
+        # Rests lead up to the prompt's end before the next note.
+        chord = chords.init_chord(token)
+        cursor = Cursor(token, state_of, instrument_of, step, now_of, drawn, stream, chord, echo)
         held = Held(State(cache, cursor), rows, self.fingerprint)
         which = [next(i for i, x in enumerate(distinct) if x is prompt) for prompt in prompts]
         held = held if which == list(range(len(distinct))) else held.take(which)

@@ -21,10 +21,10 @@ from jax.sharding import PartitionSpec as P
 from . import config as cfg
 from . import data, model, vocab
 from . import memory as mem
-from .attention import Statistics
 from .cli import InputError
 from .corpus import Corpus
 from .kernels.score import pitched
+from .recall import Statistics
 from .shapes import Array
 from .vocab import Vocabulary
 

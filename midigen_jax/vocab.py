@@ -62,6 +62,11 @@ class Vocabulary:
         return self.scheme.size + len(self.merges)
 
     @cached_property
+    def spelled(self) -> tuple[tuple[int, ...], ...]:
+        """The base tokens of every token."""
+        return (*((token,) for token in range(self.scheme.size)), *self.merges)
+
+    @cached_property
     def names(self) -> tuple[str, ...]:
         names = ["sos", "eos", "pad", "sep"]
         names += [f"n{pitch}" for pitch in range(128)]
@@ -116,7 +121,7 @@ class Vocabulary:
     def begins_with_note(self) -> np.ndarray:
         """Tokens with which a song can begin whose first event is a note: bool [size]."""
         next_state, _ = self.grammar
-        first = np.array([*range(self.scheme.size), *(merge[0] for merge in self.merges)])
+        first = np.array([parts[0] for parts in self.spelled])
         return (next_state[START] >= 0) & (first != SEP)
 
     @cached_property

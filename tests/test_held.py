@@ -14,7 +14,7 @@ from conftest import random_notes, write_midi
 from test_model import build, changed
 
 from midigen_jax import cache as caches
-from midigen_jax import cli, controls, export, midi, sample
+from midigen_jax import chords, cli, controls, export, midi, sample
 from midigen_jax import held as held_state
 from midigen_jax.cli import InputError
 from midigen_jax.continuation import Length
@@ -42,7 +42,7 @@ def tokens(takes):
 
 @pytest.fixture(scope="module")
 def never_stopped(sampler, file):
-    return sampler.continue_(file, prompt_bars=4, bars=24, num=3, seed=5)
+    return sampler.continue_(file, prompt_bars=4, bars=72, num=3, seed=5)
 
 
 def test_going_on_gives_the_tokens_of_never_stopping(sampler, file, never_stopped, tmp_path):
@@ -53,7 +53,7 @@ def test_going_on_gives_the_tokens_of_never_stopping(sampler, file, never_stoppe
     held_state.save(tmp_path / "a.state", first[0].held)
     loaded = sampler.load_state(tmp_path / "a.state")
     for takes in (first, loaded, first):  # going on leaves a state as it was
-        rest = sampler.continue_(takes, bars=15, seed=5)
+        rest = sampler.continue_(takes, bars=63, seed=5)
         assert tokens(rest) == tokens(never_stopped)
         assert [take.begins for take in rest] == [13 * 32] * 3
     same = zip(jax.tree.leaves(first[0].held.state), jax.tree.leaves(loaded[0].held.state), strict=True)
@@ -63,7 +63,7 @@ def test_going_on_gives_the_tokens_of_never_stopping(sampler, file, never_stoppe
 def test_a_fork_goes_different_ways_from_the_same_past(sampler, file, never_stopped):
     (first,) = sampler.continue_(file, prompt_bars=4, bars=9, seed=5)
     past = tokens([first])[0]
-    forks = tokens(sampler.continue_(first, bars=15, num=3, seed=5))
+    forks = tokens(sampler.continue_(first, bars=63, num=3, seed=5))
     assert all(fork[: len(past)] == past for fork in forks)
     assert len({tuple(fork) for fork in forks}) == 3
     assert forks[0] == tokens(never_stopped)[0]
@@ -74,12 +74,12 @@ def test_a_row_that_goes_on_alone_or_first_of_its_forks_goes_on_as_ever(sampler,
     takes = sampler.continue_(file, prompt_bars=4, bars=9, num=3, seed=5)
     takes[2].save_state(tmp_path / "a.state")
     for start in (takes[2], sampler.load_state(tmp_path / "a.state")):
-        forks = sampler.continue_(start, bars=15, num=4, seed=5)
+        forks = sampler.continue_(start, bars=63, num=4, seed=5)
         assert tokens(forks)[0] == tokens(never_stopped)[2]
         assert len({tuple(fork) for fork in tokens(forks)}) == 4
-    backwards = sampler.continue_(takes[::-1], bars=15, seed=5)
+    backwards = sampler.continue_(takes[::-1], bars=63, seed=5)
     assert tokens(backwards) == tokens(never_stopped)[::-1]
-    assert tokens(sampler.continue_(takes, bars=15, num=2, seed=5)) == tokens(never_stopped)[:2]
+    assert tokens(sampler.continue_(takes, bars=63, num=2, seed=5)) == tokens(never_stopped)[:2]
 
 
 def test_streams_of_copies():
@@ -88,7 +88,7 @@ def test_streams_of_copies():
     cache = caches.Cache(
         (keys,), (keys,), None, jnp.zeros((2, 0), int), caches.Place(ints[0], ints[0], ints, ints, ints)
     )
-    cursor = Cursor(*[ints] * 6, jnp.array([1, 4]), controls.init_echo(ints))
+    cursor = Cursor(*[ints] * 6, jnp.array([1, 4]), chords.init_chord(ints), controls.init_echo(ints))
     held = held_state.Held(held_state.State(cache, cursor), ["a", "b"], "")
     taken = held.take([1, 1, 0, 1])
     assert taken.state.cursor.stream.tolist() == [4, 0, 1, 2]
@@ -98,7 +98,7 @@ def test_streams_of_copies():
 
 def test_stopping_keeps_what_there_is_and_going_on_is_as_ever(sampler, file, never_stopped):
     end = never_stopped[0].held.rows[0].end
-    playing = sampler.extend(file, prompt_bars=4, length=Length(24), num=3, seed=5)
+    playing = sampler.extend(file, prompt_bars=4, length=Length(72), num=3, seed=5)
     takes = playing.finish(stopping=[2])
     assert all(take.stopped == "cut off (too many notes, or interrupted)" for take in takes)
     drawn = takes[0].held.state.cursor.drawn.tolist()

@@ -7,7 +7,7 @@ from flax import nnx
 from test_model import OPTIONS, build, changed, logits_in_segments
 
 from midigen_jax import cache as caches
-from midigen_jax import controls, cursor, midi, model, vocab
+from midigen_jax import chords, controls, cursor, midi, model, vocab
 from midigen_jax.cli import InputError
 from midigen_jax.continuation import Length, write_sample
 from midigen_jax.controls import Controls
@@ -216,8 +216,8 @@ def test_advance_and_allowed(sampler):
     words = Vocabulary(Scheme(), merges=((vocab.SEP, vocab.DURATION_0 + 8), (vocab.NOTE_0, vocab.DURATION_0 + 1)))
     prompt, bar = Prompt(new_song(words.scheme), 10), jnp.array([32])
     timeline = make_timeline(sampler.begin([prompt]), [NEVER])
-    echo = controls.init_echo(jnp.array([10]))
-    place = Cursor(*(jnp.array([x]) for x in (vocab.SOS, vocab.START, controls.NO_INSTRUMENT, 0, 0, 5, 0)), echo)
+    chord, echo = chords.init_chord(jnp.array([0])), controls.init_echo(jnp.array([10]))
+    place = Cursor(*(jnp.array([x]) for x in (vocab.SOS, vocab.START, controls.NO_INSTRUMENT, 0, 0, 5, 0)), chord, echo)
     rules = controls.make_rules(FREE, words)
 
     def choices():
