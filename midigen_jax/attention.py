@@ -196,7 +196,7 @@ class Attention(nnx.Module):
         if self.has_knn:
             self.context_scale = nnx.Param(jnp.full(heads, NORMALIZED_SCALE, jnp.float32))
             self.gate = nnx.Param(jnp.zeros(heads))
-            self.vote = nnx.Param(jnp.full(heads, VOTE))
+            self.vote = nnx.Param(jnp.full(heads, VOTE, jnp.float32))
 
     def __call__(self, x: Float[Array, "B Q D"], reading: Reading) -> tuple[Array, tuple[Array, Array], Recall]:
         """Returns the output, the layer's window with the new keys and values, and what the kNN memory did."""

@@ -30,7 +30,8 @@ PITCHED, DRUMS, SILENCED = range(3)  # kinds of instruments, by what the control
 class Controls:
     """What a user sets; the defaults of `sample.py`."""
 
-    temperature: float = 0.9
+    # Below 1 a memory that is sure already of what came next is believed even more, and music goes in circles.
+    temperature: float = 1.0
     top_k: int = 0  # draw from so many likeliest tokens; 0: all
     top_p: float = 0.95  # from the likeliest that together have this probability (Holtzman et al. 2020); 1: all
     min_p: float = 0.0  # from those at least this share as likely as the likeliest (Nguyen et al. 2024)

@@ -24,7 +24,7 @@ from midigen_jax.checkpoint import Checkpoints
 from midigen_jax.cli import InputError
 from midigen_jax.corpus import open_corpus
 from midigen_jax.encode import encode_folder
-from midigen_jax.step import init_state, make_loss, make_mesh, make_train_step
+from midigen_jax.step import make_loss, make_mesh, make_train_step
 from midigen_jax.vocab import Scheme, Vocabulary
 
 ROOT = Path(__file__).parent.parent
@@ -91,12 +91,15 @@ def test_metrics_are_means_over_steps():
     assert log.mean_metrics([nothing])["hit_age"] == 0
 
 
-def test_the_first_loss_is_that_of_a_uniform_guess(small, corpus):
-    state = jax.jit(init_state, static_argnums=(0, 1))(small, Vocabulary())
-    step = make_train_step(model.abstract(small, Vocabulary()), small, make_mesh(small))
-    state, metrics = step(state, next(data.training_steps(small, corpus)))
+def test_the_first_loss_is_that_of_a_uniform_guess_and_the_step_is_compiled_once(small, corpus, tmp_path):
+    mesh, batches = make_mesh(small), data.training_steps(small, corpus)
+    state = start.state_of(Checkpoints(tmp_path), small, corpus, mesh, None)
+    step = make_train_step(model.abstract(small, Vocabulary()), small, mesh)
+    state, metrics = step(state, next(batches))
     assert float(metrics["loss"]) == pytest.approx(np.log(389), abs=0.1)
-    assert int(state.step) == 1
+    state, _ = step(state, next(batches))
+    assert int(state.step) == 2
+    assert step._cache_size() == 1
 
 
 STOPPED = """
