@@ -19,7 +19,7 @@ import numpy as np
 from _ours import Ours, batches_of, circumstances
 from _shared import save
 
-from midigen_jax import arms, cli, losses, model, step, vocab
+from midigen_jax import arms, cli, losses, model, process, step, vocab
 from midigen_jax import config as cfg
 from midigen_jax.corpus import Corpus
 from midigen_jax.train import get_corpus
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=500_000, help="tokens between validations")
     parser.add_argument("--songs", type=int, default=20, help="validation songs on the way")
     args = parser.parse_args()
-    step.keep_freed_memory()
+    process.keep_freed_memory()
     config = cfg.override(cfg.load(args.config), args.set)
     corpus = get_corpus(args.data, args.workdir)
     training, validation = corpus.songs_of("train"), corpus.songs_of("validation")

@@ -17,7 +17,7 @@ import numpy as np
 from _ours import Ours, circumstances
 from _shared import save
 
-from midigen_jax import checkpoint, cli, data, start, step
+from midigen_jax import checkpoint, cli, data, process, start, step
 from midigen_jax import config as cfg
 from midigen_jax.corpus import Corpus, open_corpus
 from midigen_jax.train import get_corpus
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=6, help="with a save, and as many without")
     parser.add_argument("--window-steps", type=int, default=12, help="steps of each")
     args = parser.parse_args()
-    step.keep_freed_memory()
+    process.keep_freed_memory()
     corpus = get_corpus(args.data, args.workdir)
     config = cfg.override(cfg.load(args.config), args.set)
     side, trained = training(config, corpus, args.steps)

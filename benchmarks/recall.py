@@ -21,7 +21,7 @@ from _ours import Ours, circumstances
 from _shared import save
 from flax import nnx
 
-from midigen_jax import cli, model, step, vocab
+from midigen_jax import cli, model, process, vocab
 from midigen_jax import config as cfg
 from midigen_jax import memory as mem
 from midigen_jax.vocab import Vocabulary
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600, help="optimizer steps an arm")
     parser.add_argument("--batches", type=int, default=50, help="batches of the test")
     args = parser.parse_args()
-    step.keep_freed_memory()
+    process.keep_freed_memory()
     rows: dict[str, dict[str, Any]] = {}
     for name, knn in (("with kNN memory", True), ("without", False)):
         config = make_config(knn=knn, steps=args.steps)

@@ -24,7 +24,7 @@ import numpy as np
 from _ours import Ours, batches_of, circumstances
 from _shared import resident_megabytes, save
 
-from midigen_jax import cli, step, vocab
+from midigen_jax import cli, process, step, vocab
 from midigen_jax import config as cfg
 from midigen_jax import memory as mem
 from midigen_jax.attention import normalize
@@ -69,7 +69,7 @@ def start(side: str, config: cfg.Config, corpus: Corpus, steps: int) -> tuple[An
 def alone(side: str, config: cfg.Config, corpus: Corpus, steps: int) -> dict[str, float]:
     """Time to the end of the first step, compilation included, and the peak memory of this process."""
     if side in SIDES[:2]:
-        step.keep_freed_memory()
+        process.keep_freed_memory()
     else:
         import _midigen_training  # noqa: F401  (as JAX, it has been imported before the clock starts)
         import _peers  # noqa: F401
@@ -96,7 +96,7 @@ def compare(config: cfg.Config, corpus: Corpus, steps: int) -> dict[str, dict[st
     All run in a process that keeps freed memory, and Faiss multiplies matrices in the baseline's searches too, which
     its author's did not: both are in favour of the others. Tokens are those that are learned from.
     """
-    step.keep_freed_memory()
+    process.keep_freed_memory()
     contestants: dict[str, tuple[Any, Batches]] = {}
     for side in SIDES:
         try:

@@ -16,7 +16,7 @@ import numpy as np
 from _ours import Ours, batches_of, circumstances
 from _shared import RESULTS, save
 
-from midigen_jax import cli, losses, step
+from midigen_jax import cli, losses, process, step
 from midigen_jax import config as cfg
 from midigen_jax.corpus import Corpus
 from midigen_jax.train import get_corpus
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--songs", type=int, default=20, help="validation songs")
     parser.add_argument("--timed-steps", type=int, default=12, help="steps a variant that are timed")
     args = parser.parse_args()
-    step.keep_freed_memory()
+    process.keep_freed_memory()
     corpus = get_corpus(args.data, args.workdir)
     songs = corpus.songs_of("validation")[: args.songs]
     always = (*BASE, f"train.steps={args.steps}", f"train.warmup={args.steps // 8}", *args.set)

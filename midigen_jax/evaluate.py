@@ -30,6 +30,7 @@ from .corpus import SPLITS, Corpus
 from .inside import look_inside
 from .likeness import Pair
 from .probe import find_themes, probe
+from .process import keep_programs
 from .sampler import Sampler
 from .song import Tape
 from .train import get_corpus
@@ -200,6 +201,7 @@ def main() -> None:
         raise InputError("--themes 1: another theme is the control; give at least 2, or 0")
     out = args.out or args.runs[0]
     files.check_writable(out / "report.html")
+    keep_programs()
     samplers, corpus = open_runs(args.runs, args.data)
     index = corpus.songs_of(args.split)[: args.songs]
     if len(index) == 0:

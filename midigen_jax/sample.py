@@ -24,6 +24,7 @@ from .continuation import Continuation, Length
 from .controls import Controls
 from .corpus import Corpus, is_corpus, open_corpus
 from .files import check_writable
+from .process import keep_programs
 from .sampler import DEFAULTS, Sampler
 from .song import Prompt, Song
 
@@ -84,6 +85,7 @@ def main() -> None:
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(Controls)}
     settings = Controls.of(**{name: value for name, value in given.items() if value is not None})
     choose_device(args.device)
+    keep_programs()
     sampler = Sampler.open(args.run, best=args.best)
     controls.make_rules(settings, sampler.vocabulary)  # says what doesn't fit before anything is read
     port = stream.open_port(args.port) if args.port else None

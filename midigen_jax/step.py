@@ -4,8 +4,6 @@ Everything that belongs to a lane (its tokens, its memories, its dropout) stays 
 optimizer are on all of them, and only gradients travel.
 """
 
-import contextlib
-import ctypes
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -43,20 +41,6 @@ class TrainState(NamedTuple):
     memory: mem.Memory
     step: Array  # steps done
     key: Array  # data of the random key
-
-
-def keep_freed_memory() -> None:
-    """Lets the allocator keep what XLA frees on the CPU, for the whole process.
-
-    XLA asks malloc for its temporary memory anew in every step, and glibc gives such large blocks back to the kernel at
-    once, which clears each page again when it is touched: 100,000 page faults a step of `configs/pop909.py`, an eighth
-    of its time. Where there is no glibc nothing happens.
-    """
-    max_mmaps, trim_threshold, max_arenas = -4, -1, -8  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX of malloc.h
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        for option, value in ((max_mmaps, 0), (trim_threshold, 2**31 - 1), (max_arenas, 1)):
-            mallopt(option, value)
 
 
 def make_mesh(config: cfg.Config) -> Mesh:

@@ -8,7 +8,6 @@ On several hosts every one runs this command with --distributed, and all see the
 """
 
 import contextlib
-import os
 import signal
 import sys
 import time
@@ -26,7 +25,8 @@ from .cli import InputError
 from .corpus import Corpus, is_corpus, open_corpus, skipped_files
 from .encode import encode_folder, midi_files
 from .log import Log, Recent
-from .step import TrainState, host_rows, keep_freed_memory, make_loss, make_mesh, make_put, make_train_step
+from .process import keep_freed_memory, keep_programs
+from .step import TrainState, host_rows, make_loss, make_mesh, make_put, make_train_step
 from .vocab import Vocabulary
 from .watch import Samples, Validation
 
@@ -231,9 +231,7 @@ def main() -> None:
     if args.distributed is not None:
         hosts.join(args.distributed)
     keep_freed_memory()
-    if jax.default_backend() != "cpu" and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        # On the CPU compiling takes seconds, and a program that calls Faiss can't be kept.
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "midigen_jax" / "xla"))
+    keep_programs()
     if stopped_by := train(config, args.data, args.workdir, args.init_from):
         sys.exit(128 + stopped_by)
 
