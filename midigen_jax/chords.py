@@ -14,9 +14,10 @@ from . import vocab
 from .shapes import Array, Bool, Int
 from .vocab import Vocabulary
 
-# On one step, where instruments are not kept apart; 1 note in 10,000 of the music21 corpus is a fifth.
+# On one step, where instruments are not kept apart. Of 10,000 notes of the music21 corpus one is a fifth unison.
 MOST_UNISONS = 4
 NO_RANK = -1
+NO_INSTRUMENT = vocab.N_INSTRUMENTS
 PITCHES = 128
 
 
@@ -28,31 +29,37 @@ class Chord(NamedTuple):
 
 
 class _Notes(NamedTuple):
-    """The first note of each token if nothing stands before it but its instrument, and the last if no rest follows it.
+    """What counts of each token's notes, int32 [V]; ranks are those within an instrument."""
 
-    All int32 [V], NO_RANK where there is no such note; the ranks are those within an instrument.
-    """
-
-    first: np.ndarray
-    instrument: np.ndarray  # that the token names before its first note, or instead of one
-    last: np.ndarray
-    unisons: np.ndarray  # notes like the last, next to it
+    first: np.ndarray  # rank of the first, if nothing stands before it but its instrument; else NO_RANK
+    first_unisons: np.ndarray  # notes of its rank that come with it
+    named: np.ndarray  # instrument with which the token begins; else NO_INSTRUMENT
+    below: np.ndarray  # the instrument that plays before must come before this one, whose notes follow its own
+    last: np.ndarray  # rank of the last, if no rest follows it; else NO_RANK
+    last_unisons: np.ndarray  # notes of its rank that come with it
 
 
 def _notes(vocabulary: Vocabulary) -> _Notes:
-    found = _Notes(*np.full((4, vocabulary.size), NO_RANK, np.int32))
+    found = _Notes(*np.full((6, vocabulary.size), NO_RANK, np.int32))
+    found.named[:], found.below[:] = NO_INSTRUMENT, NO_INSTRUMENT + 1
     for token, parts in enumerate(vocabulary.spelled):
+        ranks: list[int] = []  # of the notes since the last rest or instrument
+        starts_chord = renamed = False  # whether a rest, or an instrument, stands before these
         for i, part in enumerate(parts):
             if part == vocab.SEP:
-                found.last[token] = NO_RANK
+                ranks, starts_chord = [], True
+            elif vocab.INSTRUMENT_0 <= part < vocab.velocity_0(vocabulary.scheme):
+                if i == 0:
+                    found.named[token] = part - vocab.INSTRUMENT_0
+                elif ranks and not renamed:
+                    found.below[token] = part - vocab.INSTRUMENT_0
+                ranks, renamed, starts_chord = [], True, starts_chord or i > 0
             elif vocab.NOTE_0 <= part < vocab.DURATION_0:
-                rank = vocab.DURATION_0 - 1 - part
-                found.unisons[token] = 1 if found.last[token] != rank else found.unisons[token] + 1
-                found.last[token] = rank
-                if i == 0 or (i == 1 and found.instrument[token] != NO_RANK):
-                    found.first[token] = rank
-            elif i == 0 and vocab.INSTRUMENT_0 <= part < vocab.velocity_0(vocabulary.scheme):
-                found.instrument[token] = part - vocab.INSTRUMENT_0
+                ranks.append(vocab.DURATION_0 - 1 - part)
+                if not starts_chord and ranks[-1] == ranks[0]:
+                    found.first[token], found.first_unisons[token] = ranks[0], len(ranks)
+        if ranks:
+            found.last[token], found.last_unisons[token] = ranks[-1], ranks.count(ranks[-1])
     return found
 
 
@@ -61,21 +68,21 @@ def init_chord(rows: Int[Array, " B"]) -> Chord:
     return Chord(jnp.full_like(rows, NO_RANK), jnp.zeros_like(rows))
 
 
-def goes_on(chord: Chord, instrument: Int[Array, " B"], vocabulary: Vocabulary) -> Bool[Array, "B V"]:
-    """The tokens whose first note may follow, and all that begin with something else.
+def may_follow(chord: Chord, instrument: Int[Array, " B"], vocabulary: Vocabulary) -> Bool[Array, "B V"]:
+    """The tokens whose notes come in the order, one after the other and after the chord's.
 
     Args:
         instrument: that plays.
     """
     notes = _notes(vocabulary)
-    last = chord.rank[:, None]
+    last, plays = chord.rank[:, None], instrument[:, None]
     if not vocabulary.scheme.multi:
-        again = chord.unisons[:, None] < MOST_UNISONS
+        again = chord.unisons[:, None] + notes.first_unisons <= MOST_UNISONS
         return (notes.first == NO_RANK) | (notes.first > last) | ((notes.first == last) & again)
-    named = notes.instrument != NO_RANK
-    plays = jnp.where(named, notes.instrument, instrument[:, None])
-    # An instrument is named for another note than before; alone, it has its own next.
-    return jnp.where(named, plays > last // PITCHES, (notes.first == NO_RANK) | (PITCHES * plays + notes.first > last))
+    # An instrument is named if another has played the note before, be it on another step.
+    named = (notes.named > last // PITCHES) & (notes.named != plays)
+    unnamed = ((notes.first == NO_RANK) | (PITCHES * plays + notes.first > last)) & (plays < notes.below)
+    return jnp.where(notes.named != NO_INSTRUMENT, named, unnamed)
 
 
 def hear(
@@ -92,7 +99,7 @@ def hear(
         instrument: that plays after it.
     """
     notes = _notes(vocabulary)
-    within, unisons = jnp.asarray(notes.last)[token], jnp.asarray(notes.unisons)[token]
+    within, unisons = jnp.asarray(notes.last)[token], jnp.asarray(notes.last_unisons)[token]
     rank = within + PITCHES * instrument if vocabulary.scheme.multi else within
     before = Chord(jnp.where(moves, NO_RANK, chord.rank), jnp.where(moves, 0, chord.unisons))
     unisons = jnp.where(rank == before.rank, before.unisons + unisons, unisons)

@@ -28,7 +28,7 @@ class Cursor(NamedTuple):
     now: Int[Array, " B"]  # where the next token will stand
     drawn: Int[Array, " B"]  # tokens that were drawn
     stream: Int[Array, " B"]  # of random numbers, from which the row draws, whatever place it has in a batch
-    chord: Chord
+    chord: Chord  # on the step where it stands
     echo: Echo
 
 
@@ -62,7 +62,7 @@ def allowed(
     begins = (cursor.token == vocab.SOS)[:, None]
     notes = jnp.asarray(vocabulary.begins_with_note)
     legal &= jnp.where(missing > 0, leading_up, ~begins | notes)
-    legal &= chords.goes_on(cursor.chord, cursor.instrument, vocabulary)
+    legal &= chords.may_follow(cursor.chord, cursor.instrument, vocabulary)
     legal &= rules.may_come[rules.kind[cursor.instrument]]
     circles = controls.goes_in_circles(cursor.echo, cursor.state, cursor.now, bar, rules, vocabulary)
     straight = legal & ~(circles & (missing == 0))

@@ -21,7 +21,7 @@ def forbidden(tokens, vocabulary):
 
     def one(carry, token):
         chord, state, instrument = carry
-        fits = chords.goes_on(chord, instrument, vocabulary)[0, token]
+        fits = chords.may_follow(chord, instrument, vocabulary)[0, token]
         instrument = controls.instrument_after(instrument, token[None], vocabulary)
         chord = chords.hear(chord, token[None], steps[state, token] > 0, instrument, vocabulary)
         return (chord, next_state[state, token].astype(int), instrument), fits
@@ -47,6 +47,9 @@ def test_songs_as_they_are_encoded_keep_to_it(midi_folder, band_folder, tmp_path
 def test_an_order_that_no_song_has_is_noticed():
     plain, multi = Vocabulary(), Vocabulary(Scheme(multi=True))
     note, d, i = vocab.NOTE_0 + 60, vocab.DURATION_0 + 4, vocab.INSTRUMENT_0
+    several = ((note, d, i + 5, note, d), (vocab.SEP, d, note, d, i + 5, note, d), (i + 2, note, d, i + 4, note, d))
+    band = Vocabulary(Scheme(multi=True), several)
+    one, after_rest, begun = range(band.scheme.size, band.size)
     merged = Vocabulary(Scheme(), ((note, d, note, d), (note, d, vocab.SEP, d, note + 7, d)))
     cases = [
         (plain, [note, d, note - 1, d, note - 1, d], []),
@@ -55,12 +58,21 @@ def test_an_order_that_no_song_has_is_noticed():
         (plain, [note, d] * 5, [9]),  # a unison too many
         (plain, [note + 1, d] + [note, d] * 4, []),
         (merged, [389, 389, 389], [3]),
+        (merged, [note, d, 389, note, d], []),
+        (merged, [note, d, note, d, note, d, 389], [7]),  # two unisons, of which one is too many
         (merged, [389, 390, note + 7, d, note + 8, d], [5]),
         (multi, [i + 3, note, d, note - 1, d, i + 5, note + 9, d], []),
         (multi, [i + 3, note, d, note, d], [4]),
         (multi, [i + 3, note, d, i + 2, note, d], [4, 5]),
         (multi, [i + 3, note, d, i + 3, note - 1, d], [4]),
         (multi, [i + 3, note, d, vocab.SEP, d, i + 2, note, d], []),
+        (multi, [i + 3, note, d, vocab.SEP, d, i + 3, note, d], [6]),
+        (band, [i + 3, note + 1, d, one], []),
+        (band, [i + 7, note + 1, d, one], [4]),
+        (band, [i + 3, note + 1, d, after_rest], []),
+        (band, [i + 7, note + 1, d, after_rest], [4]),
+        (band, [i + 1, note, d, begun, i + 5, note, d], []),
+        (band, [i + 1, note, d, begun, i + 3, note, d], [5, 6]),
     ]
     for vocabulary, tokens, wrong in cases:
         assert forbidden(np.array([vocab.SOS, *tokens]), vocabulary) == wrong, tokens

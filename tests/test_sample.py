@@ -161,8 +161,10 @@ def rich():
     """Instruments, velocities and merges, of one event and of several, with and without a rest or an instrument."""
     scheme = Scheme(8, multi=True, velocities=True)
     loud, short = vocab.velocity_0(scheme) + 20, vocab.DURATION_0 + 2
-    note, rest = (vocab.NOTE_0 + 60, loud, short), (vocab.SEP, short)
-    return Vocabulary(scheme, (note, rest, note + rest, rest + note, (vocab.INSTRUMENT_0 + vocab.DRUMS, *note, *rest)))
+    note, rest, instrument = (vocab.NOTE_0 + 60, loud, short), (vocab.SEP, short), (vocab.INSTRUMENT_0 + 40,)
+    drums = (vocab.INSTRUMENT_0 + vocab.DRUMS,)
+    runs = (note, rest, note + rest, rest + note, drums + note + rest, note + instrument + note)
+    return Vocabulary(scheme, runs)
 
 
 def drawn(sampler, prompt, n_rows, n_tokens, settings=FREE):
