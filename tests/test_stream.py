@@ -39,7 +39,7 @@ class Port(BaseOutput):
 def playing(small, tmp_path):
     file = write_midi(tmp_path / "prompt.mid", [random_notes(np.random.default_rng(3), 60, beats=30)], tempo=10_000)
     sampler = Sampler(small, build(small)[1], Vocabulary())
-    return sampler.extend(file, prompt_bars=2, length=Length(36), num=2)
+    return sampler.extend(file, prompt_bars=2, length=Length(90), num=2)
 
 
 def test_a_file_can_be_read_at_any_moment(playing, tmp_path, monkeypatch):
