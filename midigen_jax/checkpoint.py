@@ -343,6 +343,8 @@ def open_run(run: Path) -> Checkpoints:
         InputError: there is no such folder, or no checkpoint in it.
     """
     train = f"train.py CONFIG --data ... --workdir {run}"
+    if run.is_file():
+        raise InputError(f"{run}: is a file; give the folder of a run, as train.py has it for --workdir")
     if not run.is_dir():
         raise InputError(f"{run}: no such run folder; train one with {train}")
     if (run / "checkpoints").is_dir():

@@ -126,7 +126,8 @@ def table(name: str, found: dict[str, Any]) -> str:
     rows |= {f"bars, {kind}": row for kind, row in found["by repetition"].items()}
     lines = [name]
     for title, row in rows.items():
-        lines += [f"  {title}"] + [f"    {arm:44} {value}" for arm, value in row.items() if value is not None]
+        said = [f"    {arm:44} {value}" for arm, value in row.items() if value is not None]
+        lines += [f"  {title}", *said] if said else []
     return "\n".join(lines)
 
 
@@ -261,7 +262,7 @@ def main() -> None:
     pairs[first][0].take.save(out / "sample", title=f"{titles[0]}, continued")
     listened = {name: some[:LISTENED] for name, some in pairs.items()}
     files.write_text(out / "report.html", report.page(result, listened, titles))
-    print(f"{out / 'report.html'}: {len(runs)} run{'s' * (len(runs) > 1)}")
+    print(f"{out / 'report.html'}: {len(runs)} run{'s' * (len(runs) > 1)}; open it in a browser. Beside it sample.mid")
 
 
 if __name__ == "__main__":

@@ -62,11 +62,13 @@ def main() -> None:
     args = parser.parse_args()
     from .sampler import Sampler  # which imports this module
 
+    if args.file.is_dir():
+        raise InputError(f"{args.file}: is a folder; give the name of a file to write")
     sampler = Sampler.from_run(args.run, best=args.best)
     write(args.file, sampler.config, jax.tree.map(np.asarray, sampler.params), sampler.vocabulary)
     n_params = sum(x.size for x in jax.tree.leaves(sampler.params))
     print(f"{args.file}: {n_params / 1e6:.1f} M parameters, {args.file.stat().st_size / 1e6:.1f} MB")
-    print(f"continue a song with python sample.py {args.file} --prompt FILE.mid")
+    print(f"continue a song, in any folder, with python -m midigen_jax.sample {args.file} --prompt FILE.mid")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import jax
 
+from .cli import InputError
+
 
 def keep_freed_memory() -> None:
     """Lets the allocator keep what XLA frees on the CPU, for the whole process.
@@ -28,6 +30,14 @@ def keep_programs() -> None:
 
     Not on the CPU, where compiling takes seconds, a program that calls Faiss can't be kept, and jax up to 0.10 at least
     refuses what it kept on some processors.
+
+    Raises:
+        InputError: the device that JAX_PLATFORMS asks for can't be used.
     """
-    if jax.default_backend() != "cpu" and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    try:
+        backend = jax.default_backend()
+    except (RuntimeError, AssertionError):  # the latter where JAX has no such plugin
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise InputError(f"JAX_PLATFORMS={asked}: no such device here; unset it, or set it to cpu") from None
+    if backend != "cpu" and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "midigen_jax" / "xla"))

@@ -48,8 +48,8 @@ def get_corpus(source: Path, run: Path, vocabulary: Vocabulary | int = 0) -> Cor
     corpus = open_corpus(path)
     if sorted({*corpus.names, *skipped_files(path)}) != names:
         raise InputError(
-            f"{path}: was encoded from other files than are in {source} now; give another --workdir, or --data "
-            f"{path} to go on with the old files"
+            f"{path}: was encoded from other files than are in {source} now; for these give another run "
+            f"folder, for the old ones --data {path}"
         )
     return corpus
 

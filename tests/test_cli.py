@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from conftest import write_midi
 
-from midigen_jax import cli, encode, evaluate, export, sample, train
+from midigen_jax import cli, encode, evaluate, export, process, sample, train
+from midigen_jax.cli import InputError
 
 POP909 = Path(__file__).parent.parent / "configs" / "pop909.py"
 
@@ -57,6 +58,8 @@ def folder(tmp_path, monkeypatch):
         (sample.main, "music/a.mid", "can't be read as a midigen_jax model file"),
         (export.main, "missing out", "missing: no such run folder"),
         (export.main, "empty out", "empty: holds no checkpoint"),
+        (export.main, "music/a.mid out", "music/a.mid: is a file; give the folder of a run"),
+        (export.main, "empty music", "music: is a folder; give the name of a file"),
         (evaluate.main, "empty --data music", "empty: holds no checkpoint"),
     ],
 )
@@ -70,3 +73,13 @@ def test_bad_input(folder, monkeypatch, capsys, main, arguments, message):
     assert len(errors) == 1
     assert message in errors[0]
     assert sorted(path.name for path in folder.iterdir()) == before  # nothing half-written is left
+
+
+def test_a_device_that_the_environment_asks_for_in_vain(monkeypatch):
+    def missing():
+        raise RuntimeError
+
+    monkeypatch.setattr("jax.default_backend", missing)
+    monkeypatch.setenv("JAX_PLATFORMS", "quantum")
+    with pytest.raises(InputError, match="JAX_PLATFORMS=quantum: no such device here"):
+        process.keep_programs()
