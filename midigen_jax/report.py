@@ -61,6 +61,11 @@ $body
 
 
 INTRODUCTIONS = {
+    "In short": (
+        "Loss tells how hard a model finds it to guess what comes next; less is better. Bits a note compare with those "
+        "of other models, whatever their tokens; nats a token are the same, counted by token. XL memory holds the last "
+        "few hundred tokens, kNN memory what was heard of the song before them."
+    ),
     "Listen": (
         "The first bars (blue) are those of a song that the models were not trained on; they go on from there (orange)."
     ),
@@ -148,7 +153,8 @@ def _in_short(runs: dict[str, Any]) -> str:
         losses, probed = run["losses"], run.get("probe")
         if OWN not in losses["all"]:
             continue
-        places = {"Bars that come back from beyond the window": losses["by repetition"][repeats.FAR]}
+        far = losses["by repetition"][repeats.FAR]
+        places = {"Whole songs": losses["all"], "Bars that come back from beyond the window": far}
         places |= {f"Bars {bars}": losses["by bars"][bars] for bars in ("32 to 63", "64 and beyond")}
         said = [
             f"{place}, with the kNN memory: {in_words(cells.get(OWN))}. With another song's in its place: "
@@ -156,6 +162,8 @@ def _in_short(runs: dict[str, Any]) -> str:
             for place, cells in places.items()
             if cells.get(OWN) is not None
         ]
+        if far.get(OWN) is None:
+            said.append("No bar comes back from beyond the window, where a kNN memory has most to tell.")
         if probed:
             f1 = {arm: "{:.2f} ({:.2f} to {:.2f})".format(*x[-1]) for arm, x in probed[RANDOM]["F1"].items()}
             said.append(
