@@ -216,7 +216,8 @@ def main() -> None:
             figures = (row["tokens_per_second"], row["milliseconds_per_token"], row["peak_megabytes"])
             print(f"{side:32}{figures[0]:>10,.0f}{figures[1]:>12.2f}{figures[2]:>10,.0f}", flush=True)
     name = f"sample-{args.run.name if args.run else args.config.stem}-{jax.default_backend()}"
-    save(name, result)
+    usual = not args.set and all(getattr(args, x) == parser.get_default(x) for x in ("slices", "lengths"))
+    save(name, result, otherwise=not usual)
     result["lengths"] = by_length(sampler, args.lengths, args.slices)
     for n, row in result["lengths"].items():
         filled_slots, milliseconds = row["slots_filled"], row["milliseconds_per_token"]
@@ -227,7 +228,7 @@ def main() -> None:
         result["music"] = {str(rows): music(sampler, rows, 64) for rows in args.rows}
         for rows, row in result["music"].items():
             print(f"{rows} rows: {row['music_seconds_per_second']:,.0f} s of music a second")
-    save(name, result)
+    save(name, result, otherwise=not usual)
 
 
 if __name__ == "__main__":

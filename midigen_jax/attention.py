@@ -16,7 +16,7 @@ from . import memory as mem
 from .cache import Cache
 from .context import normalize
 from .memory import Heard, XLMemory
-from .recall import Recall, Statistics, add_up, attend_all, attend_hits, no_statistics, recall_one
+from .recall import Recall, Statistics, add_up, attend_all, attend_hits, no_statistics, recall_one, softmax
 from .search import resolve_backend
 from .shapes import Array, Bool, Float, Int
 
@@ -145,8 +145,8 @@ def attend_one(
     if bias is not None:
         by_row = by_row + bias
     scores = jnp.where(mask[:, None], by_row, -jnp.inf).reshape(scores.shape)
-    lse = jax.nn.logsumexp(scores, -1, keepdims=True)
-    return jnp.einsum("bw,bwk->bk", jnp.exp(scores - lse).astype(v.dtype), v), lse
+    weights, lse = softmax(scores)
+    return jnp.einsum("bw,bwk->bk", weights.astype(v.dtype), v), lse
 
 
 class Reading(NamedTuple):

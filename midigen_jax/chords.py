@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import vocab
+from .controls import NO_INSTRUMENT
 from .shapes import Array, Bool, Int
 from .vocab import Vocabulary
 
 # On one step, where instruments are not kept apart. Of 10,000 notes of the music21 corpus one is a fifth unison.
 MOST_UNISONS = 4
 NO_RANK = -1
-NO_INSTRUMENT = vocab.N_INSTRUMENTS
 PITCHES = 128
 
 
@@ -44,19 +44,19 @@ def _notes(vocabulary: Vocabulary) -> _Notes:
     found.named[:], found.below[:] = NO_INSTRUMENT, NO_INSTRUMENT + 1
     for token, parts in enumerate(vocabulary.spelled):
         ranks: list[int] = []  # of the notes since the last rest or instrument
-        starts_chord = renamed = False  # whether a rest, or an instrument, stands before these
+        preceded = renamed = False  # by anything but the instrument at the beginning; by any instrument
         for i, part in enumerate(parts):
             if part == vocab.SEP:
-                ranks, starts_chord = [], True
+                ranks, preceded = [], True
             elif vocab.INSTRUMENT_0 <= part < vocab.velocity_0(vocabulary.scheme):
                 if i == 0:
                     found.named[token] = part - vocab.INSTRUMENT_0
                 elif ranks and not renamed:
                     found.below[token] = part - vocab.INSTRUMENT_0
-                ranks, renamed, starts_chord = [], True, starts_chord or i > 0
+                ranks, renamed, preceded = [], True, preceded or i > 0
             elif vocab.NOTE_0 <= part < vocab.DURATION_0:
                 ranks.append(vocab.DURATION_0 - 1 - part)
-                if not starts_chord and ranks[-1] == ranks[0]:
+                if not preceded and ranks[-1] == ranks[0]:
                     found.first[token], found.first_unisons[token] = ranks[0], len(ranks)
         if ranks:
             found.last[token], found.last_unisons[token] = ranks[-1], ranks.count(ranks[-1])

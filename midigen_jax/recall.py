@@ -39,7 +39,7 @@ class Recall(NamedTuple):
     weights: Float[Array, "B H Q k"] | None = None  # the share of each hit in a head's attention
 
 
-def _softmax(scores: Float[Array, "*B W"]) -> tuple[Float[Array, "*B W"], Float[Array, "*B 1"]]:
+def softmax(scores: Float[Array, "*B W"]) -> tuple[Float[Array, "*B W"], Float[Array, "*B 1"]]:
     """Softmax and the logarithm of its divisor."""
     lse = jax.nn.logsumexp(scores, -1, keepdims=True)
     return jnp.exp(scores - lse), lse
@@ -50,7 +50,7 @@ def attend_hits(q: Float[Array, "B H Q Dh"], hits: Hits) -> tuple[Float[Array, "
     scores = jnp.einsum("bhtd,bhtkd->bhtk", q, hits.keys.astype(q.dtype), preferred_element_type=jnp.float32)
     found = hits.found
     # Where nothing was found the softmax of equal scores stands in, so that no gradient is NaN.
-    return _softmax(jnp.where(found, scores, jnp.where(found.any(-1, keepdims=True), -jnp.inf, 0.0)))
+    return softmax(jnp.where(found, scores, jnp.where(found.any(-1, keepdims=True), -jnp.inf, 0.0)))
 
 
 def attend_all(
@@ -68,7 +68,7 @@ def attend_all(
         scores = jnp.einsum("htd,hmd->htm", q, heard.keys.astype(q.dtype), preferred_element_type=jnp.float32)
         valid = in_range(heard.keys.shape[1], heard.start, heard.length)
         scores = jnp.where(valid, scores, jnp.finfo(jnp.float32).min)
-        weights, lse = _softmax(scores)
+        weights, lse = softmax(scores)
         return weights @ jax.nn.one_hot(heard.token, vocabulary), lse
 
     # One lane after the other: the scores of all at once would be B H Q M numbers.
@@ -108,7 +108,7 @@ def recall_one(
         best, slots = top_k(best, min(memory.top_k, best.shape[1]))
         token = jnp.take_along_axis(ring.token, slots.reshape(len(length), -1), 1).reshape(len(length), heads, -1)
     found = jnp.repeat(length > 0, heads)[:, None]
-    weights, lse = _softmax(jnp.where(found, best * jnp.tile(scale, len(length))[:, None], 0.0))
+    weights, lse = softmax(jnp.where(found, best * jnp.tile(scale, len(length))[:, None], 0.0))
     return weights.reshape(token.shape), token, lse
 
 
