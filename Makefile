@@ -1,4 +1,5 @@
-# make demo: from nothing to a continued song.  make test: lint, types, tests.  make bench: every benchmark (hours).
+# make demo: from nothing to a continued song.  make test: lint, types, imports, tests.  make test-all: slow tests too.
+# make bench: every benchmark (hours).
 PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/demo
@@ -6,7 +7,7 @@ BIN := $(VENV)/bin
 # Faiss and JAX for the GPU where one answers, else for the CPU.
 DEVICE := $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda12 || echo cpu)
 
-.PHONY: demo test bench clean
+.PHONY: demo lint test test-all bench clean
 
 # An empty file marks which extras the virtual environment has; a changed pyproject.toml installs anew.
 $(VENV)/installed-%: pyproject.toml
@@ -19,11 +20,17 @@ demo: $(VENV)/installed-demo
 	$(BIN)/python train.py configs/demo.py --data $(RUN)/midi --workdir $(RUN)
 	$(BIN)/python -m midigen_jax.evaluate $(RUN) --data $(RUN)/midi --songs 16 --takes 4 --bars 16 --themes 0
 
-test: $(VENV)/installed-dev $(VENV)/installed-demo
+lint: $(VENV)/installed-dev $(VENV)/installed-demo
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
 	$(BIN)/python -m pytest -q -n auto
+
+test-all: lint
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -q -n auto --thorough --mutations 10000
 
 bench: $(VENV)/installed-demo
 	$(BIN)/python -m midigen_jax.music21_corpus --out $(RUN)/midi

@@ -1,11 +1,6 @@
-from midigen_jax import cli
-
-
-def main() -> None:
-    from midigen_jax import sample  # takes seconds, in which Ctrl-C is answered as later on
-
-    sample.main()
-
+"""The same as `midigen sample`."""
 
 if __name__ == "__main__":
-    cli.run(main)
+    from midigen_jax.cli import command, sample
+
+    command.run(sample.main)

@@ -1,4 +1,6 @@
-if __name__ == "__main__":  # the loader's processes import this file, and are light without JAX
-    from midigen_jax import cli, train
+"""The same as `midigen train`."""
 
-    cli.run(train.main)
+if __name__ == "__main__":  # the loader's processes import this file
+    from midigen_jax.cli import command, train
+
+    command.run(train.main)

@@ -1,4 +1,4 @@
-"""Copies of MIDI files with other notes, for folders as large as you like."""
+"""Copies of MIDI files with other notes, for folders of any size."""
 
 import random
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ from pathlib import Path
 import numba
 import numpy as np
 
-from midigen_jax import cli
+from midigen_jax.errors import InputError
 
 
-def pitch_places(data: np.ndarray, places: np.ndarray) -> int:
-    """Writes where the pitches of a well-formed file stand, drums aside; returns how many there are. Numba compiles it.
+def find_pitches(data: np.ndarray, found: np.ndarray) -> int:
+    """Writes the offsets of a well-formed file's pitches, without drums; returns how many there are. Numba compiles it.
 
     Raises:
         IndexError: the file is not well-formed.
@@ -41,27 +41,27 @@ def pitch_places(data: np.ndarray, places: np.ndarray) -> int:
                 status = data[at]
                 at += 1
             if status < 0xB0 and status & 0x0F != 9:
-                places[n] = at
+                found[n] = at
                 n += 1
             at += 1 if 0xC0 <= status < 0xE0 else 2
     return n
 
 
 def write_copies(files: Sequence[str], n_copies: int, folder: Path) -> None:
-    """Writes copies of files, each with its pitch classes permuted: other music, as long and as hard to read."""
-    find = numba.njit(boundscheck=True)(pitch_places)
+    """Writes copies of files, each with its pitch classes permuted: other music, as long and as slow to read."""
+    find = numba.njit(boundscheck=True)(find_pitches)
     originals = []
     for path in files:
         data = np.fromfile(path, np.uint8)
-        places = np.empty(len(data), np.int64)
+        pitches = np.empty(len(data), np.int64)
         with suppress(IndexError):
-            originals.append((data, places[: find(data, places)].copy()))
+            originals.append((data, pitches[: find(data, pitches)].copy()))
     if not originals:
-        raise cli.InputError("no file can be copied with other notes; give a folder with sound MIDI files")
-    chance = random.Random(0)
-    for i, (data, places) in enumerate(islice(cycle(originals), n_copies)):
-        classes = chance.sample(range(12), 12)
+        raise InputError("no file can be copied with other notes; give a folder with well-formed MIDI files")
+    dice = random.Random(0)
+    for i, (data, pitches) in enumerate(islice(cycle(originals), n_copies)):
+        classes = dice.sample(range(12), 12)
         other = np.array([12 * (p // 12) + classes[p % 12] if p < 120 else p for p in range(256)], np.uint8)
         copy = data.copy()
-        copy[places] = other[data[places]]
+        copy[pitches] = other[data[pitches]]
         copy.tofile(folder / f"{i:06}.mid")

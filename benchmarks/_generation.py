@@ -1,34 +1,34 @@
 """Three PyTorch generators of the same size as our model, for the speed of sampling.
 
-MIDIGen         the baseline's model and way: the whole window is run again for every token; one song; both memories.
+MIDIGen         the baseline, as its author ran it: the whole window again for every token; one song; both memories.
 x-transformers  its cache of keys and values, T5's relative position bias; no memory beyond the window.
 GPT-2           Hugging Face's, with its cache and learned positions; no memory beyond the window.
 
-All read a prompt, and then draw tokens, as many as are asked for and as often as is asked.
+All read a prompt and then sample any number of tokens, any number of times.
 
-What was set so that the comparison is fair:
+Set for a fair comparison:
 
 - Layers, width, heads, feed-forward width and vocabulary are those given. All run eagerly in float32, in inference
   mode, without dropout, on as many threads as PyTorch has been given.
 - The window of x-transformers and GPT-2 is as long as our XL memory and segment together.
-- All draw with temperature 1 and top-p 0.95, each library by its own functions.
+- All sample with temperature 1 and top-p 0.95, each library by its own functions.
 
-What was set in their favour:
+Set in their favour:
 
 - x-transformers and GPT-2 run in a loop of their own here, with the libraries' forward pass and cache. Their `generate`
-  does more for each token: x-transformers' embeds the whole window, Hugging Face's looks after masks and ends.
-- They go without embeddings of bar and step, and no grammar is looked after in any.
+  does more for each token: x-transformers' embeds the whole window, Hugging Face's updates masks and checks for ends.
+- They have no embeddings of bar and position, and none is held to the grammar.
 - GPT-2 attends by PyTorch's fused attention, and its GELU (by tanh) is PyTorch's, the same function as its own and
   faster; its output layer reads the last token alone.
-- MIDIGen's window begins anew when it is full, so that it is half full on average. Its author's slides (`slides`).
+- MIDIGen's window is emptied when it is full, so that it is half full on average. Its author's slides (`slides`).
 
-What was left, because it is their way:
+Left as the libraries have it:
 
-- x-transformers' fused attention takes no T5 bias, so it is off, and the bias is computed anew for every token.
+- x-transformers' fused attention takes no T5 bias, so it is off, and the bias is computed again for every token.
 - When its window is full, x-transformers drops the oldest key, as its own `generate` does.
 - Both caches are copied for every token: keys and values are concatenated.
-- GPT-2 knows no position beyond its window; when that is full, its newer half is read again. Of tokens drawn one after
-  the other, one in half a window costs as much as that: a median does not see it, a mean does.
+- GPT-2 has no positions beyond its window; when that is full, its newer half is read again. One token in half a window
+  costs as much as that: a mean shows it, a median does not.
 - x-transformers filters before it divides by the temperature, Hugging Face after.
 """
 
@@ -44,8 +44,8 @@ from torch import Tensor
 TEMPERATURE, TOP_P = 1.0, 0.95
 
 
-class _Part:
-    """A lane's kNN memory that takes only the last `n` of the entries added, none for 0."""
+class _LastEntries:
+    """A lane's kNN memory that keeps only the last `n` of the entries added, none for 0."""
 
     def __init__(self, lane: LaneMemory, n: int):
         self.lane, self.n, self.top_k, self.search = lane, n, lane.top_k, lane.search
@@ -58,7 +58,7 @@ class _Part:
 class MIDIGenGenerator:
     """MIDIGen's model with XL and kNN memory; of one song, as its author has it.
 
-    For every token the window, up to T - 1 tokens, is run again, and a search made for each of them.
+    For every token the window of up to T - 1 tokens is run again, with a search for each of them.
     """
 
     def __init__(
@@ -67,8 +67,8 @@ class MIDIGenGenerator:
         """
         Args:
             slides: as its author has it: the window is the last T - 1 tokens, XL memory that of one token before, and
-                each token enters the index when it is the last. Else the window grows; as it is full, it enters both
-                memories, as in training, and a new one begins.
+                each token enters the index when it is the last. Otherwise the window grows; when it is full, it enters
+                both memories, as in training, and a new one begins.
         """
         if rows != 1:
             raise ValueError(f"rows={rows}: MIDIGen generates one song at a time")
@@ -76,9 +76,9 @@ class MIDIGenGenerator:
         self.sizes, self.slides = dataclasses.replace(sizes, lanes=1), slides
         self.model = MIDIGen(self.sizes).to(device).eval()
         self.memory = Memory(self.sizes, device)
-        self.memory.turn_to(np.zeros(1, int))
+        self.memory.start_songs(np.zeros(1, int))
         self.window = np.zeros((1, 0), np.int32)
-        self.begin = 0  # the window's first token in the song
+        self.begin = 0  # index of the window's first token in the song
 
     @torch.inference_mode()
     def prompt(self, tokens: np.ndarray) -> None:
@@ -94,7 +94,7 @@ class MIDIGenGenerator:
 
     @torch.inference_mode()
     def generate(self, n: int) -> np.ndarray:
-        """Draws n tokens: [1, n]."""
+        """Samples n tokens: [1, n]."""
         drawn = [self._next() for _ in range(n)]
         return np.concatenate(drawn, 1)
 
@@ -113,16 +113,17 @@ class MIDIGenGenerator:
         return token
 
     def _memory_with(self, n: int) -> Memory:
-        """The same memory, where the index takes the window's last n tokens; for 0, XL memory takes none either."""
+        """The same memory, where the index gets the window's last n tokens; for 0, XL memory gets none either."""
         view = Memory.__new__(Memory)
         view.xl = self.memory.xl if n else list(self.memory.xl)
-        view.knn, view.song = [_Part(lane, n) for lane in self.memory.knn], self.memory.song
+        lanes: list[Any] = [_LastEntries(lane, n) for lane in self.memory.knn]
+        view.knn, view.song = lanes, self.memory.song
         return view
 
     def _run(self, memory: Memory) -> Tensor:
-        """Logits [1, V] of the window's last token. Its places in the song are made up: they cost no time."""
-        place = self.begin + np.arange(self.window.shape[1], dtype=np.int32)[None]
-        batch = {"tokens": self.window, "step": place, "bar": place % BARS, "song": np.zeros_like(place)}
+        """Logits [1, V] of the window's last token. Its bars and positions are made up; the time is the same."""
+        index = self.begin + np.arange(self.window.shape[1], dtype=np.int32)[None]
+        batch = {"tokens": self.window, "position": index, "bar": index % BARS, "song": np.zeros_like(index)}
         return self.model.logits(self.model.read(batch, memory)[:, -1])
 
 
@@ -134,10 +135,10 @@ def _nucleus(probabilities: Tensor) -> Tensor:
 
 
 class XTransformersGenerator:
-    """x-transformers' decoder with its cache, the way of its `AutoregressiveWrapper.generate`.
+    """x-transformers' decoder with its cache, as its `AutoregressiveWrapper.generate` uses it.
 
     The cache holds at most `window` - 1 tokens and slides: keys and values of the tokens that stay were computed when
-    the tokens before them were there, so that a full cache knows more than its window read afresh.
+    the tokens before them were there, so that a full cache holds more than a new reading of its window would.
     """
 
     def __init__(self, sizes: Sizes, rows: int, *, window: int, device: torch.device | str = "cpu", seed: int = 0):
@@ -158,20 +159,20 @@ class XTransformersGenerator:
             ),
         )
         self.model = model.to(self.device).eval()
-        self.last = torch.zeros((rows, 0), dtype=torch.long, device=self.device)  # heard, but not yet read
+        self.last = torch.zeros((rows, 0), dtype=torch.long, device=self.device)  # sampled, but not yet read
         self.cache: Any = None
 
     @torch.inference_mode()
     def prompt(self, tokens: np.ndarray) -> None:
-        """Reads tokens [B, n], n > 0, of which the last `window` count."""
-        heard = _heard(tokens, self.rows, self.window, self.device)
-        self.cache, self.last = None, heard[:, -1:]
-        if heard.shape[1] > 1:
-            self._read(heard[:, :-1])
+        """Reads tokens [B, n], n > 0, of which it keeps the last `window`."""
+        prompt = _last_tokens(tokens, self.rows, self.window, self.device)
+        self.cache, self.last = None, prompt[:, -1:]
+        if prompt.shape[1] > 1:
+            self._read(prompt[:, :-1])
 
     @torch.inference_mode()
     def generate(self, n: int) -> np.ndarray:
-        """Draws n tokens a row: [B, n]."""
+        """Samples n tokens per row: [B, n]."""
         drawn = []
         for _ in range(n):
             likely = self.top_p(self._read(self.last), thres=TOP_P)
@@ -194,7 +195,7 @@ class GPT2Generator:
     """Hugging Face's GPT-2 with its DynamicCache."""
 
     def __init__(self, sizes: Sizes, rows: int, *, window: int, device: torch.device | str = "cpu", seed: int = 0):
-        # It fails where the repository's root is on the path: it takes the folder `kernels` for a package it can use.
+        # It fails if the repository's root is on the path: it takes the folder `kernels` for a package of that name.
         library = _need("transformers", "pip install transformers")
         torch.manual_seed(seed)
         self.rows, self.window, self.device = rows, window, torch.device(device)
@@ -213,17 +214,19 @@ class GPT2Generator:
             eos_token_id=None,
         )
         self.model = library.GPT2LMHeadModel(config).to(self.device).eval()
-        self.tokens = torch.zeros((rows, 0), dtype=torch.long, device=self.device)  # the window; the last is not read
+        self.tokens = torch.zeros(
+            (rows, 0), dtype=torch.long, device=self.device
+        )  # the window; the last is not read yet
         self.cache: Any = None
 
     @torch.inference_mode()
     def prompt(self, tokens: np.ndarray) -> None:
-        """Reads tokens [B, n], n > 0, of which the last `window` count."""
-        self._begin(_heard(tokens, self.rows, self.window, self.device))
+        """Reads tokens [B, n], n > 0, of which it keeps the last `window`."""
+        self._begin(_last_tokens(tokens, self.rows, self.window, self.device))
 
     @torch.inference_mode()
     def generate(self, n: int) -> np.ndarray:
-        """Draws n tokens a row: [B, n]."""
+        """Samples n tokens per row: [B, n]."""
         drawn = []
         for _ in range(n):
             if self.tokens.shape[1] > self.window:
@@ -243,11 +246,11 @@ class GPT2Generator:
 
     def _read(self, tokens: Tensor) -> Tensor:
         """Logits [B, V] after tokens [B, n], which come after those of the cache."""
-        # The cache's name has changed from version to version, its place has not.
+        # By position: the name of this argument changes from version to version.
         return self.model(tokens, self.cache, use_cache=True, logits_to_keep=1).logits[:, -1]
 
 
-def _heard(tokens: np.ndarray, rows: int, window: int, device: torch.device) -> Tensor:
+def _last_tokens(tokens: np.ndarray, rows: int, window: int, device: torch.device) -> Tensor:
     """The last tokens of a prompt [B, n], as many as the window holds."""
     if len(tokens) != rows:
         raise ValueError(f"a prompt of {len(tokens)} rows for a generator of {rows}")

@@ -1,46 +1,46 @@
-"""MIDIGen's model as its author built it, in eager PyTorch: the baseline to compare with.
+"""MIDIGen's model as its author built it, in eager PyTorch: the baseline.
 
-The facts are those of the public repository Ryan-Palmer/MIDIGen, chapter 7; the code is written anew and kept plain.
-A transformer decoder reads a song block by block. Every layer attends to the previous segment too (XL memory), and one
-layer to the nearest neighbours among all that the song has said before (kNN memory, in a Faiss index a lane).
+The facts are those of the public repository Ryan-Palmer/MIDIGen, chapter 7; the code is our own and kept plain. A
+transformer decoder reads a song block by block. Every layer also attends to the previous segment (XL memory), and one
+layer to the nearest neighbours among all earlier tokens of the song (kNN memory, in one Faiss index per lane).
 
 Where `midigen_jax` differs on purpose, MIDIGen's way first:
 
-Empty XL memory   Keys and values of zeros, attended like others: they take a share of the softmax and say nothing.
+Empty XL memory   Keys and values of zeros, attended like others: they take a share of the softmax and add nothing.
                   Ours are masked.
 Two memories      A segment enters XL memory and the index at once, so the next one can attend to a token twice. Ours
                   enter the ring as they leave the XL window; the two never overlap.
 Where songs meet  At a block's end: the rest of a song's last block is padding, which counts in the loss. Our songs
-                  meet anywhere in a segment, without padding, and song ids mask the one from the other.
+                  meet anywhere in a segment, without padding, and song ids mask one from the other.
 Blocks            Of T tokens T - 1 are inputs: a block's first token is never a target, its last never an input, and
                   songs of more than 32 blocks are left out. Ours reads and predicts every token of every song: music
-                  left out is music not learned.
-kNN layer         The one numbered layers - 3, counted from 1: with 4 layers the first, whose keys know one token each.
-                  Ours is near the output.
+                  that is left out is not learned.
+kNN layer         The one numbered layers - 3, counted from 1: with 4 layers the first, whose keys describe one token
+                  each. Ours is near the output.
 Normalisation     Queries and keys of that layer have length 1 over the full width, and their products are multiplied
                   by head_dim^-0.5: all scores lie near zero, so attention is close to uniform, local and memory alike.
-                  Ours have length 1 per head, and a learned scale per head that starts at 16.
+                  Ours have length 1 per head, and a learned scale per head that begins at 16.
 Search            One for all heads, over full-width keys, and none until the index holds top-k entries. Ours searches
-                  per head, since heads attend to different things, and attends to what there is. (For keys of length
-                  1, L2 finds what the inner product finds.)
-Gate              A free number per head, normally distributed at the start: below 0 or above 1 it takes one output
-                  away from the other. Ours is a sigmoid that starts at one half: a share, from 0 to 1.
+                  per head, since heads attend to different things, and uses however many there are. (For keys of
+                  length 1, L2 finds what the inner product finds.)
+Gate              An unbounded number per head, normally distributed at the start: below 0 or above 1 it subtracts one
+                  output from the other. Ours is a share from 0 to 1, of one softmax over window and memory.
 Gradient          A step is one segment, so none flows through XL memory. Ours flows through the segments of a step,
-                  as many as memory allows: keys then learn what later segments look for.
-Steps of the bar  32, a bar of 4/4. Ours are those of 12 beats, so that longer meters have steps of their own.
-Activation        Exact GELU with dropout of 0.2. Ours are settings; squared ReLU costs a CPU less.
-First weights     As PyTorch has them: embeddings and position bias are normally distributed with deviation 1. Ours
-                  are small, and the bias begins as slopes that fall with distance: loss falls sooner.
+                  as many as memory allows: keys then learn what later segments search for.
+Positions         32, a bar of 4/4. Ours are those of 12 beats, so that longer meters have distinct positions.
+Activation        Exact GELU with dropout of 0.2. Ours are settings; squared ReLU is faster on a CPU.
+Initialisation    PyTorch's: embeddings and position bias are normally distributed with deviation 1. Ours
+                  are small, and the bias begins as slopes that fall with distance: the loss falls sooner.
 Optimizer         Adam at a constant 3e-4, the weight decay in the gradient and on all parameters. Ours is AdamW, the
-                  decay on matrices alone, clipped, warmed up and decayed: loss falls sooner and further.
+                  decay on matrices alone, clipped, warmed up and decayed: the loss falls sooner and further.
 Window            XL memory as long as a segment. Ours has a length of its own.
-Input             A token's embedding knows the token alone. Ours may know the tokens before it (`previous_tokens`),
-                  which saves the first layers that work; `configs/midigen.py` does without.
+Input             A token's embedding is that of the token alone. Ours may include those of the tokens before it
+                  (`previous_tokens`), which saves the first layers that work; not in `configs/midigen.py`.
 
-What the facts leave open: with fewer than top-k entries the output is the local one alone; padding stands at step 0 of
-bar 0; an epoch follows the one before without a gap. Two things are in the baseline's favour: MIDIGen also draws a
-dropout of the attention weights and throws it away, which is left out here, and `evaluate` in `_midigen_training` reads
-a song without the gaps that training leaves between blocks.
+Where the facts are silent: with fewer than top-k entries the output is the local one alone; padding is at position 0 of
+bar 0; epochs follow each other without a gap. Two things are in the baseline's favour: MIDIGen also computes a dropout
+of the attention weights and discards it, which is left out here, and `evaluate` in `_midigen_training` reads a song
+without the gaps that training leaves between blocks.
 """
 
 from dataclasses import dataclass
@@ -54,14 +54,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from midigen_jax import config as cfg
-from midigen_jax.data import NO_SONG
-from midigen_jax.vocab import Vocabulary
+from midigen_jax.errors import InputError
+from midigen_jax.vocab import NO_SONG, Vocabulary
 
-STEPS, BARS = 32, 1024  # steps in the bar and bar numbers are taken modulo these
+POSITIONS, BARS = 32, 1024  # positions in the bar and bar numbers are taken modulo these
 BUCKETS, MAX_DISTANCE = 32, 128  # of the T5 relative position bias
 MAX_BLOCKS = 32  # of a song; longer ones are left out in training
 
-Batch = dict[str, np.ndarray]  # the arrays of STEP_ARRAYS, int32 [B, T - 1]
+Batch = dict[str, np.ndarray]  # tokens, targets, bar, position and song, int32 [B, T - 1] each
 KeysValues = tuple[Tensor, Tensor]  # [B, T - 1, D] each, heads not yet split
 
 
@@ -97,11 +97,11 @@ def _gpu_resources() -> Any:
 
 
 class LaneMemory:
-    """What one lane's song has said in the kNN layer: a flat index of its keys; keys and values by id beside it."""
+    """The kNN memory of one lane: a flat index of keys, and keys and values by id beside it."""
 
     def __init__(self, sizes: Sizes, device: torch.device):
         self.top_k = sizes.top_k
-        self.index = faiss.IndexFlatL2(sizes.width)
+        self.index: Any = faiss.IndexFlatL2(sizes.width)
         if device.type == "cuda" and hasattr(faiss, "StandardGpuResources"):
             self.index = faiss.index_cpu_to_gpu(_gpu_resources(), device.index or 0, self.index)
         self.entries = np.empty((MAX_BLOCKS * sizes.block, 2, sizes.width), np.float32)
@@ -113,7 +113,7 @@ class LaneMemory:
         self.index.reset()
 
     def add(self, keys: np.ndarray, values: np.ndarray) -> None:
-        """Adds entries [n, D], whose ids go on from those before."""
+        """Adds entries [n, D], whose ids continue those before."""
         begin, end = len(self), len(self) + len(keys)
         if end > len(self.entries):  # a song longer than those of training
             self.entries = np.concatenate([self.entries, np.empty_like(self.entries)])
@@ -138,8 +138,8 @@ class Memory:
         self.knn = [LaneMemory(sizes, device) for _ in range(sizes.lanes)] if sizes.knn else []
         self.song = np.full(sizes.lanes, NO_SONG)
 
-    def turn_to(self, song: np.ndarray) -> None:
-        """Empties the memories of the lanes whose song [B] is another than before."""
+    def start_songs(self, song: np.ndarray) -> None:
+        """Empties the memories of the lanes whose song [B] differs from the one before."""
         same = song == self.song
         if not same.all():
             keep = torch.from_numpy(same).to(self.xl[0][0].device)[:, None, None]
@@ -157,7 +157,7 @@ class PositionBias(nn.Module):
         self.table = nn.Embedding(BUCKETS, heads)
 
     def forward(self, queries: int, keys: int) -> Tensor:
-        """[H, queries, keys], minus infinity for keys to come; the last query stands at the last key."""
+        """[H, queries, keys], minus infinity for later keys; the last query is at the last key."""
         device = self.table.weight.device
         distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
         exact = BUCKETS // 2
@@ -168,7 +168,7 @@ class PositionBias(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention to the segment and XL memory, and in the kNN layer to what a search finds as well."""
+    """Attention to the segment and XL memory, and in the kNN layer also to what a search finds."""
 
     def __init__(self, sizes: Sizes, *, knn: bool):
         super().__init__()
@@ -189,7 +189,7 @@ class Attention(nn.Module):
         scores = self._split(q) @ keys.mT * self.scale + bias
         y = scores.softmax(-1) @ values
         if self.gate is not None:
-            y = self._remember(q, y, knn)
+            y = self._retrieve(q, y, knn)
             for lane, entries in enumerate(zip(_to_numpy(k), _to_numpy(v), strict=True)):
                 knn[lane].add(*entries)
         return self.dropout(self.out(y.transpose(1, 2).flatten(2))), (k.detach(), v.detach())
@@ -198,8 +198,8 @@ class Attention(nn.Module):
         """[B, T, D] -> [B, H, T, Dh]"""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def _remember(self, q: Tensor, local: Tensor, knn: list[LaneMemory]) -> Tensor:
-        """The local output [B, H, T, Dh] mixed with attention to what each token finds; as it is in lanes with little.
+    def _retrieve(self, q: Tensor, local: Tensor, knn: list[LaneMemory]) -> Tensor:
+        """The local output [B, H, T, Dh] mixed with attention to what each token finds; unchanged where there are few.
 
         All heads attend to the same entries. No gradient goes into them.
         """
@@ -240,10 +240,10 @@ class MIDIGen(nn.Module):
     def __init__(self, sizes: Sizes):
         super().__init__()
         if sizes.knn and sizes.layers < 4:
-            raise ValueError(f"layers={sizes.layers}: the kNN layer is the fourth from the end; give 4 or more")
+            raise InputError(f"layers={sizes.layers}: the kNN layer is the fourth from the end; give 4 or more")
         self.sizes = sizes
         self.token = nn.Embedding(sizes.vocabulary, sizes.width)
-        self.step = nn.Embedding(STEPS, sizes.width)
+        self.position = nn.Embedding(POSITIONS, sizes.width)
         self.bar = nn.Embedding(BARS, sizes.width)
         self.xl_bias, self.knn_bias = PositionBias(sizes.heads), PositionBias(sizes.heads)
         self.blocks = nn.ModuleList(Block(sizes, knn=i == sizes.knn_layer) for i in range(sizes.layers))
@@ -256,9 +256,9 @@ class MIDIGen(nn.Module):
 
     def read(self, batch: Batch, memory: Memory) -> Tensor:
         """What the logits are made of, [B, T, D]. The segment may be shorter than those of training."""
-        memory.turn_to(batch["song"][:, 0])
-        tokens, step, bar = (self.tensor(batch[name]) for name in ("tokens", "step", "bar"))
-        x = self.token(tokens) + self.step(step % STEPS) + self.bar(bar % BARS)
+        memory.start_songs(batch["song"][:, 0])
+        tokens, position, bar = (self.tensor(batch[name]) for name in ("tokens", "position", "bar"))
+        x = self.token(tokens) + self.position(position % POSITIONS) + self.bar(bar % BARS)
         length = tokens.shape[1]
         keys = memory.xl[0][0].shape[1] + length
         xl_bias, knn_bias = (bias(length, keys) for bias in (self.xl_bias, self.knn_bias))
@@ -285,15 +285,15 @@ def sizes_of(config: cfg.Config, vocabulary: Vocabulary) -> Sizes:
     )
 
 
-def carry_weights(model: MIDIGen) -> dict[str, Any]:
-    """The weights as parameters of `midigen_jax.model.Decoder` of the same sizes, without kNN memory, with exact GELU.
+def as_our_params(model: MIDIGen) -> dict[str, Any]:
+    """The weights as parameters of our decoder of the same sizes, without kNN memory, with exact GELU.
 
     With them it computes the same logits, once XL memory is full. What our kNN layer does differs (see above).
     """
     heads, width = model.sizes.heads, model.sizes.width
 
     def array(x: Tensor) -> np.ndarray:
-        return _to_numpy(x).copy()  # training goes on in place
+        return _to_numpy(x).copy()  # training changes it in place
 
     def norm(x: nn.LayerNorm) -> dict[str, Any]:
         return {"scale": array(x.weight), "bias": array(x.bias)}
@@ -313,7 +313,7 @@ def carry_weights(model: MIDIGen) -> dict[str, Any]:
     return {
         "token": array(model.token.weight),
         "bar": array(model.bar.weight),
-        "step": np.tile(array(model.step.weight), (3, 1)),  # 12 beats are three bars of 4/4
+        "position": np.tile(array(model.position.weight), (3, 1)),  # 12 beats are three bars of 4/4
         "bias": np.stack([array(bias.table.weight) for bias in (model.xl_bias, model.knn_bias)]),
         "blocks": {i: block(x) for i, x in enumerate(model.blocks)},
         "norm": norm(model.norm),

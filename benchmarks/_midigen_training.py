@@ -1,4 +1,4 @@
-"""MIDIGen in training: its batches and its optimizer, which differ from ours as `_midigen` tells."""
+"""MIDIGen in training: its batches and its optimizer, which differ from ours as `_midigen` says."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from _midigen import MAX_BLOCKS, Batch, Memory, MIDIGen, Sizes
 from torch import Tensor
 
-from midigen_jax.cli import InputError
-from midigen_jax.corpus import Corpus
-from midigen_jax.data import NO_SONG, NO_TARGET, STEP_ARRAYS
-from midigen_jax.vocab import PAD
+from midigen_jax.data.corpus import Corpus
+from midigen_jax.errors import InputError
+from midigen_jax.vocab import NO_SONG, NO_TARGET, PAD
 
 LEARNING_RATE, WEIGHT_DECAY = 3e-4, 1e-3
 
@@ -27,7 +26,7 @@ class Baseline:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
 
     def step(self, batch: Batch) -> float:
-        """One optimizer step on a segment of all lanes; its mean loss in nats, padding counted."""
+        """One optimizer step on a segment of all lanes; its mean loss in nats, with padding."""
         logits, targets = self.model(batch, self.memory), self.model.tensor(batch["targets"])
         return descend(cross_entropy(logits, targets), self.optimizer)
 
@@ -38,7 +37,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, ignore: int = NO_TARGET, r
 
 
 def descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> float:
-    """One step of the optimizer; the loss, fetched last, so that a GPU has done all of it."""
+    """One step of the optimizer; returns the loss, fetched last, so that a GPU has finished."""
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -49,7 +48,7 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> float:
 def evaluate(model: MIDIGen, corpus: Corpus, songs: np.ndarray) -> float:
     """Total loss in nats over every token but sos of whole songs, each from its own empty memories, without dropout.
 
-    Made for `midigen_jax.losses.figures`. Segments follow each other without the gap of training's blocks.
+    Made for `midigen_jax.training.losses.figures`. Segments have no gaps between them, unlike training's blocks.
     """
     was_training, memory, nats = model.training, Memory(model.sizes, model.logits.weight.device), 0.0
     model.eval()
@@ -64,19 +63,19 @@ def short_songs(corpus: Corpus, songs: np.ndarray, sizes: Sizes) -> np.ndarray:
     """The songs that are not too long for its memories.
 
     Raises:
-        InputError: all are.
+        InputError: all are too long.
     """
     short = songs[np.diff(corpus.offsets)[songs] <= MAX_BLOCKS * sizes.block]
     if len(short) == 0:
         raise InputError(
-            f"{corpus.path}: all songs have more than {MAX_BLOCKS} blocks of {sizes.block} tokens, so that MIDIGen "
-            "leaves them out; give longer segments"
+            f"{corpus.path}: all songs have more than {MAX_BLOCKS} blocks of {sizes.block} tokens, and MIDIGen leaves "
+            "such songs out; give longer segments"
         )
     return short
 
 
 def training_batches(corpus: Corpus, songs: np.ndarray, sizes: Sizes, *, seed: int = 0) -> Iterator[Batch]:
-    """Endless batches: the lanes stream songs of at most MAX_BLOCKS blocks, shuffled anew each epoch."""
+    """Endless batches: the lanes stream songs of at most MAX_BLOCKS blocks, shuffled again each epoch."""
     short = short_songs(corpus, songs, sizes)
     random = np.random.default_rng(seed)
     epochs = (random.permutation(short) for _ in itertools.count())
@@ -84,28 +83,28 @@ def training_batches(corpus: Corpus, songs: np.ndarray, sizes: Sizes, *, seed: i
 
 
 def _stream(corpus: Corpus, songs: Iterable[int], sizes: Sizes, *, stride: int) -> Iterator[Batch]:
-    """Batches of lanes that go through a song's blocks one after the other and then take the next song of all.
+    """Batches of lanes, each of which reads a song block by block and then takes the next song.
 
-    Ends when every lane has run out of songs; a lane that has none left is padding. Song ids count the songs taken.
+    Ends when no lane has a song left; until then a lane without one is padding. Song ids count the songs taken.
     """
     waiting = enumerate(songs)
 
-    def everywhere(value: int) -> np.ndarray:
+    def constant(value: int) -> np.ndarray:
         return np.full(sizes.segment, value, np.int32)
 
     def lane() -> Iterator[Batch]:
         for number, song in waiting:
             for block in song_blocks(corpus, song, sizes.block, stride):
-                yield block | {"song": everywhere(number)}
+                yield block | {"song": constant(number)}
 
-    idle = {"tokens": everywhere(PAD), "targets": everywhere(PAD), "bar": everywhere(0), "step": everywhere(0)}
-    idle["song"] = everywhere(NO_SONG)
+    idle = {"tokens": constant(PAD), "targets": constant(PAD), "bar": constant(0), "position": constant(0)}
+    idle["song"] = constant(NO_SONG)
     for blocks in itertools.zip_longest(*(lane() for _ in range(sizes.lanes)), fillvalue=idle):
-        yield {name: np.stack([block[name] for block in blocks]) for name in STEP_ARRAYS}
+        yield {name: np.stack([block[name] for block in blocks]) for name in idle}
 
 
 def song_blocks(corpus: Corpus, song: int, block: int, stride: int) -> Iterator[Batch]:
-    """A song in blocks of T tokens, the last one padded; inputs are all but a block's last, targets all but its first.
+    """A song in blocks of T tokens, the last one padded; inputs are all but its last token, targets all but its first.
 
     Args:
         stride: tokens from one block to the next: T as in training, or T - 1, with which every token but sos is a
@@ -115,7 +114,7 @@ def song_blocks(corpus: Corpus, song: int, block: int, stride: int) -> Iterator[
     for first in range(begin, end - (block - stride), stride):
         n = min(block, end - first)
         here = slice(first, first + n)
-        tokens, bar, step = np.zeros((3, block), np.int32)
-        tokens[:n], bar[:n], step[:n] = corpus.tokens[here], corpus.bar[here], corpus.step[here]
+        tokens, bar, position = np.zeros((3, block), np.int32)
+        tokens[:n], bar[:n], position[:n] = corpus.tokens[here], corpus.bar[here], corpus.position[here]
         tokens[n:] = PAD
-        yield {"tokens": tokens[:-1], "targets": tokens[1:], "bar": bar[:-1], "step": step[:-1]}
+        yield {"tokens": tokens[:-1], "targets": tokens[1:], "bar": bar[:-1], "position": position[:-1]}

@@ -3,23 +3,23 @@
 x-transformers                  Transformer-XL recurrence and T5's relative position bias; no kNN memory.
 memorizing-transformers-pytorch Transformer-XL recurrence, T5's bias and kNN memory in one layer.
 
-What was set so that the comparison is fair:
+Set for a fair comparison:
 
 - Width, layers, heads, feed-forward width, segment, XL memory, lanes, vocabulary and the dropout after GELU are those
   given, heads have width / heads each, and other dropouts are off.
-- x-transformers embeds bar and step as we do. memorizing-transformers-pytorch has no place for them and goes without.
+- x-transformers embeds bar and position as we do. memorizing-transformers-pytorch has no input for them.
 - x-transformers' flash attention takes no T5 bias, so it is off.
-- memorizing-transformers-pytorch searches the lanes one after the other, its default.
+- memorizing-transformers-pytorch searches the lanes one after another, its default.
 - Both empty a lane's memories where its song at a segment's start is not that of the segment before.
 - The optimizer is the baseline's. All run eagerly, in float32.
 
-What was left, because it is their way:
+Left as the libraries have it:
 
-- Neither keeps the songs that meet within a segment apart.
-- x-transformers keeps hidden states in XL memory and computes their keys and values anew each segment.
+- Neither masks one song from another that it meets within a segment.
+- x-transformers keeps hidden states in XL memory and computes their keys and values again in each segment.
 - memorizing-transformers-pytorch has one key and one value for all heads, so its parameters, attention and memory are
-  fewer than ours; its search is approximate (HNSW); a full index is emptied whole; and its position bias takes the
-  distance to XL memory as if the segment began where that begins.
+  fewer than ours; its search is approximate (HNSW); a full index is emptied; and its position bias computes the
+  distance to XL memory as if the segment began where the memory begins.
 """
 
 import importlib
@@ -28,12 +28,12 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from _midigen import BARS, MAX_BLOCKS, STEPS, Batch, Sizes
+from _midigen import BARS, MAX_BLOCKS, POSITIONS, Batch, Sizes
 from _midigen_training import LEARNING_RATE, WEIGHT_DECAY, cross_entropy, descend
 from torch import Tensor
 
-from midigen_jax.cli import InputError
-from midigen_jax.data import NO_SONG, NO_TARGET
+from midigen_jax.errors import InputError
+from midigen_jax.vocab import NO_SONG, NO_TARGET
 
 
 def _need(module: str, command: str) -> ModuleType:
@@ -54,7 +54,7 @@ class XTransformers:
             num_tokens=sizes.vocabulary,
             max_seq_len=sizes.block,
             max_mem_len=sizes.block,
-            embed_num_tokens={"bar": BARS, "step": STEPS},
+            embed_num_tokens={"bar": BARS, "position": POSITIONS},
             attn_layers=library.Decoder(
                 dim=sizes.width,
                 depth=sizes.layers,
@@ -66,7 +66,7 @@ class XTransformers:
             ),
         ).to(self.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        self.memory: list[Tensor] | None = None  # hidden states [B, T, D], one a layer and one more
+        self.memory: list[Tensor] | None = None  # hidden states [B, T, D], one per layer and one more
         self.song = np.full(sizes.lanes, NO_SONG)
 
     def step(self, batch: Batch) -> float:
@@ -75,8 +75,8 @@ class XTransformers:
         changed, self.song = _new_songs(self.song, batch), batch["song"][:, 0]
         if self.memory and len(changed):
             self.memory = [_emptied(x, changed) for x in self.memory]
-        position = {"bar": inputs["bar"] % BARS, "step": inputs["step"] % STEPS}
-        logits, self.memory = self.model(inputs["tokens"], mems=self.memory, embed_ids=position, return_mems=True)
+        embed_ids = {"bar": inputs["bar"] % BARS, "position": inputs["position"] % POSITIONS}
+        logits, self.memory = self.model(inputs["tokens"], mems=self.memory, embed_ids=embed_ids, return_mems=True)
         return descend(cross_entropy(logits, inputs["targets"]), self.optimizer)
 
 
@@ -86,7 +86,7 @@ class MemorizingTransformers:
     def __init__(self, sizes: Sizes, *, memories: int | None = None, device: torch.device | str = "cpu", seed: int = 0):
         """
         Args:
-            memories: entries of kNN memory a lane; as many as MIDIGen's longest song has tokens, unless given.
+            memories: entries of kNN memory per lane; None: as many as MIDIGen's longest song has tokens.
         """
         library = _need(
             "memorizing_transformers_pytorch",
@@ -95,7 +95,7 @@ class MemorizingTransformers:
         )
         torch.manual_seed(seed)
         self.device = torch.device(device)
-        # The library maps its memory from a file, which may lose its name as soon as it is mapped.
+        # The library maps its memory from a file, which can be deleted as soon as it is mapped.
         with tempfile.TemporaryDirectory() as folder:
             self.model = library.MemorizingTransformer(
                 num_tokens=sizes.vocabulary,
@@ -114,7 +114,7 @@ class MemorizingTransformers:
             ).to(self.device)
             self.knn = self.model.create_knn_memories(batch_size=sizes.lanes)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        self.xl: list[Tensor] | None = None  # keys and values [B, T, 2, Dh], one a layer
+        self.xl: list[Tensor] | None = None  # keys and values [B, T, 2, Dh], one per layer
         self.song = np.full(sizes.lanes, NO_SONG)
 
     def step(self, batch: Batch) -> float:
@@ -135,7 +135,7 @@ def _tensors(batch: Batch, device: torch.device) -> dict[str, Tensor]:
 
 
 def _new_songs(song: np.ndarray, batch: Batch) -> list[int]:
-    """Lanes that begin with another song than the one before."""
+    """Lanes that begin with another song than the segment before."""
     return np.flatnonzero(batch["song"][:, 0] != song).tolist()
 
 

@@ -1,31 +1,66 @@
-"""Where all benchmarks keep their figures."""
+"""What all benchmarks share: options, the files of their results, and processes of their own."""
 
+import argparse
+import inspect
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from midigen_jax import files
-from midigen_jax.cli import InputError
+from midigen_jax.cli import command
+from midigen_jax.errors import InputError
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def save(name: str, result: dict[str, Any], *, otherwise: bool = False) -> None:
-    """Whole or not at all.
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the options of every benchmark."""
+    parser = command.parser(description)
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="folder for the JSON file")
+    return parser
+
+
+def save(results: Path, name: str, result: dict[str, Any], *, usual: bool = True) -> None:
+    """Writes a result to `name`.json.
 
     Args:
-        otherwise: it was measured in another way than the scripts do by themselves, so it does not replace what they
-            found.
+        usual: it was measured with the benchmark's own settings. Otherwise it is written only to another folder than
+            the repository's.
     """
-    if otherwise:
-        print(f"not kept in {RESULTS}, since it was measured with other settings than usual")
+    if not usual and results == RESULTS:
+        print("not saved, since the settings are not the benchmark's own; give another folder with --results")
         return
-    files.write_text(RESULTS / f"{name}.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+    files.write_text(results / f"{name}.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+
+
+def has_defaults(parser: argparse.ArgumentParser, args: argparse.Namespace, *names: str) -> bool:
+    """Whether these arguments have their default values."""
+    return all(getattr(args, name) == parser.get_default(name) for name in names)
+
+
+def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function of a benchmark in a process of its own; arguments and result are JSON."""
+    module = Path(inspect.getfile(function)).stem
+    code = f"import json, sys, {module}; print(json.dumps({module}.{function.__name__}(*json.load(sys.stdin))))"
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],  # -P: the working folder is not on the path
+        input=json.dumps(arguments),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def resident_megabytes() -> float:
-    """Peak of this process; what `getrusage` gives begins with that of the process which started it."""
+    """Peak memory of this process; unlike that of `getrusage` it does not begin with that of the parent process."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) / 1024
-    raise InputError("the peak memory of a process is read from /proc, which Linux has")
+    raise InputError("the peak memory of a process is read from /proc; run this benchmark on Linux")

@@ -1,8 +1,8 @@
-"""How long damaged and malicious files keep the reader and the encoder: the slowest call of many.
+"""How long damaged and malicious files keep the reader and the encoder busy: the slowest call of many.
 
-python benchmarks/damaged.py --data MIDI_DIR
+    python benchmarks/damaged.py --data MIDI_DIR
 
-What they answer is for tests/test_fuzz.py to check.
+What the calls return is checked by tests/test_fuzz.py.
 """
 
 import random
@@ -12,14 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import _shared
 import numpy as np
-from _shared import save
 from tqdm import tqdm
 
-from midigen_jax import cli
-from midigen_jax.encode import midi_files
-from midigen_jax.environment import environment
+from midigen_jax.cli import command
+from midigen_jax.data.folders import midi_files
 from midigen_jax.kernels import encode, smf
+from midigen_jax.run.environment import environment
 from midigen_jax.vocab import Scheme
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
@@ -30,35 +30,35 @@ SCHEMES = (Scheme(), Scheme(24, multi=True, velocities=True))
 
 
 def seconds_of(call: Callable[..., Any], *arguments: Any) -> float:
-    """A slow call may have been interrupted, so that its best of six counts."""
+    """Seconds of a call; of a slow one, which may have been interrupted, the best of six."""
     seconds: list[float] = []
     while not seconds or (min(seconds) > SLOW and len(seconds) < 6):
-        begin = time.perf_counter()
+        began = time.perf_counter()
         call(*arguments)
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(time.perf_counter() - began)
     return min(seconds)
 
 
 def measure(data: bytes) -> dict[str, float]:
-    """Seconds to read a file, and to encode it in the scheme that takes longest."""
+    """Seconds to read a file, and to encode it in the slowest scheme."""
     array, bounds = np.frombuffer(data, np.uint8), np.array([0, len(data)])
-    room = encode.room_for(len(data))
-    encoding = [seconds_of(encode.encode_files, array, bounds, scheme, room) for scheme in SCHEMES]
+    workspace = encode.make_workspace(len(data))
+    encoding = [seconds_of(encode.encode_files, array, bounds, scheme, workspace) for scheme in SCHEMES]
     return {"read": seconds_of(smf.read_smf, array), "encode": max(encoding)}
 
 
 def main() -> None:
-    parser = cli.parser(__doc__)
+    parser = _shared.parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="MIDI_DIR", help="files to be damaged")
-    parser.add_argument("--mutations", type=int, default=10_000, help="damaged files")
+    parser.add_argument("--mutations", type=int, default=10_000, help="number of damaged files")
     args = parser.parse_args()
-    seeds = [(args.data / name).read_bytes() for name in midi_files(args.data)]
-    measure(seeds[0])  # compiles the kernels
+    originals = [(args.data / name).read_bytes() for name in midi_files(args.data)]
+    measure(originals[0])  # compiles the kernels
     dice = random.Random(0)
     slowest = {"read": 0.0, "encode": 0.0}
     n_slow = 0
     for _ in tqdm(range(args.mutations), "damaged", leave=False, disable=None):
-        seconds = measure(damage(dice.choice(seeds), seeds, dice))
+        seconds = measure(damage(dice.choice(originals), originals, dice))
         n_slow += max(seconds.values()) > SLOW
         slowest = {what: max(slowest[what], seconds[what]) for what in slowest}
     malicious = {name: measure(make()) for name, make in MALICIOUS.items()}
@@ -72,8 +72,9 @@ def main() -> None:
         "slowest_seconds": slowest,
         "malicious_seconds": malicious,
     }
-    save(f"damaged-{args.data.resolve().name}", result)
+    usual = _shared.has_defaults(parser, args, "mutations")
+    _shared.save(args.results, f"damaged-{args.data.resolve().name}", result, usual=usual)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command.run(main)

@@ -16,18 +16,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
+import _shared
 import numpy as np
 from _ours import circumstances
-from _shared import save
 
-from midigen_jax import checkpoint, cli, start
 from midigen_jax import config as cfg
-from midigen_jax.corpus import Corpus
-from midigen_jax.step import make_mesh
-from midigen_jax.train import get_corpus
+from midigen_jax.cli import command
+from midigen_jax.data.corpus import Corpus
+from midigen_jax.data.encode import open_or_encode
+from midigen_jax.run import checkpoint
+from midigen_jax.run.tensors import by_path
+from midigen_jax.training import restore
+from midigen_jax.training.sharding import make_mesh
 
 ROOT = Path(__file__).parent.parent
+CONFIG = ROOT / "configs" / "pop909.py"
 # A step takes some milliseconds and every tenth is saved, so that many kills fall on a save.
 SAVE_EVERY = 10
 SETTINGS = (
@@ -38,95 +41,99 @@ SETTINGS = (
 )
 
 
-def command(corpus: Corpus, run: Path, steps: int) -> list[str]:
+def training_command(corpus: Corpus, run: Path, steps: int) -> list[str]:
     sets = (part for setting in (*SETTINGS, f"train.steps={steps}") for part in ("--set", setting))
-    train = [sys.executable, str(ROOT / "train.py"), str(ROOT / "configs" / "pop909.py")]
-    return [*train, "--data", str(corpus.path), "--workdir", str(run), *sets]
+    return [
+        *(sys.executable, str(ROOT / "train.py"), str(CONFIG)),
+        *("--data", str(corpus.path), "--workdir", str(run), *sets),
+    ]
 
 
-def begin(run: list[str]) -> subprocess.Popen:
+def start(command: list[str]) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     return subprocess.Popen(
-        run, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
     )
 
 
-def hear_first_step(process: subprocess.Popen) -> str:
-    """Waits for it; returns what was said until then."""
+def wait_for_first_step(process: subprocess.Popen) -> str:
+    """Returns the output until then."""
     assert process.stdout is not None
-    said = ""
-    # After the first step the bar knows the time left.
-    while not re.search(r"<\d\d:", said[-8:]) and (letter := process.stdout.read(1)):
-        said += letter
-    return said
+    output = ""
+    # After the first step the progress bar knows the time left.
+    while not re.search(r"<\d\d:", output[-8:]) and (letter := process.stdout.read(1)):
+        output += letter
+    return output
 
 
-def newest(run: Path) -> int:
-    """The step of its newest checkpoint, 0 if there is none."""
+def newest_checkpoint(run: Path) -> int:
+    """The step of the newest checkpoint, 0 if there is none."""
     return max((int(path.name) for path in run.glob("checkpoints/*") if path.name.isdigit()), default=0)
 
 
 def wait_for_saves(process: subprocess.Popen, run: Path, saves: int) -> None:
-    until = newest(run) + saves * SAVE_EVERY
-    while newest(run) < until and process.poll() is None:
+    until = newest_checkpoint(run) + saves * SAVE_EVERY
+    while newest_checkpoint(run) < until and process.poll() is None:
         time.sleep(0.002)
 
 
-def state_after(run: Path, config: cfg.Config, corpus: Corpus) -> dict[str, np.ndarray]:
+def arrays_of(run: Path, config: cfg.Config, corpus: Corpus) -> dict[str, np.ndarray]:
     """Every array of the newest checkpoint, by its path."""
-    shapes = start.items_of(start.abstract_state(config, corpus.vocabulary, make_mesh(config)))
+    shapes = restore.items_of(restore.abstract_state(config, corpus.vocabulary, make_mesh(config)))
     found = checkpoint.open_run(run).newest(lambda meta: shapes)
-    return jax.tree.map(
-        np.asarray,
-        {f"{name}/{path}": x for name, tree in found.items.items() for path, x in checkpoint.by_path(tree).items()},
-    )
+    return {f"{name}/{path}": np.asarray(x) for name, tree in found.items.items() for path, x in by_path(tree).items()}
+
+
+def config_of(steps: int) -> cfg.Config:
+    return cfg.override(cfg.load(CONFIG), [*SETTINGS, f"train.steps={steps}"])
 
 
 def survive(corpus: Corpus, folder: Path, *, steps: int, kills: int, seed: int = 0) -> dict[str, Any]:
-    """Trains twice, once killed at random moments, and compares what is left.
+    """Trains twice, once without and once with kills at random moments, and compares the results.
 
-    Two kills of three fall some saves after the first step of a start, the third at any moment of its start-up.
-    Training is counted in saves and not in seconds, for a machine may be busy now and idle a minute later; all that is
-    trained before kills is about half of the run at most. The run without kills tells how long a start and a save take.
+    Two kills of three come some saves after the first step of a start, the third at any moment of the start-up. The
+    moment is counted in saves and not in seconds, since a machine may be busy now and idle a minute later; kills waste
+    about half of the run at most. The run without kills tells how long a start and a save take.
 
     Returns:
-        The steps from which the killed run began, how many kills fell on a save, how many arrays differ at the end, and
-        what was left behind.
+        The steps from which the killed run resumed, how many kills came during a save, how many arrays differ at the
+        end, and which incomplete files are left.
     """
-    config = cfg.override(cfg.load(ROOT / "configs" / "pop909.py"), [*SETTINGS, f"train.steps={steps}"])
+    config = config_of(steps)
     straight, run, asked = folder / "straight", folder / "killed", time.monotonic()
-    process = begin(command(corpus, straight, steps))
-    said, first_step = hear_first_step(process), time.monotonic()
-    said += process.communicate()[0]
-    assert "has trained" in said, said
+    process = start(training_command(corpus, straight, steps))
+    output, first_step = wait_for_first_step(process), time.monotonic()
+    output += process.communicate()[0]
+    assert "has trained" in output, output
     training = time.monotonic() - first_step
-    a_save = training * SAVE_EVERY / steps
-    # The pipe holds what is said in so long.
+    seconds_per_save = training * SAVE_EVERY / steps
+    # At most so many that the pipe can hold the output of that time.
     most_saves = min(max(steps // SAVE_EVERY * 3 // (4 * kills), 1), 20)
-    moments, in_a_save = random.Random(seed), 0
+    moments, during_save = random.Random(seed), 0
     for kill in range(kills):
-        process = begin(command(corpus, run, steps))
+        process = start(training_command(corpus, run, steps))
         if kill % 3 == 2:
             timer = threading.Timer(moments.uniform(0, first_step - asked), process.kill)
             timer.start()
-            said = hear_first_step(process)  # if it comes before the timer's end, it is killed here
+            output = wait_for_first_step(process)  # if that comes before the timer, the process is killed here
             timer.cancel()
         else:
-            said = hear_first_step(process)
+            output = wait_for_first_step(process)
             wait_for_saves(process, run, moments.randrange(most_saves))
-            time.sleep(moments.uniform(0, a_save))
+            time.sleep(moments.uniform(0, seconds_per_save))
         process.kill()
-        said += process.communicate()[0]  # its loader's processes hold the pipe open until they end as well
-        assert "has trained" not in said, f"it ended before kill {kill + 1}; give more --steps: {said}"
-        assert process.returncode == -signal.SIGKILL, said
-        # Before its first step a start still has what the kill before it left.
-        in_a_save += kill % 3 != 2 and any(".orbax-checkpoint-tmp" in path.name for path in run.glob("checkpoints/*"))
-    said = begin(command(corpus, run, steps)).communicate()[0]
-    assert "has trained" in said, said
-    assert "damaged" not in said, said
+        output += process.communicate()[0]  # the loader's processes hold the pipe open until they end as well
+        assert "has trained" not in output, f"it ended before kill {kill + 1}; give more --steps: {output}"
+        assert process.returncode == -signal.SIGKILL, output
+        # Before its first step a start still has the incomplete files of the kill before it.
+        incomplete = any(".orbax-checkpoint-tmp" in path.name for path in run.glob("checkpoints/*"))
+        during_save += kill % 3 != 2 and incomplete
+    output = start(training_command(corpus, run, steps)).communicate()[0]
+    assert "has trained" in output, output
+    assert "damaged" not in output, output
     starts = [begun["step"] for begun in json.loads((run / "run.json").read_text())["starts"]]
     assert len(set(starts)) > kills // 3, starts  # else nothing was tested
-    one, other = (state_after(path, config, corpus) for path in (straight, run))
+    one, other = (arrays_of(path, config, corpus) for path in (straight, run))
     assert one.keys() == other.keys()
     validations = [
         [line for line in (path / "metrics.jsonl").read_text().splitlines() if "validation/" in line]
@@ -136,35 +143,36 @@ def survive(corpus: Corpus, folder: Path, *, steps: int, kills: int, seed: int =
     return {
         "steps": steps,
         "seconds of training without kills": training,
-        "saves waited for before a kill, fewer than": most_saves,
+        "maximum saves before a kill": most_saves - 1,
         "kills": kills,
-        "kills that fell on a save": in_a_save,
-        "steps from which starts went on": starts,
+        "kills during a save": during_save,
+        "steps resumed from": starts,
         "arrays": len(one),
         "arrays that differ": sum(one[path].tobytes() != other[path].tobytes() for path in one),
         "validations": len(validations[0]),
         "validations that differ": sum(x != y for x, y in zip(*validations, strict=True)),
-        "left behind": left,
+        "incomplete files left": left,
     }
 
 
 def main() -> None:
-    parser = cli.parser(__doc__)
-    parser.add_argument("--data", type=Path, required=True, metavar="CORPUS_OR_MIDI_DIR", help="music to learn from")
+    parser = _shared.parser(__doc__)
+    parser.add_argument("--data", type=Path, required=True, metavar="CORPUS_OR_MIDI_DIR", help="music to train on")
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=6000, help="of each run")
+    parser.add_argument("--steps", type=int, default=6000, help="steps of each run")
     args = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        corpus = get_corpus(args.data, Path(folder))
+        corpus = open_or_encode(args.data, Path(folder))
         result = survive(corpus, Path(folder), steps=args.steps, kills=args.kills)
-        config = cfg.override(cfg.load(ROOT / "configs" / "pop909.py"), [*SETTINGS, f"train.steps={args.steps}"])
-        around = circumstances(config, corpus)
-    print(f"{', '.join(f'{value} {name}' for name, value in result.items())} ({time.monotonic() - began:.0f} s)")
-    save(f"kills-{args.data.name}", {**around, **result}, otherwise=args.kills != parser.get_default("kills"))
-    if result["arrays that differ"] or result["validations that differ"] or result["left behind"]:
+        around = circumstances(config_of(args.steps), corpus)
+    print(*(f"{name}: {value}" for name, value in result.items()), sep="\n")
+    print(f"{time.monotonic() - began:.0f} s")
+    usual = _shared.has_defaults(parser, args, "kills", "steps")
+    _shared.save(args.results, f"kills-{args.data.name}", {**around, **result}, usual=usual)
+    if result["arrays that differ"] or result["validations that differ"] or result["incomplete files left"]:
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command.run(main)

@@ -1,11 +1,11 @@
-"""Learning side by side: this project and the PyTorch baseline, the same songs, split and number of tokens.
+"""Learning side by side: this project and the PyTorch baseline, with the same songs, split and number of tokens.
 
-python benchmarks/learning.py --data CORPUS_OR_MIDI_DIR
+    python benchmarks/learning.py --data CORPUS_OR_MIDI_DIR
 
-Each trains as it is meant to: its own batches, optimizer and schedule. Both are measured by the same function, on whole
-songs, each from its own empty memory: on validation songs on the way and at the end, and at the end on the test songs
-too, by which nothing was chosen. Ours then reads the test songs without its kNN memory, and with attention to all of it
-in place of a search.
+Each trains as it is meant to: with its own batches, optimizer and schedule. Both are evaluated by the same function, on
+whole songs, each from empty memories: on validation songs during training and at its end, and at the end also on the
+test songs, which influenced no choice. This project then reads the test songs without its kNN memory, and with
+attention to all of the memory in place of a search.
 """
 
 import dataclasses
@@ -14,21 +14,29 @@ from collections.abc import Callable
 from typing import Any
 
 import _ours
+import _shared
 import jax
+import jax.numpy as jnp
 import numpy as np
-from _ours import Ours, batches_of, circumstances
-from _shared import save
+from _ours import Ours, batch_tokens, batches_of, circumstances, programs_of
 
-from midigen_jax import arms, cli, losses, model, process, step, vocab
 from midigen_jax import config as cfg
-from midigen_jax.corpus import Corpus
-from midigen_jax.train import get_corpus
+from midigen_jax import vocab
+from midigen_jax.cli import command
+from midigen_jax.data.corpus import Corpus
+from midigen_jax.data.encode import open_or_encode
+from midigen_jax.run import runtime
+from midigen_jax.training import losses
+
+OURS, BASELINE = "this project", "MIDIGen (PyTorch)"
+
+Loss = Callable[[np.ndarray], float]  # total loss of these songs in nats
 
 
 def curve(
-    contestant: Any, batches: Any, total: int, every: int, loss: Callable[[np.ndarray], float], corpus: Corpus, few: int
+    contestant: Any, batches: Any, total: int, every: int, loss: Loss, corpus: Corpus, few: int
 ) -> dict[str, Any]:
-    """Trains on `total` tokens; validates on a few songs on the way and on all of them at the end, then tests."""
+    """Trains on `total` tokens; validates on a few songs during training and on all of them at its end, then tests."""
     songs = corpus.songs_of("validation")
     seen, points = 0, []
     while seen < total:
@@ -38,40 +46,41 @@ def curve(
         if seen // every > before // every or seen >= total:
             here = songs if seen >= total else songs[:few]
             figures = losses.figures(loss(here), corpus, here)
-            points.append({"tokens": seen, "songs": len(here), **figures._asdict()})
+            points.append({"trained_tokens": seen, "songs": len(here), **figures._asdict()})
             print(f"{seen:>10,} tokens: {figures} ({len(here)} songs)", flush=True)
-    return {"curve": points, "test": tested(loss, corpus)}
+    return {"curve": points, "test": test_figures(loss, corpus)}
 
 
-def tested(loss: Callable[[np.ndarray], float], corpus: Corpus) -> dict[str, float]:
+def test_figures(loss: Loss, corpus: Corpus) -> dict[str, float]:
     songs = corpus.songs_of("test")
     figures = losses.figures(loss(songs), corpus, songs)
     print(f"{'test':>18}: {figures} ({len(songs)} songs)", flush=True)
     return figures._asdict()
 
 
-def ours(config: cfg.Config, corpus: Corpus, total: int, every: int, few: int) -> dict[str, Any]:
-    tokens = config.data.lanes * config.data.segment * config.data.segments
-    config = cfg.override(config, [f"train.steps={-(-total // tokens)}"])
-    side = Ours(config, corpus.vocabulary)
+def without_knn(params: dict) -> dict:
+    """The same parameters, except that the kNN memory gets no attention."""
+    return jax.tree.map_with_path(lambda path, x: jnp.full_like(x, -1e9) if path[-1].key == "knn_bias" else x, params)
 
-    loss = step.make_loss(side.graphdef, config, side.mesh)
+
+def ours(config: cfg.Config, corpus: Corpus, total: int, every: int, few: int) -> dict[str, Any]:
+    config = cfg.override(config, [f"train.steps={-(-total // batch_tokens(config))}"])
+    side, programs = Ours(config, corpus.vocabulary), programs_of(config, corpus.vocabulary)
     batches = batches_of(config, corpus, config.train.steps)
-    result = curve(side, batches, total, every, lambda songs: loss(side.state.params, corpus, songs), corpus, few)
+    result = curve(side, batches, total, every, lambda songs: side.loss(corpus, songs), corpus, few)
     if not config.memory.knn:
         return result
-
-    print("with the gate of the kNN memory closed, and with attention to all of it:")
-    without = arms.without_knn(side.state.params)
-    result["test, gate closed"] = tested(lambda songs: loss(without, corpus, songs), corpus)
-    dense = cfg.override(config, ["memory.backend=dense"])
-    dense_loss = step.make_loss(model.abstract(dense, corpus.vocabulary), dense, side.mesh)
-    result["test, dense"] = tested(lambda songs: dense_loss(side.state.params, corpus, songs), corpus)
+    print("without its kNN memory, then with attention to all of it:")
+    params = side.state.params
+    without = without_knn(params)
+    result["test, without kNN memory"] = test_figures(lambda songs: programs.loss(without, corpus, songs), corpus)
+    dense = programs_of(cfg.override(config, ["memory.backend=dense"]), corpus.vocabulary)
+    result["test, dense"] = test_figures(lambda songs: dense.loss(params, corpus, songs), corpus)
     return result
 
 
 def baseline_sizes(config: cfg.Config, corpus: Corpus) -> Any:
-    """Its blocks are as long as our XL memory, which is its own: shorter ones would leave out more songs.
+    """Its blocks are as long as our XL memory, as its author had them; shorter ones would leave out more songs.
 
     Raises:
         InputError: all songs would be left out.
@@ -100,33 +109,37 @@ def baseline(config: cfg.Config, corpus: Corpus, total: int, every: int, few: in
 
 def main() -> None:
     parser = _ours.parser(__doc__)
-    parser.add_argument("--tokens", type=int, default=2_500_000, help="to learn from")
+    parser.add_argument("--tokens", type=int, default=2_500_000, help="tokens to train on")
     parser.add_argument("--every", type=int, default=500_000, help="tokens between validations")
-    parser.add_argument("--songs", type=int, default=20, help="validation songs on the way")
+    parser.add_argument("--songs", type=int, default=20, help="validation songs during training")
     args = parser.parse_args()
-    process.keep_freed_memory()
+    runtime.retain_freed_memory()
     config = cfg.override(cfg.load(args.config), args.set)
-    corpus = get_corpus(args.data, args.workdir)
+    corpus = open_or_encode(args.data, args.workdir)
     training, validation = corpus.songs_of("train"), corpus.songs_of("validation")
-    bigram, floor = losses.bigram_floor(corpus, training, validation)
-    print(f"bigram (weight {bigram.weight:.2f}): {floor} ({len(validation)} songs)")
-    result = {**circumstances(config, corpus, "torch"), "bigram": floor._asdict()}
-    sides = {"this project": ours, "MIDIGen (PyTorch)": baseline}
-    usual = all(getattr(args, name) == parser.get_default(name) for name in ("set", "tokens", "every", "songs"))
+    bigram, figures = losses.bigram_baseline(corpus, training, validation)
+    print(f"bigram model (weight {bigram.weight:.2f}): {figures} ({len(validation)} songs)")
+    result = {**circumstances(config, corpus, "torch"), "bigram": figures._asdict()}
+    contestants = {OURS: ours, BASELINE: baseline}
     if importlib.util.find_spec("torch") is None:
-        print("MIDIGen is left out: PyTorch is not installed")
-        del sides["MIDIGen (PyTorch)"]
+        print(f"{BASELINE} is left out: PyTorch is not installed")
+        del contestants[BASELINE]
     else:
-        baseline_sizes(config, corpus)
-    for name, train in sides.items():
-        print(name)
-        result[name] = train(config, corpus, args.tokens, args.every, args.songs)
-        save(f"learning-{args.config.stem}-{args.data.name}-{jax.default_backend()}", result, otherwise=not usual)
-    for split, figure in (("validation", lambda side: side["curve"][-1]), ("test", lambda side: side["test"])):
-        ends = [figure(result[name])["bits_per_note"] for name in sides]
+        baseline_sizes(config, corpus)  # tells early if no song is left
+    usual = _shared.has_defaults(parser, args, "set", "tokens", "every", "songs")
+    name = f"learning-{args.config.stem}-{args.data.name}-{jax.default_backend()}"
+    for contestant, train in contestants.items():
+        print(contestant)
+        result[contestant] = train(config, corpus, args.tokens, args.every, args.songs)
+        _shared.save(args.results, name, result, usual=usual)
+    for split in ("validation", "test"):
+        ends = []
+        for contestant in contestants:
+            scores = result[contestant]
+            ends.append((scores["curve"][-1] if split == "validation" else scores["test"])["bits_per_note"])
         below = f", {1 - ends[0] / ends[1]:.1%} below" if len(ends) > 1 else ""
-        print(f"bits a note at the end, {split} songs: {' and '.join(f'{x:.2f}' for x in ends)}{below}")
+        print(f"bits per note at the end, {split} songs: {' and '.join(f'{x:.2f}' for x in ends)}{below}")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command.run(main)

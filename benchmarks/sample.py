@@ -1,99 +1,103 @@
-"""Sampling speed side by side, what a token costs late in a song, and how soon the first note comes.
+"""Sampling speed side by side, the cost of a token late in a song, and the time to the first note.
 
-python benchmarks/sample.py --data CORPUS_OR_MIDI_DIR
+    python benchmarks/sample.py --data CORPUS_OR_MIDI_DIR
 
-This project with an empty and with a full ring, the baseline's way, x-transformers with its cache and Hugging Face's
-GPT-2, where PyTorch is installed: the same sizes, in turn, slice by slice, in one process; then each alone in a process
-of its own for its peak memory. The weights are random, which makes no difference to the time; `--run RUN` takes those
-of a run, and then tells how many seconds of music are written in a second.
+This project with an empty and with a full ring, and, where PyTorch is installed, the baseline, x-transformers with its
+cache and Hugging Face's GPT-2: the same sizes, slice by slice in turn in one process, then each in a process of its own
+for its peak memory. The weights are random, which does not change the time; `--run RUN` takes those of a run, and then
+also measures how many seconds of music are sampled per second.
 """
 
 import dataclasses
 import itertools
-import json
-import subprocess
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import _ours
+import _shared
 import jax
 import jax.numpy as jnp
 import numpy as np
 from _ours import circumstances
-from _shared import resident_megabytes, save
 
-from midigen_jax import cache as caches
-from midigen_jax import cli, controls, model, vocab
 from midigen_jax import config as cfg
-from midigen_jax.attention import normalize
-from midigen_jax.controls import Controls
-from midigen_jax.corpus import Corpus
-from midigen_jax.cursor import NEVER
-from midigen_jax.held import State
-from midigen_jax.playing import make_timeline
-from midigen_jax.sampler import CHUNK, Sampler
-from midigen_jax.song import Prompt, new_song
-from midigen_jax.train import get_corpus
+from midigen_jax import vocab
+from midigen_jax.cli import command
+from midigen_jax.data.corpus import Corpus, open_corpus
+from midigen_jax.data.encode import open_or_encode
+from midigen_jax.model.attention import normalize
+from midigen_jax.model.cache import Ring
+from midigen_jax.model.decoder import init_params
+from midigen_jax.music.song import Prompt, new_song
+from midigen_jax.run.trained import TrainedModel
+from midigen_jax.sampling.decode_state import NEVER
+from midigen_jax.sampling.generation import make_timeline
+from midigen_jax.sampling.logits_processors import make_setting_arrays
+from midigen_jax.sampling.programs import CHUNK, programs
+from midigen_jax.sampling.sampler import Sampler
+from midigen_jax.sampling.session import SamplerState, Session
+from midigen_jax.sampling.settings import DEFAULTS
 
 EMPTY, FULL = "this project, ring empty", "this project, ring full"
 BASELINE, PEER, GPT2 = "MIDIGen (PyTorch)", "x-transformers", "GPT-2 (Hugging Face)"
-SIDES = (EMPTY, FULL, BASELINE, PEER, GPT2)
-SLICE = 4 * CHUNK  # tokens a row between two looks at the clock; the baseline, which is slow, draws 8
-PAUSE = 0.5  # seconds before a slice: OpenMP's threads, PyTorch's and Faiss's, spin for a while when their work is done
+CONTESTANTS = (EMPTY, FULL, BASELINE, PEER, GPT2)
+SLICE = 4 * CHUNK  # tokens per row between two readings of the clock; the baseline, which is slow, draws 8
+PAUSE = 0.5  # seconds before a slice: OpenMP's threads (PyTorch's, Faiss's) spin for a while when their work is done
+FIRST_NOTE_TOKENS = 1000  # of the prompt
+MUSIC_BARS = 64  # of a trained model
 
 
 class Ours:
-    """Draws chunk after chunk from a state, as `Sampler.draw` does."""
+    """Samples chunk after chunk from a state, as `Sampler.sample_chunks` does."""
 
-    def __init__(self, sampler: Sampler, state: State, held: Any):
-        self.sampler, rows = sampler, len(held.rows)
+    def __init__(self, sampler: Sampler, state: SamplerState, session: Session):
+        self.params, n_rows = sampler.model.params, len(session.rows)
+        self.sample_chunk = programs(sampler.config, sampler.vocabulary).sample_chunk
         self.state = jax.tree.map(jnp.copy, state)
-        most = jnp.full(rows, NEVER, jnp.int32)
-        self.timeline = make_timeline(held, [NEVER] * rows)._replace(most=most)
-        self.rules = controls.make_rules(Controls(), sampler.vocabulary)
-        self.keys = jax.random.split(jax.random.key(0), rows)
+        never = jnp.full(n_rows, NEVER, jnp.int32)
+        self.timeline = make_timeline(session, [NEVER] * n_rows)._replace(max_drawn=never)
+        self.settings = make_setting_arrays(DEFAULTS, sampler.vocabulary)
+        self.keys = jax.random.split(jax.random.key(0), n_rows)
 
     def generate(self, n: int) -> None:
         for _ in range(n // CHUNK):
-            self.state, drawn = self.sampler._sample(
-                self.sampler.params, self.state, self.timeline, self.keys, self.rules, CHUNK
+            self.state, sampled = self.sample_chunk(
+                self.params, self.state, self.timeline, self.keys, self.settings, CHUNK
             )
-        jax.block_until_ready(drawn)
+        jax.block_until_ready(sampled)
 
 
 def random_prompt(sampler: Sampler, n: int) -> Prompt:
-    """About n tokens: notes two to a step of a quarter beat, and rests."""
-    random, notes = np.random.default_rng(0), []
+    """About n tokens: two notes every quarter of a beat, and rests."""
+    random, notes = np.random.default_rng(0), list[tuple[int, ...]]()
     for i in range(n // 6):
         notes += [(2 * i, 2, int(pitch), 0, 80) for pitch in np.sort(random.choice(60, 2, False) + 36)[::-1]]
     song = new_song(sampler.vocabulary.scheme)._replace(notes=np.array(notes, np.int32))
-    return Prompt(song, 2 * len(notes) // 2)
+    return Prompt(song, len(notes))
 
 
-def filled(state: State, config: cfg.Config) -> State:
-    """The state with a ring full of random entries of the running song."""
-    place, ring = state.cache.place, state.cache.ring
+def fill_ring(state: SamplerState, config: cfg.Config) -> SamplerState:
+    """The state with a ring full of random entries of the current song."""
+    index, ring = state.cache.cache_index, state.cache.ring
     assert ring is not None
     keys = tuple(normalize(jax.random.normal(jax.random.key(i), x.shape, x.dtype)) for i, x in enumerate(ring.keys))
-    token = jax.random.randint(jax.random.key(9), ring.token.shape, vocab.NOTE_0, vocab.DURATION_0)
-    before = jnp.full_like(place.before, config.memory.xl + config.memory.knn)
-    return state._replace(
-        cache=state.cache._replace(ring=caches.Ring(keys, token), place=place._replace(before=before))
-    )
+    next_token = jax.random.randint(jax.random.key(9), ring.next_token.shape, vocab.NOTE_0, vocab.DURATION_0)
+    index = index._replace(before_segment=jnp.full_like(index.before_segment, config.memory.xl + config.memory.knn))
+    return state._replace(cache=state.cache._replace(ring=Ring(keys, next_token), cache_index=index))
 
 
-def start(side: str, sampler: Sampler, rows: int) -> Any:
-    """A contestant that has begun.
+def start(name: str, sampler: Sampler, rows: int) -> Any:
+    """A contestant that has read its prompt.
 
     Raises:
-        ImportError, InputError, ValueError: what it needs is not installed, or it draws no such batch.
+        ImportError, InputError, ValueError: what it needs is not installed, or it can't sample so many rows or layers.
     """
     config = sampler.config
-    if side in (EMPTY, FULL):
-        held = sampler.begin([Prompt(new_song(sampler.vocabulary.scheme), 0)] * rows)
-        return Ours(sampler, held.state if side == EMPTY else filled(held.state, config), held)
+    if name in (EMPTY, FULL):
+        session = sampler.prefill([Prompt(new_song(sampler.vocabulary.scheme), 0)] * rows)
+        return Ours(sampler, session.state if name == EMPTY else fill_ring(session.state, config), session)
     import _generation
     import _midigen
     import torch
@@ -101,135 +105,145 @@ def start(side: str, sampler: Sampler, rows: int) -> Any:
     sizes = dataclasses.replace(_midigen.sizes_of(config, sampler.vocabulary), block=config.memory.xl, lanes=1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     window = config.memory.xl + config.data.segment
-    if side == BASELINE:
+    if name == BASELINE:
         contestant: Any = _generation.MIDIGenGenerator(sizes, rows, slides=True, device=device)
-    elif side == PEER:
+    elif name == PEER:
         contestant = _generation.XTransformersGenerator(sizes, rows, window=window, device=device)
     else:
         contestant = _generation.GPT2Generator(sizes, rows, window=window, device=device)
-    n_heard = window - 1  # full at once, as they are for most of a song
-    contestant.prompt(np.random.default_rng(0).integers(4, sampler.vocabulary.size, (rows, n_heard)).astype(np.int32))
+    n_prompt = window - 1  # the windows are full from the start, as they are for most of a song
+    prompt = np.random.default_rng(0).integers(4, sampler.vocabulary.size, (rows, n_prompt))
+    contestant.prompt(prompt.astype(np.int32))
     return contestant
 
 
-def compare(sampler: Sampler, rows: int, slices: int) -> dict[str, dict[str, float]]:
-    """Tokens a second of all rows together; the median of slices, drawn in turn."""
-    contestants, times = {}, {}
-    for side in SIDES:
-        try:
-            contestants[side] = start(side, sampler, rows)
-        except (ImportError, ValueError) as error:  # cli.InputError is a ValueError
-            print(f"{side}, {rows} rows: left out ({error})")
-    for i, (side, contestant) in itertools.product(range(-1, slices), contestants.items()):
-        n = 8 if side == BASELINE else SLICE
+def seconds_per_token(contestants: dict[Any, Any], slices: int) -> dict[Any, float]:
+    """Seconds per token of a row: the median of slices, sampled in turn; the first of each is not counted."""
+    times: dict[Any, list[float]] = {name: [] for name in contestants}
+    for i, (name, contestant) in itertools.product(range(-1, slices), contestants.items()):
+        n = 8 if name == BASELINE else SLICE
         time.sleep(PAUSE)
-        begin = time.perf_counter()
+        began = time.perf_counter()
         contestant.generate(n)
         if i >= 0:
-            times.setdefault(side, []).append((time.perf_counter() - begin) / n)
+            times[name].append((time.perf_counter() - began) / n)
+    return {name: float(np.median(x)) for name, x in times.items()}
+
+
+def compare(sampler: Sampler, rows: int, slices: int) -> dict[str, dict[str, float]]:
+    """Tokens per second of all rows together."""
+    contestants = {}
+    for name in CONTESTANTS:
+        try:
+            contestants[name] = start(name, sampler, rows)
+        except (ImportError, ValueError) as error:  # InputError is a ValueError
+            print(f"{name}, {rows} rows: left out ({error})")
     return {
-        side: {"tokens_per_second": rows / float(np.median(x)), "milliseconds_per_token": 1e3 * float(np.median(x))}
-        for side, x in times.items()
+        name: {"tokens_per_second": rows / seconds, "milliseconds_per_token": 1e3 * seconds}
+        for name, seconds in seconds_per_token(contestants, slices).items()
     }
 
 
-def by_length(sampler: Sampler, lengths: list[int], slices: int) -> dict[str, dict[str, float]]:
-    """What a token costs after so many tokens of song, one row; all were read as a prompt."""
-    contestants = {}
+def measure_alone(name: str, rows: int, run: str | None, settings: dict[str, Any], corpus: str) -> float:
+    """Peak memory of this process in megabytes, while a contestant samples.
+
+    Args:
+        run: the folder whose weights are taken; None: random ones.
+        settings: the config by dotted key.
+        corpus: its folder.
+    """
+    sampler = make_sampler(Path(run) if run else None, cfg.from_flat(settings, "config"), open_corpus(Path(corpus)))
+    start(name, sampler, rows).generate(SLICE)
+    return _shared.resident_megabytes()
+
+
+def by_length(sampler: Sampler, lengths: Sequence[int], slices: int) -> dict[str, dict[str, float]]:
+    """The cost of a token after prompts of so many tokens, one row."""
+    contestants, valid = {}, {}
     for n in lengths:
-        held = sampler.begin([random_prompt(sampler, n)])
-        heard = max(int(held.state.cache.place.before[0]) - sampler.config.memory.xl, 0)
-        contestants[len(held.rows[0].tokens)] = (Ours(sampler, held.state, held), heard)
-    times: dict[int, list[float]] = {n: [] for n in contestants}
-    for i, (n, (contestant, _)) in itertools.product(range(-1, slices), contestants.items()):
-        time.sleep(PAUSE)
-        begin = time.perf_counter()
-        contestant.generate(SLICE)
-        if i >= 0:
-            times[n].append((time.perf_counter() - begin) / SLICE)
+        session = sampler.prefill([random_prompt(sampler, n)])
+        n_tokens = len(session.rows[0].tokens)
+        contestants[n_tokens] = Ours(sampler, session.state, session)
+        valid[n_tokens] = max(int(session.state.cache.cache_index.before_segment[0]) - sampler.config.memory.xl, 0)
     return {
-        str(n): {"milliseconds_per_token": 1e3 * float(np.median(times[n])), "slots_filled": contestants[n][1]}
-        for n in contestants
+        str(n): {"milliseconds_per_token": 1e3 * seconds, "valid_slots": valid[n]}
+        for n, seconds in seconds_per_token(contestants, slices).items()
     }
 
 
 def first_note(sampler: Sampler, tokens: int, times: int) -> float:
-    """Seconds from a prompt of so many tokens to its first new notes, in a process that is warm; the median."""
+    """Seconds from a prompt of so many tokens to its first new notes, in a warm process; the median."""
     seconds = []
     for i in range(times + 1):
         time.sleep(PAUSE)
-        begin = time.perf_counter()
-        held = sampler.begin([random_prompt(sampler, tokens)])
-        playing = sampler.play(held, [held.rows[0].end + 16 * 32], seed=i)
-        old = len(held.rows[0].tokens)
-        while (rows := next(playing)) and len(rows[0].tokens) < old + 2:
+        began = time.perf_counter()
+        session = sampler.prefill([random_prompt(sampler, tokens)])
+        generation = sampler.sample(session, [session.rows[0].end + 16 * 32], seed=i)
+        n_prompt = len(session.rows[0].tokens)
+        while (rows := next(generation)) and len(rows[0].tokens) < n_prompt + 2:
             pass
-        seconds.append(time.perf_counter() - begin)
-        for _ in playing:
-            pass
+        seconds.append(time.perf_counter() - began)
+        generation.stop()
+        generation.finish()
     return float(np.median(seconds[1:]))
 
 
 def music(sampler: Sampler, rows: int, bars: int) -> dict[str, float]:
-    """Seconds of music that a second of sampling writes, all rows together."""
+    """Seconds of music that are sampled per second, all rows together."""
     sampler.continue_(num=rows, bars=2)
-    begin = time.perf_counter()
-    takes = sampler.continue_(num=rows, bars=bars)
-    seconds = time.perf_counter() - begin
-    heard = sum(take.song.seconds_at(take.song.n_steps) for take in takes)
-    notes = sum(take.new_notes for take in takes)
-    return {"music_seconds_per_second": heard / seconds, "notes_per_second": notes / seconds}
+    began = time.perf_counter()
+    continuations = sampler.continue_(num=rows, bars=bars)
+    seconds = time.perf_counter() - began
+    length = sum(x.song.seconds_at(x.song.end) for x in continuations)
+    notes = sum(x.new_notes for x in continuations)
+    return {"music_seconds_per_second": length / seconds, "notes_per_second": notes / seconds}
 
 
-def make_sampler(args: Any, corpus: Corpus) -> Sampler:
-    if args.run:
-        return Sampler.open(args.run)
-    config = cfg.override(cfg.load(args.config), args.set)
-    return Sampler(config, model.init_params(config, corpus.vocabulary, seed=0)[1], corpus.vocabulary)
+def make_sampler(run: Path | None, config: cfg.Config, corpus: Corpus) -> Sampler:
+    if run:
+        return Sampler.load(run)
+    params = init_params(config, corpus.vocabulary, seed=0)[1]
+    return Sampler(TrainedModel(config, params, corpus.vocabulary))
 
 
 def main() -> None:
     parser = _ours.parser(__doc__)
     parser.add_argument("--run", type=Path, help="a trained run, whose weights and config are taken")
     parser.add_argument("--rows", type=int, nargs="*", default=[1, 16], help="batch sizes")
-    parser.add_argument("--slices", type=int, default=15, help=f"of {SLICE} tokens a row and side")
-    parser.add_argument("--lengths", type=int, nargs="*", default=[1000, 10_000, 100_000], help="tokens of song")
-    parser.add_argument("--alone", choices=SIDES, help="only this one, for its peak memory; prints JSON")
+    parser.add_argument("--slices", type=int, default=15, help=f"of {SLICE} tokens per row, for each contestant")
+    parser.add_argument("--lengths", type=int, nargs="*", default=[1000, 10_000, 100_000], help="tokens of prompts")
+    parser.add_argument("--first-notes", type=int, default=7, help="times that the time to the first note is taken")
     args = parser.parse_args()
-    corpus = get_corpus(args.data, args.workdir)
-    sampler = make_sampler(args, corpus)
-    if args.alone:
-        start(args.alone, sampler, args.rows[0]).generate(SLICE)
-        print(json.dumps(resident_megabytes()))
-        return
+    corpus = open_or_encode(args.data, args.workdir)
+    sampler = make_sampler(args.run, cfg.override(cfg.load(args.config), args.set), corpus)
     result: dict[str, Any] = circumstances(sampler.config, corpus, "torch", "x-transformers", "transformers")
     result["rows"] = {}
     for rows in args.rows:
-        sides = compare(sampler, rows, args.slices)
-        for side, row in sides.items():
-            command = [sys.executable, *sys.argv, "--rows", str(rows), "--alone", side]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            row["peak_megabytes"] = json.loads(done.stdout.splitlines()[-1])
-        result["rows"][str(rows)] = sides
-        print(f"{f'{rows} rows':32}{'tokens/s':>10}{'ms a token':>12}{'peak, MB':>10}")
-        for side, row in sides.items():
+        contestants = compare(sampler, rows, args.slices)
+        for name, row in contestants.items():
+            settings, run = cfg.flatten(sampler.config), args.run and str(args.run)
+            row["peak_megabytes"] = _shared.in_new_process(measure_alone, name, rows, run, settings, str(corpus.path))
+        result["rows"][str(rows)] = contestants
+        print(f"{f'{rows} rows':32}{'tokens/s':>10}{'ms per token':>14}{'peak, MB':>10}")
+        for name, row in contestants.items():
             figures = (row["tokens_per_second"], row["milliseconds_per_token"], row["peak_megabytes"])
-            print(f"{side:32}{figures[0]:>10,.0f}{figures[1]:>12.2f}{figures[2]:>10,.0f}", flush=True)
+            print(f"{name:32}{figures[0]:>10,.0f}{figures[1]:>14.2f}{figures[2]:>10,.0f}", flush=True)
     name = f"sample-{args.run.name if args.run else args.config.stem}-{jax.default_backend()}"
-    usual = not args.set and all(getattr(args, x) == parser.get_default(x) for x in ("slices", "lengths"))
-    save(name, result, otherwise=not usual)
+    usual = _shared.has_defaults(parser, args, "set", "slices", "lengths", "first_notes")
+    _shared.save(args.results, name, result, usual=usual)
     result["lengths"] = by_length(sampler, args.lengths, args.slices)
     for n, row in result["lengths"].items():
-        filled_slots, milliseconds = row["slots_filled"], row["milliseconds_per_token"]
-        print(f"after {int(n):,} tokens, {filled_slots:,} slots filled: {milliseconds:.2f} ms a token")
-    result["first_note_seconds"] = first_note(sampler, 1000, 7)
-    print(f"first note after a prompt of 1,000 tokens: {result['first_note_seconds']:.3f} s")
+        valid, milliseconds = row["valid_slots"], row["milliseconds_per_token"]
+        print(f"after {int(n):,} tokens, {valid:,} slots valid: {milliseconds:.2f} ms per token")
+    result["first_note_seconds"] = first_note(sampler, FIRST_NOTE_TOKENS, args.first_notes)
+    seconds = result["first_note_seconds"]
+    print(f"first note after a prompt of {FIRST_NOTE_TOKENS:,} tokens: {seconds:.3f} s")
     if args.run:
-        result["music"] = {str(rows): music(sampler, rows, 64) for rows in args.rows}
+        result["music"] = {str(rows): music(sampler, rows, MUSIC_BARS) for rows in args.rows}
         for rows, row in result["music"].items():
-            print(f"{rows} rows: {row['music_seconds_per_second']:,.0f} s of music a second")
-    save(name, result, otherwise=not usual)
+            print(f"{rows} rows: {row['music_seconds_per_second']:,.0f} s of music per second")
+    _shared.save(args.results, name, result, usual=usual)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    command.run(main)

@@ -1,7 +1,7 @@
 """Compiled kernels: plain loops over arrays, compiled by Numba.
 
-The public functions of the package check their input before they call these; inside a kernel only the data
-of a file is doubted. Every kernel releases the GIL, so that threads encode files side by side.
+The public functions of the package check their arguments before they call a kernel; a kernel distrusts only the
+content of files. Every kernel releases the GIL, so that threads encode files in parallel.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ _VERSION = _digest()
 
 
 def kernel(function: Function) -> Function:
-    """Compiles a function at its first call and keeps the machine code on disk.
+    """Compiles a function at its first call and caches the machine code on disk.
 
-    Numba would compile anew when the function's own file changed, but not when a kernel or constant that it uses did;
-    so the name by which it keeps the code holds a digest of all sources. Division by zero gives infinity, as in NumPy,
-    which spares the loops a check.
+    Numba recompiles when the function's own file has changed, but not when a kernel or constant that it uses has. So
+    the cache key includes a digest of all sources. Division by zero gives infinity, as in NumPy, which saves the loops
+    a check.
     """
     function.__qualname__ = f"{function.__qualname__}-{_VERSION}"
     return cast(Function, numba.njit(cache=True, nogil=True, error_model="numpy")(function))

@@ -1,8 +1,8 @@
-"""A song's fingerprints: one equal for equal notes, one alike for music in another key, at another tempo, saved anew.
+"""Two fingerprints of a song: a hash of its notes, and a signature that survives transposition and changes of tempo.
 
-For the second the song's top line (the highest pitch of each chord) becomes intervals, every run of INTERVALS of them
-a hash, and the set of hashes a MinHash signature, of which two sets with Jaccard similarity J share a fraction J on
-average.
+The signature is that of the top line (the highest pitch of each chord): every run of INTERVALS successive intervals is
+hashed, and the set of hashes gives a MinHash signature. Two sets with Jaccard similarity J agree in a share J of their
+bins on average.
 
 Sources: Downie, "Evaluating a simple approach to music information retrieval: conceiving melodic n-grams as text"
 (1999); Uitdenbogerd and Zobel, "Melodic matching techniques for large music databases" (1999), for the top line;
@@ -12,13 +12,13 @@ Broder, "On the resemblance and containment of documents" (1997); Li, Owen and Z
 import numpy as np
 
 from . import kernel, smf
-from .meter import to_step
+from .meter import to_grid
 
-GRID = 8  # steps a beat
+GRID = 8  # steps per beat
 BINS = 32  # a power of two
 INTERVALS = 6  # in a run: seven pitches; at most eight fit one integer
 EMPTY = np.uint32(0xFFFFFFFF)  # a bin that no run fell into
-LONGEST_GAP = 96  # steps; a longer silence counts as this much in the mean gap
+MAX_GAP = 96  # grid steps; a longer silence counts as this much in the mean gap
 
 _RUN_BITS = np.uint64((1 << 8 * INTERVALS) - 1)
 _BIN_SHIFT = np.uint64(64 - BINS.bit_length() + 1)
@@ -37,16 +37,16 @@ def _mix(value):
 def signature(onsets, pitches):
     """MinHash signature of a song's melody, by one permutation hashing.
 
-    Onsets up to a third of the song's mean gap apart are one chord, which takes in spread chords, jitter and grace
-    notes at any tempo and on any grid. A pitch that repeats says nothing, so that a note repeated for ever has no runs.
+    Onsets at most a third of the song's mean gap apart form one chord. This covers spread chords, jitter and grace
+    notes at any tempo and on any grid. Repeated pitches count once, so a single repeated note has no runs.
 
     Args:
-        onsets: int32 [n], steps on any grid, ascending; without drums.
+        onsets: int32 [n], times on any grid, ascending; without drums.
         pitches: int32 [n], in any order within one onset.
 
     Returns:
-        uint32 [BINS], the smallest hash of each bin, or EMPTY: all of them are where the line has under
-        INTERVALS + 1 pitches.
+        uint32 [BINS], the smallest hash of each bin, or EMPTY. All bins are empty if the line has at most INTERVALS
+        pitches.
     """
     bins = np.full(BINS, EMPTY, np.uint32)
     n = len(onsets)
@@ -57,7 +57,7 @@ def signature(onsets, pitches):
     for i in range(1, n):
         gap = onsets[i] - onsets[i - 1]
         n_gaps += gap > 0
-        time += min(gap, LONGEST_GAP)
+        time += min(gap, MAX_GAP)
     chord_gap = time // (3 * n_gaps)
 
     run = np.uint64(0)
@@ -83,17 +83,17 @@ def signature(onsets, pitches):
 
 @kernel
 def note_hash(notes, division):
-    """A hash of when which pitches begin, uint64: equal for equal songs, whatever their names, tempos or instruments.
+    """A hash of onsets and pitches, uint64: equal for equal songs, whatever their names, tempos or instruments.
 
-    It is a sum over notes, so that their order and their parts don't count, and on a grid of its own, so that a song
-    keeps its fingerprint, and with it its place in the split, however it is written as tokens.
+    It is a sum over notes, so their order and parts do not matter. It uses a fixed grid, so a song keeps its
+    fingerprint, and therefore its split, whatever the scheme of its tokens.
 
     Args:
         notes: int32 [N, 7] of `read_smf`, drums included.
     """
     total = np.uint64(0)
     for i in range(len(notes)):
-        onset = to_step(notes[i, smf.ONSET], division, GRID)
+        onset = to_grid(notes[i, smf.ONSET], division, GRID)
         drums = notes[i, smf.CHANNEL] == smf.DRUM_CHANNEL
         total += _mix(np.uint64(onset << 8 | drums << 7 | notes[i, smf.PITCH]))
     return _mix(total)

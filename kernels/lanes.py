@@ -1,4 +1,4 @@
-"""Songs laid out on lanes."""
+"""Assigns songs to the lanes of a batch."""
 
 import numpy as np
 
@@ -7,14 +7,14 @@ from . import kernel
 
 @kernel
 def assign(lengths, ends):
-    """Puts each song, in order, on the lane that ends first; of equal ones the lowest.
+    """Appends each song, in order, to the shortest lane so far; among equally short ones to the lowest.
 
     Args:
         lengths: int64 [songs], in tokens.
-        ends: int64 [lanes], where each lane's songs end so far; moved on.
+        ends: int64 [lanes], the length of each lane so far; updated in node.
 
     Returns:
-        The lane of each song and where it begins there, int64 [songs] both.
+        The lane of each song and its offset there, both int64 [songs].
     """
     lanes = np.empty(len(lengths), np.int64)
     starts = np.empty(len(lengths), np.int64)
@@ -23,18 +23,18 @@ def assign(lengths, ends):
         lane = heap[0]
         lanes[song], starts[song] = lane, ends[lane]
         ends[lane] += lengths[song]
-        place = 0
+        node = 0
         while True:
-            child = 2 * place + 1
+            child = 2 * node + 1
             if child >= len(heap):
                 break
             if child + 1 < len(heap) and _ends_first(ends, heap[child + 1], heap[child]):
                 child += 1
             if _ends_first(ends, lane, heap[child]):
                 break
-            heap[place] = heap[child]
-            place = child
-        heap[place] = lane
+            heap[node] = heap[child]
+            node = child
+        heap[node] = lane
     return lanes, starts
 
 

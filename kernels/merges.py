@@ -1,12 +1,12 @@
-"""Byte-pair encoding over whole events: tokens for what the songs of a corpus often repeat.
+"""Byte-pair encoding over whole events: tokens for sequences of events that a corpus often repeats.
 
 An event is all tokens up to and including the next duration, in the base vocabulary a (note, duration) or a
-(rest, duration). A merged token stands for one event or for several in a row; it never holds `sos` or `eos`, so it
-never reaches across songs. Token k of the merges has the id base_size + k and expands to the base tokens
+(rest, duration). A merged token stands for one event or for several successive ones; it never contains `sos` or `eos`,
+so it never spans songs. Merge k has the token id base_size + k and expands to the base tokens
 flat[offsets[k] : offsets[k + 1]].
 
 The merges are learned greedily, as in Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units"
-(ACL 2016), but they are applied by dynamic programming: a song gets the fewest tokens that spell it.
+(ACL 2016), but applied by dynamic programming: a song is written with as few tokens as possible.
 """
 
 from heapq import heappop, heappush
@@ -18,12 +18,12 @@ from ..vocab import DURATION_0, MAX_DURATION, SEP
 from . import kernel
 
 ID_BITS = 16  # tokens are uint16
-SEPARATOR = 0  # the symbol of what never merges
+SEPARATOR = 0  # the symbol of positions that are never merged
 _EMPTY = -1
 
 
 class Trie(NamedTuple):
-    """All expansions as one trie in a hash table: a node is the slot that its edge lies in, len(key) is the root."""
+    """All expansions as one trie in a hash table: a node is the slot of its incoming edge, the root is len(key)."""
 
     key: np.ndarray  # int64 [slots], parent << ID_BITS | base token, or _EMPTY
     merge: np.ndarray  # int32 [slots], the merge that ends here, or _EMPTY
@@ -32,20 +32,20 @@ class Trie(NamedTuple):
 class _Corpus(NamedTuple):
     """Songs as symbols, and a linked list of the positions where each pair of neighbouring symbols begins.
 
-    A position is an event, or what separates events. Both ends of a symbol carry its number; what lies between is
-    never looked at.
+    A position is an event or a separator. The first and the last position of a symbol have its number; those in
+    between are never read.
     """
 
     symbol: np.ndarray  # int32 [positions]
-    start: np.ndarray  # int32 [positions], the first token of each
-    where: np.ndarray  # int32 [symbols], a position where the symbol begins
-    span: np.ndarray  # int64 [symbols], its positions
-    cost: np.ndarray  # int64 [symbols], tokens that it is written with so far
-    count: np.ndarray  # int64 [symbols], its occurrences
+    start: np.ndarray  # int32 [positions], the index of its first token
+    where: np.ndarray  # int32 [symbols], a position at which the symbol begins
+    span: np.ndarray  # int64 [symbols], the number of its positions
+    cost: np.ndarray  # int64 [symbols], the tokens that it takes with the merges so far
+    count: np.ndarray  # int64 [symbols], the number of its occurrences
     key: np.ndarray  # int64 [slots], a pair, left << 32 | right, or _EMPTY
-    length: np.ndarray  # int32 [slots], positions in its list
-    head: np.ndarray  # int32 [slots], the first of them
-    slot: np.ndarray  # int32 [positions], of the pair that begins here, or _EMPTY
+    length: np.ndarray  # int32 [slots], the length of its list
+    head: np.ndarray  # int32 [slots], the first position in it
+    slot: np.ndarray  # int32 [positions], the slot of the pair that begins here, or _EMPTY
     before: np.ndarray  # int32 [positions], neighbours in the list, or _EMPTY
     after: np.ndarray  # int32 [positions]
 
@@ -57,7 +57,7 @@ def _ends_event(token):
 
 @kernel
 def _find(keys, key):
-    """The slot of an open-addressing hash table that holds the key or, if none does, is free for it."""
+    """The slot of a key in an open-addressing hash table, or the free slot where it belongs."""
     scattered = key * 0x1E3779B97F4A7C15 >> 32 & 0xFFFFFFFF
     slot = scattered * len(keys) >> 32
     while keys[slot] != key and keys[slot] != _EMPTY:
@@ -69,12 +69,13 @@ def _find(keys, key):
 
 @kernel
 def _events(tokens):
-    """Cuts songs into positions: an event each, or what separates events.
+    """Divides songs into positions: events and separators.
 
     Returns:
-        symbol: int32 [positions], equal for equal events, numbered from 1 as they first occur, or SEPARATOR: `sos`
-            and `eos`, with the tokens of an unfinished event before them, and both ends.
-        start: int32 [positions], the first token of each.
+        symbol: int32 [positions], the events numbered from 1 in the order of their first occurrence, equal for equal
+            events; or SEPARATOR for `sos` and `eos`, which include the tokens of an incomplete event before them, and
+            at both ends.
+        start: int32 [positions], the index of the first token of each.
         where: int32 [symbols], a position of each symbol.
     """
     symbol = np.empty(len(tokens) + 2, np.int32)
@@ -112,7 +113,7 @@ def _events(tokens):
 
 @kernel
 def _link(corpus, i):
-    """Puts position i into the list of the pair that begins there."""
+    """Adds position i to the list of the pair that begins there."""
     left = np.int64(corpus.symbol[i])
     right = np.int64(corpus.symbol[i + corpus.span[left]])
     if left == SEPARATOR or right == SEPARATOR:
@@ -135,7 +136,7 @@ def _link(corpus, i):
 
 @kernel
 def _unlink(corpus, i):
-    """Takes position i out of its list, if it is in one."""
+    """Removes position i from its list, if it is in one."""
     slot = corpus.slot[i]
     if slot == _EMPTY:
         return
@@ -153,10 +154,10 @@ def _unlink(corpus, i):
 
 @kernel
 def _read(tokens, n_merges):
-    """A corpus with room for the symbols of n_merges merges, and the number of symbols so far."""
+    """A corpus with space for the symbols of n_merges merges, and the number of symbols so far."""
     symbol, start, first = _events(tokens)
     n_symbols = len(first)
-    # At first a pair for each position at most, then two more for each place where symbols are joined.
+    # At most one pair per position at first, then two more wherever symbols are joined.
     slots = 3 * len(symbol)
     corpus = _Corpus(
         symbol,
@@ -183,11 +184,11 @@ def _read(tokens, n_merges):
 
 @kernel
 def _twins(corpus, slot, x):
-    """How often the pair (x, x) occurs without overlap: of three x in a row the third is left over."""
+    """The number of occurrences of (x, x) that do not overlap: three successive x hold one."""
     n = 0
     i = np.int64(corpus.head[slot])
     while i != _EMPTY:
-        if corpus.symbol[i - 1] != x:  # a row starts here
+        if corpus.symbol[i - 1] != x:  # a run of x starts here
             row = 0
             while corpus.symbol[i + row * corpus.span[x]] == x:
                 row += 1
@@ -198,7 +199,7 @@ def _twins(corpus, slot, x):
 
 @kernel
 def _saving(corpus, x, y):
-    """How many tokens a candidate of `learn` saves."""
+    """The number of tokens that a candidate of `learn` saves."""
     if y == SEPARATOR:
         n = corpus.count[x]
         tokens = corpus.cost[x]
@@ -211,7 +212,7 @@ def _saving(corpus, x, y):
 
 @kernel
 def _entry(corpus, slot):
-    """The heap's entry of a pair. It may promise too much for (x, x), of which some overlap."""
+    """The heap entry of a pair. It may overestimate the saving of (x, x), whose occurrences may overlap."""
     x = corpus.key[slot] >> 32
     y = corpus.key[slot] & 0xFFFFFFFF
     return -corpus.length[slot] * (corpus.cost[x] + corpus.cost[y] - 1), x, y
@@ -219,7 +220,7 @@ def _entry(corpus, slot):
 
 @kernel
 def _join(corpus, x, y, z, joined):
-    """Writes symbol z for every (x, y), in a row of one symbol from the left; lists where, and returns how many."""
+    """Replaces every (x, y) by z, in a run of one symbol from the left; lists the positions, returns their number."""
     symbol, span = corpus.symbol, corpus.span
     slot = _find(corpus.key, x << 32 | y)
     n = 0
@@ -248,18 +249,18 @@ def _join(corpus, x, y, z, joined):
 
 @kernel
 def learn(tokens, base_size, n_merges):
-    """Greedy byte-pair encoding: each step takes what saves the most tokens.
+    """Greedy byte-pair encoding: each iteration takes the candidate that saves the most tokens.
 
-    A candidate is an event of several tokens, (x, 0), or a pair of neighbouring symbols, (x, y). It saves its
-    occurrences that do not overlap, at least 2, times the tokens that it is written with so far less one: a symbol
-    that has a token counts one, an event without one as many as it holds. Among equals the lower x, then the lower y
-    goes first; events are numbered from 1 as they first occur, later symbols as they are merged. No two merges expand
-    alike: no merge ever crosses an end of a symbol, so equal events within two of them were merged equally.
+    A candidate is an event of several tokens, (x, 0), or a pair of neighbouring symbols, (x, y). It saves the number
+    of its occurrences without overlap, at least 2, times its cost less one; the cost of a symbol that has a token is 1,
+    of an event without one the number of its tokens. Ties go to the lower x, then the lower y; events are numbered
+    from 1 in the order of their first occurrence, merged symbols after them. No two merges have the same expansion:
+    no merge ever crosses the end of a symbol, so equal events in two of them were merged alike.
 
     Args:
-        tokens: uint16 [n], songs in a row.
+        tokens: uint16 [n], concatenated songs.
         base_size: ids below it are base tokens.
-        n_merges: how many to learn; they are fewer if nothing more saves or uint16 is exhausted.
+        n_merges: how many to learn; fewer are learned if nothing more saves tokens or uint16 is exhausted.
 
     Returns:
         flat: uint16 [total], offsets: int64 [m + 1], the expansions.
@@ -268,9 +269,9 @@ def learn(tokens, base_size, n_merges):
     corpus, n_symbols = _read(tokens, n_merges)
     start, where = corpus.start, corpus.where
     joined = np.empty(len(corpus.symbol), np.int32)
-    # A heap by what a candidate saves, the most first. That only shrinks, so an entry never promises too little.
+    # A heap of candidates, the largest saving first. Savings only shrink, so an entry never underestimates one.
     heap = [(0, 0, 0)]
-    for x in range(1, n_symbols):  # in a list comprehension over corpus Numba 0.68 loses what is written to it later
+    for x in range(1, n_symbols):  # with a list comprehension over corpus Numba 0.68 loses later writes to it
         heappush(heap, (-_saving(corpus, x, 0), x, 0))
     for slot in range(len(corpus.key)):
         if corpus.key[slot] != _EMPTY and corpus.length[slot] > 1:
@@ -303,7 +304,7 @@ def learn(tokens, base_size, n_merges):
         for i in joined[:n]:
             for j in (np.int64(i), i - corpus.span[corpus.symbol[i - 1]]):
                 slot = corpus.slot[j]
-                # The pairs of the new symbol, once each: the head of its list pushes a pair.
+                # Push each pair of the new symbol once: at the head of its list.
                 if slot != _EMPTY and corpus.head[slot] == j and corpus.length[slot] > 1:
                     heappush(heap, _entry(corpus, slot))
 
@@ -331,21 +332,21 @@ def table(flat, offsets):
 
 @kernel
 def merge(tokens, trie, base_size):
-    """Writes songs with the fewest tokens that spell them.
+    """Writes songs with as few tokens as possible.
 
-    Of spellings equally short it is the one with the longer token at the first difference, so that the result depends
-    on the base tokens alone.
+    Of equally short results it is the one with the longer token at the first difference, so the result depends only on
+    the base tokens.
 
     Args:
         tokens: uint16 [n], base tokens.
-        trie: of `table`.
+        trie: that of `table`.
 
     Returns:
         merged: uint16 [m].
-        starts: int64 [m], the first base token of each.
+        starts: int64 [m], the index of the first base token of each.
     """
     n = len(tokens)
-    fewest = np.empty(n + 1, np.int32)  # tokens that the rest takes
+    fewest = np.empty(n + 1, np.int32)  # tokens needed from here to the end
     choice = np.empty(n, np.int32)  # the merge that begins here, or _EMPTY
     length = np.ones(n, np.int32)
     fewest[n] = 0
@@ -353,7 +354,7 @@ def merge(tokens, trie, base_size):
         fewest[i] = fewest[i + 1] + 1
         choice[i] = _EMPTY
         if i > 0 and tokens[i - 1] >= SEP and not _ends_event(tokens[i - 1]):
-            continue  # within an event
+            continue  # inside an event
         node = len(trie.key)
         for j in range(i, n):
             node = _find(trie.key, np.int64(node) << ID_BITS | np.int64(tokens[j]))
@@ -375,7 +376,7 @@ def merge(tokens, trie, base_size):
 
 @kernel
 def expand(tokens, flat, offsets, base_size):
-    """The base tokens, uint16, that any tokens below base_size + m stand for; the inverse of `merge`."""
+    """The base tokens, uint16, of any tokens below base_size + m; the inverse of `merge`."""
     n = 0
     for token in tokens:
         k = np.int64(token) - base_size

@@ -1,45 +1,45 @@
-"""Where steps lie in bars, and when they sound: a song's meters and tempos.
+"""Meters and tempos: in which bar a time lies, and at which second it sounds.
 
-A meter map is int64 [n, 3]: the first step of each meter, its steps a bar, and the number of its first bar, from 0.
+Times and lengths are in grid steps. A meter map is int64 [n, 3]: the time at which a meter begins, the length of its
+bars, and the number of its first bar, counted from 0.
 """
 
 import numpy as np
 
 from . import kernel
 
-BEATS_PER_BAR = 4  # of a bar whose meter says nothing
+BEATS_PER_BAR = 4  # where the file gives no usable meter
 DEFAULT_TEMPO = 500_000  # microseconds per quarter note, before the first tempo
-MAX_STEP = (1 << 20) - 1  # 18 hours at 8 steps a beat and 120 beats a minute; no song is longer
+MAX_TIME = (1 << 20) - 1  # 18 hours at 8 grid steps per beat and 120 beats per minute; no song is longer
 
 
 @kernel
-def to_step(tick, division, steps_per_beat):
-    """The step nearest to a tick; halves go to the even one, as Python rounds.
+def to_grid(tick, division, steps_per_beat):
+    """The time on the grid that is nearest to a tick; halves are rounded to even, as in Python.
 
-    The quotient is exact enough: no tick below 2^31 comes so near to a half without being one that the division of
-    doubles would make it one.
+    Double precision is enough: for ticks below 2^31 no quotient that is not a half is rounded to one.
     """
     return np.int64(np.rint(tick * steps_per_beat / division))
 
 
 @kernel
 def on_grid(changes, division, steps_per_beat):
-    """Turns the ticks of meters or tempos, in their first column, to steps, in place.
+    """Converts the ticks of meters or tempos, in their first column, to times on the grid, in place.
 
-    Returns how many rows remain at the front: of several on one step the last holds, and what changes nothing goes.
-    What comes after MAX_STEP counts as that late.
+    Returns the number of rows that remain, at the front: of several at one time the last one is kept, and rows that
+    change nothing are dropped. Times after MAX_TIME become MAX_TIME.
     """
     n = 0
     for i in range(len(changes)):
-        step = min(to_step(changes[i, 0], division, steps_per_beat), MAX_STEP)
-        if n and changes[n - 1, 0] == step:
+        time = min(to_grid(changes[i, 0], division, steps_per_beat), MAX_TIME)
+        if n and changes[n - 1, 0] == time:
             n -= 1
         same = n > 0
         for column in range(1, changes.shape[1]):
             same = same and changes[n - 1, column] == changes[i, column]
         if not same:
             changes[n] = changes[i]
-            changes[n, 0] = step
+            changes[n, 0] = time
             n += 1
     return n
 
@@ -48,11 +48,11 @@ def on_grid(changes, division, steps_per_beat):
 def meter_map(meters, steps_per_beat):
     """The meter map of meters on the grid.
 
-    A change of meter starts a new bar. A meter of a single beat tells nothing of bars and counts as 4/4, and so does
-    a song before its first meter.
+    A change of meter starts a new bar. A meter of a single beat says nothing about bars and is read as 4/4, as is the
+    time before the first meter.
 
     Args:
-        meters: int [n, 3] of `on_grid`: step, numerator, denominator.
+        meters: int [n, 3] of `on_grid`: time, numerator, denominator.
     """
     bars = np.empty((len(meters) + 1, 3), np.int64)
     bars[0, 0] = 0
@@ -60,16 +60,16 @@ def meter_map(meters, steps_per_beat):
     bars[0, 2] = 0
     n = 1
     for i in range(len(meters)):
-        step, numerator, denominator = np.int64(meters[i, 0]), np.int64(meters[i, 1]), np.int64(meters[i, 2])
+        time, numerator, denominator = np.int64(meters[i, 0]), np.int64(meters[i, 1]), np.int64(meters[i, 2])
         if numerator == 1:
             length = BEATS_PER_BAR * steps_per_beat
         else:
             length = max((4 * steps_per_beat * numerator + denominator - 1) // denominator, 1)
-        if step == bars[n - 1, 0]:
+        if time == bars[n - 1, 0]:
             bars[n - 1, 1] = length
             continue
-        passed = (step - bars[n - 1, 0] + bars[n - 1, 1] - 1) // bars[n - 1, 1]
-        bars[n, 0] = step
+        passed = (time - bars[n - 1, 0] + bars[n - 1, 1] - 1) // bars[n - 1, 1]
+        bars[n, 0] = time
         bars[n, 1] = length
         bars[n, 2] = bars[n - 1, 2] + passed
         n += 1
@@ -77,30 +77,34 @@ def meter_map(meters, steps_per_beat):
 
 
 @kernel
-def bar_positions(steps, bars):
-    """Bar number and step within the bar, int32 [n] each, of ascending steps under a meter map."""
-    bar = np.empty(len(steps), np.int32)
-    in_bar = np.empty(len(steps), np.int32)
+def bar_positions(times, bars):
+    """The bar number and the position in the bar, both int32 [n], of ascending times under a meter map."""
+    bar = np.empty(len(times), np.int32)
+    position = np.empty(len(times), np.int32)
     m = 0
-    for i in range(len(steps)):
-        while m + 1 < len(bars) and bars[m + 1, 0] <= steps[i]:
+    for i in range(len(times)):
+        while m + 1 < len(bars) and bars[m + 1, 0] <= times[i]:
             m += 1
-        since = steps[i] - bars[m, 0]
+        since = times[i] - bars[m, 0]
         bar[i] = bars[m, 2] + since // bars[m, 1]
-        in_bar[i] = since % bars[m, 1]
-    return bar, in_bar
+        position[i] = since % bars[m, 1]
+    return bar, position
 
 
 @kernel
-def seconds_at(step, tempos, steps_per_beat):
-    """Time of a step under tempos on the grid, int [n, 2]: step, microseconds per quarter note."""
+def seconds_at(time, tempos, steps_per_beat):
+    """The second at which a time on the grid sounds.
+
+    Args:
+        tempos: int [n, 2] of `on_grid`: time, microseconds per quarter note.
+    """
     seconds = 0.0
     since = 0
     per_quarter = DEFAULT_TEMPO
     for i in range(len(tempos)):
-        if tempos[i, 0] >= step:
+        if tempos[i, 0] >= time:
             break
         seconds += (tempos[i, 0] - since) * (per_quarter / steps_per_beat / 1e6)
         since = np.int64(tempos[i, 0])
         per_quarter = np.int64(tempos[i, 1])
-    return seconds + (step - since) * (per_quarter / steps_per_beat / 1e6)
+    return seconds + (time - since) * (per_quarter / steps_per_beat / 1e6)

@@ -1,8 +1,8 @@
 """Notes to sparse score, position score and tokens, and back.
 
-The three stages are those of the MIDIGen blog: a sparse score holds a duration for every (step, part, pitch), a
-position score is a list of notes and rests, and each of these written as two tokens or a few is the index score.
-Times are steps of a fixed grid. A `Scheme` says what is kept of a song and by which rules.
+The three stages are those of the MIDIGen blog: a sparse score has a duration for every (time, part, pitch); a position
+score is a list of notes and rests; the index score writes each of them as two or more tokens. Times are in steps of a
+fixed grid. A `Scheme` says what is kept of a song, and by which rules.
 """
 
 import numpy as np
@@ -10,17 +10,17 @@ import numpy as np
 from .. import vocab
 from ..vocab import DURATION_0, EOS, MAX_DURATION, NOTE_0, SEP, SOS
 from . import kernel, smf
-from .meter import MAX_STEP, to_step
+from .meter import MAX_TIME, to_grid
 
-# Columns of the grid. A part is an instrument (a program, or vocab.DRUMS) where these are kept apart, else
-# 16 * track + channel, or in the faithful mode the track.
+# Columns of the grid. A part is an instrument (a program, or vocab.DRUMS) if instruments are kept apart, else
+# 16 * track + channel, or the track in faithful mode.
 ONSET, DURATION, PITCH, PART, VELOCITY = range(5)
 
 REST = -1  # the pitch of a rest event
-DEFAULT_VELOCITY = 80  # of notes whose velocity is not kept
+DEFAULT_VELOCITY = 80  # if velocities are not kept
 
-# A note packs into one integer, so that one plain sort orders all of them: onset 20 bits, then pitch and part in the
-# order that the tokens have, 27 bits, duration 9 bits, velocity 7 bits.
+# A note is packed into one integer, so that sorting integers sorts notes: 20 bits of onset, 27 bits of pitch and part
+# in the order of the tokens, 9 bits of duration, 7 bits of velocity.
 _PART_BITS, _PITCH_BITS, _ORDER_BITS, _DURATION_BITS, _VELOCITY_BITS = 20, 7, 27, 9, 7
 _ONSET_SHIFT = _ORDER_BITS + _DURATION_BITS + _VELOCITY_BITS
 
@@ -28,33 +28,33 @@ velocity_0 = kernel(vocab.velocity_0)
 
 
 @kernel
-def scratch(n_notes):
-    """Room to quantize so many notes: the grid, two arrays of packed notes, and a count for every step."""
+def make_workspace(n_notes):
+    """Arrays to quantize up to n_notes notes in: the grid, two arrays of packed notes, and counts by time."""
     grid = np.empty((n_notes, 5), np.int32)
     keys = np.empty((2, n_notes), np.int64)
-    counts = np.empty(MAX_STEP + 2, np.int32)
+    counts = np.empty(MAX_TIME + 2, np.int32)
     return grid, keys, counts
 
 
 @kernel
 def _pack(notes, division, scheme, keys):
-    """Packs notes into keys; returns how many there are, and how many lie beyond MAX_STEP."""
+    """Packs notes into keys; returns their number, and the number of notes beyond MAX_TIME."""
     n = n_beyond = 0
     for i in range(len(notes)):
         drums = notes[i, smf.CHANNEL] == smf.DRUM_CHANNEL
         pitch = np.int64(notes[i, smf.PITCH])
         if (drums and not scheme.multi) or (scheme.faithful and pitch == 127):
             continue
-        onset = to_step(notes[i, smf.ONSET], division, scheme.steps_per_beat)
-        duration = min(to_step(notes[i, smf.DURATION], division, scheme.steps_per_beat), MAX_DURATION)
+        onset = to_grid(notes[i, smf.ONSET], division, scheme.steps_per_beat)
+        duration = min(to_grid(notes[i, smf.DURATION], division, scheme.steps_per_beat), MAX_DURATION)
         if duration == 0:
             if scheme.faithful:
                 continue
             duration = 1
-        if onset > MAX_STEP:
+        if onset > MAX_TIME:
             n_beyond += 1
             continue
-        if scheme.multi:  # by instrument, so that one token says it for all the notes of a step
+        if scheme.multi:  # by instrument, so that one token serves all its notes at one time
             part = vocab.DRUMS if drums else np.int64(notes[i, smf.PROGRAM])
             order = part << _PITCH_BITS | (127 - pitch)
         else:
@@ -70,7 +70,7 @@ def _pack(notes, division, scheme, keys):
 
 @kernel
 def _radix_sort(keys, n, spare, counts):
-    """Sorts keys[:n], which fill 63 bits, in place: 6 passes, back and forth, of 11 bits each."""
+    """Sorts keys[:n], of 63 bits, in place: 6 passes of 11 bits each, back and forth."""
     source, target = keys, spare
     for shift in range(0, 66, 11):
         counts[: 1 << 11] = 0
@@ -89,19 +89,19 @@ def _radix_sort(keys, n, spare, counts):
 
 @kernel
 def _sort(keys, n, target, counts):
-    """Sorts keys[:n] into target[:n]: all by their onset at once, then the few notes of each step."""
+    """Sorts keys[:n] into target[:n]: a counting sort by onset, then an insertion sort of the notes at each time."""
     last = 0
     for i in range(n):
         last = max(last, keys[i] >> _ONSET_SHIFT)
     counts[: last + 2] = 0
     for i in range(n):
         counts[(keys[i] >> _ONSET_SHIFT) + 1] += 1
-    for step in range(last):
-        counts[step + 1] += counts[step]
+    for time in range(last):
+        counts[time + 1] += counts[time]
     for i in range(n):
-        step = keys[i] >> _ONSET_SHIFT
-        target[counts[step]] = keys[i]
-        counts[step] += 1
+        time = keys[i] >> _ONSET_SHIFT
+        target[counts[time]] = keys[i]
+        counts[time] += 1
     moves = 0
     for i in range(1, n):
         key = target[i]
@@ -111,22 +111,22 @@ def _sort(keys, n, target, counts):
             j -= 1
         target[j] = key
         moves += i - j
-        if moves > 32 * n:  # many notes on one step; Numba's own sort is quadratic where the file means it to be
+        if moves > 32 * n:  # many notes at one time; Numba's own sort is quadratic on crafted files
             _radix_sort(target, n, keys, counts)
             break
 
 
 @kernel
-def quantize_into(notes, division, scheme, room):
-    """`quantize` into a `scratch`; returns how many notes its grid holds, and how many lie beyond MAX_STEP."""
-    grid, keys, counts = room
+def quantize_into(notes, division, scheme, workspace):
+    """`quantize` in a workspace; returns the number of notes in its grid, and the number beyond MAX_TIME."""
+    grid, keys, counts = workspace
     n, n_beyond = _pack(notes, division, scheme, keys[0])
     _sort(keys[0], n, keys[1], counts)
     ordered = keys[1]
     kept = 0
     for i in range(n):
         key = ordered[i]
-        # Of several notes on one cell of the score the longest stays, and of these the loudest.
+        # Of several notes in one cell of the score the longest is kept, and of these the loudest.
         if i + 1 < n and key >> (_DURATION_BITS + _VELOCITY_BITS) == ordered[i + 1] >> (
             _DURATION_BITS + _VELOCITY_BITS
         ):
@@ -154,34 +154,34 @@ def _binned(velocity):
 
 @kernel
 def quantize(notes, division, scheme):
-    """The quantised score: the notes on the grid, as far as the scheme's tokens can hold them.
+    """The quantised score: the notes on the grid, as far as the scheme's tokens can represent them.
 
     Args:
         notes: int32 [N, 7] of `read_smf`.
 
     Returns:
-        int32 [n, 5]: onset, duration, pitch, part and velocity, in the order of the tokens: by onset, then highest
-        pitch first, then by part; where instruments are kept apart, by onset, then instrument, then highest
-        pitch first. A duration is 1 to MAX_DURATION steps, so that no note is lost to rounding, except
-        in the faithful mode. Of several notes of one part that share onset and pitch the longest stays. Notes beyond
-        MAX_STEP are left out.
+        int32 [n, 5]: onset, duration, pitch, part and velocity, in the order of the tokens: by onset, then from the
+        highest pitch down, then by part; if instruments are kept apart by onset, then instrument, then from the
+        highest pitch down. A duration is 1 to MAX_DURATION grid steps, so no note is lost to rounding, except in
+        faithful mode. Of several notes of one part with the same onset and pitch the longest is kept. Notes beyond
+        MAX_TIME are left out.
     """
-    room = scratch(len(notes))
-    n, _ = quantize_into(notes, division, scheme, room)
-    return room[0][:n].copy()
+    workspace = make_workspace(len(notes))
+    n, _ = quantize_into(notes, division, scheme, workspace)
+    return workspace[0][:n].copy()
 
 
 @kernel
 def sparse_score(grid, part_index):
-    """The blog's first stage: int16 [steps, parts, 128], a note's duration at its onset, else 0.
+    """The blog's first stage: int16 [times, parts, 128], a note's duration at its onset, else 0.
 
     Args:
         grid: int32 [n, 5] of `quantize`.
-        part_index: int32 [n], the row of each note's part, 0 to parts - 1.
+        part_index: int32 [n], the index of each note's part, 0 to parts - 1.
     """
-    n_steps = grid[-1, ONSET] + 1 if len(grid) else 0
+    n_times = grid[-1, ONSET] + 1 if len(grid) else 0
     n_parts = part_index.max() + 1 if len(grid) else 0
-    score = np.zeros((n_steps, n_parts, 128), np.int16)
+    score = np.zeros((n_times, n_parts, 128), np.int16)
     for i in range(len(grid)):
         score[grid[i, ONSET], part_index[i], grid[i, PITCH]] = grid[i, DURATION]
     return score
@@ -189,15 +189,15 @@ def sparse_score(grid, part_index):
 
 @kernel
 def grid_from_sparse(score):
-    """The notes of a sparse score: int32 [n, 5] as `quantize` orders them, parts numbered by row."""
+    """The notes of a sparse score: int32 [n, 5] in the order of `quantize`; parts are its indices."""
     grid = np.empty((np.count_nonzero(score), 5), np.int32)
     n = 0
-    for step in range(score.shape[0]):
+    for time in range(score.shape[0]):
         for pitch in range(127, -1, -1):
             for part in range(score.shape[1]):
-                if score[step, part, pitch] > 0:
-                    grid[n, ONSET] = step
-                    grid[n, DURATION] = score[step, part, pitch]
+                if score[time, part, pitch] > 0:
+                    grid[n, ONSET] = time
+                    grid[n, DURATION] = score[time, part, pitch]
                     grid[n, PITCH] = pitch
                     grid[n, PART] = part
                     grid[n, VELOCITY] = DEFAULT_VELOCITY
@@ -209,9 +209,9 @@ def grid_from_sparse(score):
 def position_score(grid, scheme):
     """The blog's second stage: events as int32 [E, 5], with the columns of the grid.
 
-    A rest (pitch REST) says how many steps pass to the next onset. Over MAX_DURATION steps are several rests, each at
-    its own start; in the faithful mode one, which ends at the onset and loses the rest of the time. No rest follows the
-    last notes.
+    A rest (pitch REST) is the time to the next onset. If it is longer than MAX_DURATION it becomes several rests, each
+    at its own onset; in faithful mode one, which ends at the next onset and drops the rest of the time. No rest follows
+    the last notes.
     """
     n_rests = 0
     now = 0
@@ -237,12 +237,12 @@ def position_score(grid, scheme):
 
 @kernel
 def index_score(events, scheme):
-    """The blog's third stage: tokens uint16 [n] from sos to eos, and the step of each, int32.
+    """The blog's third stage: tokens uint16 [n] from sos to eos, and the time of each, int32 [n].
 
-    All tokens of an event have its step, sos that of the first event, eos that of the last.
+    All tokens of an event have its onset; sos has that of the first event, eos that of the last.
     """
     tokens = np.empty(4 * len(events) + 2, np.uint16)
-    steps = np.empty(len(tokens), np.int32)
+    times = np.empty(len(tokens), np.int32)
     tokens[0] = SOS
     n = 1
     instrument = -1
@@ -263,18 +263,18 @@ def index_score(events, scheme):
                 n += 1
         tokens[n] = DURATION_0 + events[e, DURATION]
         n += 1
-        steps[begin:n] = events[e, ONSET]
+        times[begin:n] = events[e, ONSET]
     tokens[n] = EOS
-    steps[0] = events[0, ONSET] if len(events) else 0
-    steps[n] = events[-1, ONSET] if len(events) else 0
-    return tokens[: n + 1], steps[: n + 1]
+    times[0] = events[0, ONSET] if len(events) else 0
+    times[n] = events[-1, ONSET] if len(events) else 0
+    return tokens[: n + 1], times[: n + 1]
 
 
 @kernel
 def notes_from_tokens(tokens, scheme):
-    """The notes that base tokens stand for, int32 [n, 5] as `quantize` gives them; parts are 0 if not instruments.
+    """The notes of base tokens, int32 [n, 5] as `quantize` gives them; parts are 0 unless instruments are kept apart.
 
-    Any stream of tokens decodes: what belongs to no whole event is passed over.
+    Any sequence of tokens decodes: tokens that belong to no complete event are ignored.
     """
     notes = np.empty((len(tokens) // 2, 5), np.int32)
     first_velocity = velocity_0(scheme)
@@ -282,7 +282,7 @@ def notes_from_tokens(tokens, scheme):
     now = 0
     instrument = 0
     velocity = DEFAULT_VELOCITY
-    pending = -2  # the pitch that waits for its duration, or REST
+    pending = -2  # the pitch whose duration is to come, or REST
     for i in range(len(tokens)):
         token = np.int64(tokens[i])
         if token == SEP:
@@ -314,7 +314,7 @@ def notes_from_tokens(tokens, scheme):
 
 @kernel
 def pitched(tokens, scheme):
-    """Which base tokens, of a song or of several, are notes with a pitch, as drums' are not: bool [n]."""
+    """Which base tokens, of one song or several, are pitched notes, that is, not of drums: bool [n]."""
     which = np.zeros(len(tokens), np.bool_)
     drums = False
     for i in range(len(tokens)):
@@ -330,7 +330,7 @@ def pitched(tokens, scheme):
 
 @kernel
 def transpose(tokens, semitones, scheme):
-    """A song's base tokens, this many semitones higher; drums stay. Empty if a note would leave the 128 pitches."""
+    """A song's base tokens this many semitones higher, drums unchanged; empty if a note would leave the 128 pitches."""
     shifted = tokens.copy()
     which = pitched(tokens, scheme)
     for i in range(len(tokens)):

@@ -1,21 +1,21 @@
 """Standard MIDI File bytes to notes, meters and tempos.
 
 Source: "Standard MIDI Files 1.0" (MIDI Manufacturers Association, RP-001) and, for files wrapped in RIFF, RP-029.
-What can be read of a damaged file is kept: a track ends where it stops making sense, and the next one is looked for.
+As much as possible is read of a damaged file: a track ends where it becomes invalid, and the next one is searched for.
 
-How the specification is read where it is silent, or where files do otherwise:
+Where the specification is silent, or files deviate from it:
 
 - A note-off ends the oldest sounding note of its track, channel and pitch (first in, first out), so that a legato
-  repeat, whose second note begins before the first ends, keeps both lengths. A note that is never ended lasts to the
+  repeat, whose second note begins before the first ends, keeps both durations. A note without a note-off lasts to the
   end of its track.
-- Meta and system exclusive events leave running status as it was. The specification has them cancel it, but files
-  that go on with it exist, and then nothing else can be meant.
-- A note's program is that of the last program change on its channel that comes before it in the file.
-- The tracks of format 2 are patterns, each of which begins where the one before ends.
-- SMPTE time has no beats: it is read as 120 quarter notes a minute, 29.97 frames a second as 30.
-- Where a track's end does not agree with the length of its chunk, a track that follows the end directly is believed
-  first, then the length if it leads to a track or near the end of the file, then the next place that says "MTrk". So
-  it is with the header.
+- Meta and system exclusive events keep running status. The specification has them cancel it, but some files rely on
+  it, and a data byte there can mean nothing else.
+- A note's program is that of the last program change on its channel before it in the file.
+- The tracks of format 2 are patterns; each begins where the previous one ends.
+- SMPTE time has no beats: it is read as 120 quarter notes per minute, and 29.97 frames per second as 30.
+- If the end of a track and the length of its chunk disagree, the next track is taken to begin directly at that end, if
+  one does; else at the declared length, if a track or the end of the file is there; else at the next "MTrk". The
+  header is treated alike.
 """
 
 import numpy as np
@@ -32,11 +32,11 @@ ERRORS = {
 # Columns of a note: times in ticks, channel 9 is the drum channel (10 as musicians count).
 ONSET, DURATION, PITCH, VELOCITY, TRACK, CHANNEL, PROGRAM = range(7)
 DRUM_CHANNEL = 9
-MAX_TICK = (1 << 30) - 1  # later events count as this late (13 days at 480 ticks a beat and 120 beats a minute)
+MAX_TICK = (1 << 30) - 1  # later events are moved to it (13 days at 480 ticks per beat and 120 beats per minute)
 
-# The least bytes that an event takes, its time included: bounds on how many a file can hold.
+# The minimum size of an event, delta time included, which bounds the number of events of a file.
 _NOTE_BYTES, _TEMPO_BYTES, _METER_BYTES = 3, 7, 6
-_KEYS = 16 * 128  # of all channels
+_KEYS = 16 * 128  # over all channels
 
 _MTHD, _MTRK, _RIFF, _DATA = 0x4D546864, 0x4D54726B, 0x52494646, 0x64617461
 _END_OF_TRACK, _SET_TEMPO, _TIME_SIGNATURE = 0x2F, 0x51, 0x58
@@ -52,7 +52,7 @@ def _big_endian(data, at, size):
 
 @kernel
 def _variable_length(data, at, end):
-    """Value and the position after it; -1 and its own position where the bytes run out or a fifth byte follows."""
+    """The value and the offset after it; -1 and the offset `at` if it is cut off or longer than four bytes."""
     value = 0
     for i in range(at, min(at + 4, end)):
         value = value << 7 | np.int64(data[i] & 0x7F)
@@ -62,8 +62,8 @@ def _variable_length(data, at, end):
 
 
 @kernel
-def scratch(n_bytes):
-    """Room for what a file of so many bytes can hold: notes, meters, tempos and the keys' sounding notes."""
+def make_workspace(n_bytes):
+    """Arrays for the most that a file of n_bytes can hold: notes, meters, tempos and the sounding notes of each key."""
     notes = np.empty((n_bytes // _NOTE_BYTES + 1, 7), np.int32)
     meters = np.empty((n_bytes // _METER_BYTES + 1, 3), np.int32)
     tempos = np.empty((n_bytes // _TEMPO_BYTES + 1, 2), np.int32)
@@ -73,7 +73,7 @@ def scratch(n_bytes):
 
 @kernel
 def _begins_chunk(data, at, end):
-    """Whether a chunk begins here: four printable letters and a length that fits."""
+    """Whether a chunk begins here: four printable characters and a length that fits the file."""
     if at + 8 > end:
         return False
     for i in range(at, at + 4):
@@ -83,21 +83,21 @@ def _begins_chunk(data, at, end):
 
 
 @kernel
-def _read_track(data, at, declared, end, now, track, program, room, counts):
+def _read_track(data, at, declared, end, now, track, program, workspace, counts):
     """Reads the events of a track from data[at] on.
 
     Args:
-        declared: where the track's chunk ends by its own length, which is exceeded only if no chunk follows there.
-        end: of the file.
-        now: tick at which the track begins.
-        counts: int64 [3], how many notes, meters and tempos `room` holds; goes on from there.
+        declared: the end of the track's chunk by its declared length; read past only if no chunk begins there.
+        end: the end of the file.
+        now: the tick at which the track begins.
+        counts: int64 [3], the numbers of notes, meters and tempos in `workspace` so far; updated in place.
 
     Returns:
-        The position after the last event that makes sense, and the tick.
+        The offset after the last valid event, and its tick.
     """
-    notes, meters, tempos, sounding = room
-    # The sounding notes of a key are a queue. `sounding` has its oldest and its newest; a note that sounds has the
-    # next of its key, or -1, as -2 - next in place of its duration.
+    notes, meters, tempos, sounding = workspace
+    # The sounding notes of a key form a queue. `sounding` has its oldest and its newest note; the next note of the
+    # queue stands in place of a sounding note's duration, as -2 - next, or -1 if there is none.
     first = n = counts[0]
     n_sounding = 0
     status = 0
@@ -123,7 +123,7 @@ def _read_track(data, at, declared, end, now, track, program, room, counts):
                 kind = np.int64(data[at])
                 at += 1
             elif event != 0xF0 and event != 0xF7:
-                break  # system common and real-time messages do not occur in files
+                break  # system common and real-time messages are not allowed in files
             size, at = _variable_length(data, at, stop)
             if size < 0 or at + size > stop:
                 break
@@ -146,7 +146,7 @@ def _read_track(data, at, declared, end, now, track, program, room, counts):
             status = event
             at += 1
         if status == 0 or at >= stop:
-            break  # a data byte with no running status, or nothing
+            break  # a data byte without running status, or the end
         message = status >> 4
         key = np.int64(data[at])
         at += 1
@@ -157,7 +157,7 @@ def _read_track(data, at, declared, end, now, track, program, room, counts):
             value = np.int64(data[at])
             at += 1
         if (key | value) >= 0x80:
-            break  # a status byte where data is due
+            break  # a status byte in place of data
         if message <= 0x9:
             queue = (status & 0x0F) << 7 | key
             oldest = np.int64(sounding[queue, 0])
@@ -197,7 +197,7 @@ def _read_track(data, at, declared, end, now, track, program, room, counts):
 
 @kernel
 def _next_track(data, at, declared, end):
-    """Where the track after a chunk begins whose content stops at `at` and whose length ends it at `declared`."""
+    """The offset of the track after a chunk whose content ends at `at` and whose declared end is `declared`."""
     if at + 4 <= end and _big_endian(data, at, 4) == _MTRK:
         return at
     if at <= declared <= end and (declared + 4 > end or _big_endian(data, declared, 4) == _MTRK):
@@ -209,7 +209,7 @@ def _next_track(data, at, declared, end):
 
 @kernel
 def _sort_by_tick(rows, n):
-    """Sorts rows[:n] in place; of two on one tick the later in the file stays later."""
+    """Sorts rows[:n] by tick, in place; rows of one tick keep their order."""
     for i in range(1, n):
         if rows[i, 0] < rows[i - 1, 0]:
             rows[:n] = rows[np.argsort(rows[:n, 0], kind="mergesort")]  # mergesort is stable
@@ -217,13 +217,14 @@ def _sort_by_tick(rows, n):
 
 
 @kernel
-def read_into(data, begin, end, room):
-    """Reads the file data[begin:end] into a `scratch` of at least its size.
+def read_into(data, begin, end, workspace):
+    """Reads the file data[begin:end] into a workspace for at least its size.
 
     Returns:
-        error, division as `read_smf` returns them; then how many notes, meters and tempos `room` holds.
+        error, division: as `read_smf` returns them.
+        The numbers of notes, meters and tempos in the workspace.
     """
-    notes, meters, tempos, _ = room
+    notes, meters, tempos, _ = workspace
     at = begin
     if end - at >= 20 and _big_endian(data, at, 4) == _RIFF:
         at += 12
@@ -233,7 +234,7 @@ def read_into(data, begin, end, room):
         at += 8
     if at + 14 > end or _big_endian(data, at, 4) != _MTHD:
         return NOT_MIDI, 0, 0, 0, 0
-    one_after_the_other = _big_endian(data, at + 8, 2) == 2
+    sequential = _big_endian(data, at + 8, 2) == 2
     division = _big_endian(data, at + 12, 2)
     smpte = division >= 0x8000
     if smpte:
@@ -248,14 +249,14 @@ def read_into(data, begin, end, room):
     now = 0
     while at + 8 <= end:
         declared = at + 8 + _big_endian(data, at + 4, 4)
-        start = now if one_after_the_other else 0
-        at, now = _read_track(data, at + 8, declared, end, start, track, program, room, counts)
+        start = now if sequential else 0
+        at, now = _read_track(data, at + 8, declared, end, start, track, program, workspace, counts)
         at = _next_track(data, at, declared, end)
         track += 1
     if track == 0:
         return NO_TRACKS, 0, 0, 0, 0
     if smpte:
-        # A second is `division` ticks; twice as many make it two quarter notes.
+        # A second has `division` ticks and two quarter notes, so ticks are doubled.
         counts[2] = 0
         for i in range(counts[0]):
             notes[i, ONSET] *= 2
@@ -269,19 +270,19 @@ def read_into(data, begin, end, room):
 
 @kernel
 def read_smf(data):
-    """Notes, meters and tempos of a MIDI file's bytes.
+    """The notes, meters and tempos of a MIDI file.
 
     Args:
-        data: uint8 [bytes], the whole file.
+        data: uint8 [bytes], the content of the file.
 
     Returns:
-        error: OK or a key of `ERRORS`; the arrays are then empty.
+        error: OK, or a key of `ERRORS` with empty arrays.
         division: ticks per quarter note.
         notes: int32 [N, 7], columns ONSET to PROGRAM, in file order.
         meters: int32 [n, 3]: tick, numerator, denominator, in time order.
         tempos: int32 [n, 2]: tick, microseconds per quarter note, in time order.
     """
-    room = scratch(len(data))
-    error, division, n_notes, n_meters, n_tempos = read_into(data, 0, len(data), room)
-    notes, meters, tempos, _ = room
+    workspace = make_workspace(len(data))
+    error, division, n_notes, n_meters, n_tempos = read_into(data, 0, len(data), workspace)
+    notes, meters, tempos, _ = workspace
     return error, division, notes[:n_notes].copy(), meters[:n_meters].copy(), tempos[:n_tempos].copy()

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .sampler import Sampler
+    from .sampling.sampler import Sampler
 
 
 def load(path: str | PathLike, *, best: bool = False) -> "Sampler":
-    """A trained model: a run's folder, or a file that `midigen_jax.export` wrote.
+    """A trained model: a run's folder, or a file that `midigen export` wrote.
 
     Args:
         best: of a run, the checkpoint with the lowest validation loss; else the newest.
 
     Raises:
-        cli.InputError: it can't be used; the message says why.
+        errors.InputError: it can't be used; the message says why.
     """
-    from .sampler import Sampler  # the loader's processes import this package, and are light without JAX
+    from .sampling.sampler import Sampler  # not at the top: importing the package imports no JAX
 
-    return Sampler.open(Path(path), best=best)
+    return Sampler.load(Path(path), best=best)

@@ -1,4 +1,4 @@
-"""The settings of a run: frozen dataclasses, one Python file an experiment in `configs/`."""
+"""The settings of a run: frozen dataclasses, one Python file per experiment in `configs/`."""
 
 import dataclasses
 import importlib.util
@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from .cli import InputError
+from .errors import InputError
+
+CONTEXT_LENGTH = 16  # tokens that a key of the kNN memory describes; heads that hold such keys are at least as wide
 
 
 @dataclass(frozen=True)
@@ -19,11 +21,11 @@ class Model:
     activation: Literal["gelu", "relu", "relu2", "swiglu"] = "relu2"
     norm: Literal["layer", "rms"] = "layer"
     positions: Literal["t5", "rotary"] = "t5"
-    qk_norm: bool = True  # queries and keys have length 1 in all layers, not only in the one with the kNN memory
+    qk_norm: bool = True  # queries and keys have length 1 in all layers, not only in the kNN layer
     biases: bool = True  # of the linear layers and of LayerNorm
     tied: bool = False  # the output layer's weights are the token embeddings
-    pitches: bool = False  # a token's embedding is that of its pitch class and octave as well
-    previous_tokens: int = 4  # a token's embedding is that of so many tokens before it as well
+    pitches: bool = False  # add embeddings of its pitch class and octave to a token's
+    previous_tokens: int = 4  # add embeddings of this many tokens before it to a token's
     dropout: float = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
 
@@ -32,9 +34,9 @@ class Model:
 class Memory:
     xl: int = 256  # slots of Transformer-XL memory, in every layer
     knn: int = 8192  # slots of the kNN memory's ring, a multiple of the segment; 0: none
-    knn_layer: int = 3  # the layer that hears what it says, counted from 1
+    knn_layer: int = 3  # the layer that uses it, counted from 1
     top_k: int = 16
-    backend: Literal["auto", "faiss", "xla", "dense"] = "auto"  # dense: attention to all slots, to measure with
+    backend: Literal["auto", "faiss", "xla", "dense"] = "auto"  # dense: attention to all slots, for comparison
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the ring
 
 
@@ -42,11 +44,11 @@ class Memory:
 class Data:
     lanes: int = 8
     segment: int = 256  # tokens
-    segments: int = 1  # a step
-    transpose: int = 0  # training songs are shifted by up to this many semitones, anew each epoch
-    louder: int = 0  # and made softer or louder by up to this many of the 32 velocities, where tokens have them
+    segments: int = 1  # per step
+    transpose: int = 0  # shift training songs by up to this many semitones, anew in each epoch
+    velocity_offset: int = 0  # shift their velocities by up to this many of the 32 bins, where tokens have them
     seed: int = 0
-    location: Literal["disk", "host", "device"] = "disk"  # where the corpus is: memory-mapped, or wholly in memory
+    location: Literal["disk", "host", "device"] = "disk"  # where the corpus is: memory-mapped, or in memory as a whole
     workers: int = 0  # processes that read ahead; 0: threads
 
 
@@ -59,15 +61,15 @@ class Train:
     weight_decay: float = 0.01
     beta2: float = 0.95
     clip: float = 1.0  # global norm of the gradients
-    remat: bool = False  # activations are computed again for the gradient: less memory, a third more work
+    remat: bool = False  # recompute activations for the gradient: less memory, a third more work
     log_every: int = 10  # steps, as are these
     validate_every: int = 500  # and saves
     save_every: int = 500
-    save_minutes: float = 10.0  # saves when the last save is so long ago; 0: never
-    keep: int = 3  # so many of the newest checkpoints, and the one with the lowest validation loss
-    on_failed_save: Literal["go on", "stop"] = "go on"  # as when the disk is full
-    validation_songs: int = 0  # at most so many; 0: all
-    sample_minutes: float = 30.0  # continues a validation song now and then; 0: never
+    save_minutes: float = 10.0  # save when the last save was this long ago; 0: never
+    keep: int = 3  # number of newest checkpoints to keep, beside the one with the lowest validation loss
+    on_failed_save: Literal["continue", "stop"] = "continue"  # such as on a full disk
+    validation_songs: int = 0  # at most this many; 0: all
+    sample_minutes: float = 30.0  # between continuations of a validation song; 0: never
     seed: int = 0
 
 
@@ -90,11 +92,11 @@ class Config:
             *(f"train.{name}" for name in ("steps", "log_every", "validate_every", "save_every", "keep")),
             "memory.top_k",
         ):
-            self._need(get(self, key) >= 1, key, "has to be at least 1")
+            self._need(get(self, key) >= 1, key, "must be at least 1")
         for key in (
             "model.previous_tokens",
             *(f"memory.{name}" for name in ("xl", "knn")),
-            *(f"data.{name}" for name in ("transpose", "louder", "workers", "seed")),
+            *(f"data.{name}" for name in ("transpose", "velocity_offset", "workers", "seed")),
             *(
                 f"train.{name}"
                 for name in ("warmup", "validation_songs", "seed", "weight_decay", "final_learning_rate")
@@ -103,22 +105,24 @@ class Config:
         ):
             self._need(get(self, key) >= 0, key, "can't be negative")
         for key in ("train.learning_rate", "train.clip"):
-            self._need(get(self, key) > 0, key, "has to be above 0")
+            self._need(get(self, key) > 0, key, "must be above 0")
         for key in ("model.dropout", "train.beta2"):
-            self._need(0 <= get(self, key) < 1, key, "has to be from 0 up to, not including, 1")
-        self._need(self.model.width % self.model.heads == 0, "model.heads", f"has to divide width={self.model.width}")
+            self._need(0 <= get(self, key) < 1, key, "must be from 0 up to, not including, 1")
+        self._need(self.model.width % self.model.heads == 0, "model.heads", f"must divide width={self.model.width}")
         rotary_fits = self.model.positions == "t5" or self.model.width // self.model.heads % 2 == 0
-        self._need(rotary_fits, "model.heads", "has to leave each head an even width for rotary positions")
+        self._need(rotary_fits, "model.heads", "must leave each head an even width for rotary positions")
         multiple = self.memory.knn % self.data.segment == 0
-        self._need(multiple, "memory.knn", f"has to be a multiple of data.segment={self.data.segment}, or 0")
+        self._need(multiple, "memory.knn", f"must be a multiple of data.segment={self.data.segment}, or 0")
         follows = self.memory.xl > 0 or not self.memory.knn
-        self._need(follows, "memory.xl", "has to be at least 1, for the kNN memory keeps what followed")
+        self._need(follows, "memory.xl", "must be at least 1, since the kNN memory stores the token that followed")
+        wide = self.model.width // self.model.heads >= CONTEXT_LENGTH or not self.memory.knn
+        self._need(wide, "model.heads", f"must leave each head a width of at least {CONTEXT_LENGTH} for the kNN memory")
         one_of_them = 1 <= self.memory.knn_layer <= self.model.layers or not self.memory.knn
-        self._need(one_of_them, "memory.knn_layer", f"has to be one of the {self.model.layers} layers, from 1")
+        self._need(one_of_them, "memory.knn_layer", f"must be one of the {self.model.layers} layers, from 1")
 
     def _need(self, holds: bool, key: str, what: str) -> None:
         if not holds:
-            raise InputError(f"{key}={get(self, key)}: {what}; mend it in the config file or with --set {key}=...")
+            raise InputError(f"{key}={get(self, key)}: {what}; fix it in the config file or with --set {key}=...")
 
 
 def get(config: Any, key: str) -> Any:
@@ -202,7 +206,7 @@ def load(path: Path) -> Config:
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except Exception as error:
-        raise InputError(f"{path}: {type(error).__name__}: {error}; mend the config file") from error
+        raise InputError(f"{path}: {type(error).__name__}: {error}; fix the config file") from error
     if not isinstance(config, Config):
-        raise InputError(f"{path}: config() has to return a midigen_jax.config.Config")
+        raise InputError(f"{path}: config() must return a midigen_jax.config.Config")
     return config

@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 @contextmanager
-def renamed(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, which it gets when all is written; on failure nothing is left of it.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` to write to; it is renamed to `path` at the end, and removed on failure.
 
-    Folders on the way are made.
+    Missing parent folders are made.
 
     Raises:
         OSError: it can't be written; the error names `path`, or the folder that can't be made.
@@ -31,15 +31,15 @@ def renamed(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    with renamed(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="replace")  # a file's name in it may be anything
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="replace")  # it may contain any file name
 
 
 def check_writable(path: Path) -> None:
-    """Before the work whose result it will hold.
+    """Tells before the work whether its result can be written.
 
     Raises:
-        OSError: it can't be written; the error names it, or the folder that can't be made.
+        OSError: it can't be; the error names it, or the folder that can't be made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

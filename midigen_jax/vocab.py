@@ -30,6 +30,9 @@ FORBIDDEN = -1
 
 STEPS_PER_BEAT = (8, 12, 24)
 
+# In arrays of lanes: the song of what belongs to none, and the target of a token that has none.
+NO_SONG = NO_TARGET = -1
+
 
 class Scheme(NamedTuple):
     """How a song's notes are written as base tokens. Kernels take it as it is."""
@@ -62,7 +65,7 @@ class Vocabulary:
         return self.scheme.size + len(self.merges)
 
     @cached_property
-    def spelled(self) -> tuple[tuple[int, ...], ...]:
+    def base_tokens(self) -> tuple[tuple[int, ...], ...]:
         """The base tokens of every token."""
         return (*((token,) for token in range(self.scheme.size)), *self.merges)
 
@@ -121,7 +124,7 @@ class Vocabulary:
     def begins_with_note(self) -> np.ndarray:
         """Tokens with which a song can begin whose first event is a note: bool [size]."""
         next_state, _ = self.grammar
-        first = np.array([parts[0] for parts in self.spelled])
+        first = np.array([parts[0] for parts in self.base_tokens])
         return (next_state[START] >= 0) & (first != SEP)
 
     @cached_property

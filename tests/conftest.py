@@ -1,37 +1,20 @@
-"""What all tests share: shape checks at run time, and small songs made on the spot."""
+"""Shared by all tests: run-time shape checks, and small songs made on the spot."""
 
 import os
 
-# The figures compared are a CPU's; the tests marked gpu say how to run them.
+# Expected values are those of a CPU; the tests marked gpu say how to run them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The models are tiny: compiling them takes longer than running them. `make test-all` compiles as users do.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jaxtyping
 
-# Checks every annotated shape of these modules while the tests run.
-CHECKED = (
-    "attention",
-    "cache",
-    "checkpoint",
-    "chords",
-    "continuation",
-    "controls",
-    "cursor",
-    "held",
-    "log",
-    "memory",
-    "model",
-    "playing",
-    "recall",
-    "sample",
-    "sampler",
-    "search",
-    "start",
-    "step",
-    "train",
-    "watch",
-)
+# Checks every annotated shape of these packages while the tests run.
+CHECKED = ("model", "run", "sampling", "training")
 jaxtyping.install_import_hook([f"midigen_jax.{name}" for name in CHECKED], "beartype.beartype")
 
+import dataclasses  # noqa: E402
+import functools  # noqa: E402
 from pathlib import Path  # noqa: E402  (the hook has to come before anything imports the package)
 
 import mido  # noqa: E402
@@ -39,16 +22,56 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from midigen_jax import config as cfg  # noqa: E402
-from midigen_jax.corpus import Corpus, open_corpus  # noqa: E402
-from midigen_jax.encode import encode_folder  # noqa: E402
+from midigen_jax.data.corpus import Corpus, open_corpus  # noqa: E402
+from midigen_jax.data.encode import encode_folder  # noqa: E402
 
 
 def pytest_addoption(parser):
-    parser.addoption("--mutations", type=int, default=1000, help="how many damaged files test_fuzz.py tries")
+    parser.addoption("--mutations", type=int, default=1000, help="number of damaged files in test_fuzz.py")
+    parser.addoption("--thorough", action="store_true", help="slow tests too, and five times as many random examples")
+
+
+def pytest_configure(config):
+    if config.getoption("--thorough"):
+        os.environ["THOROUGH"] = "1"
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--thorough"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow: run with --thorough"))
+
+
+def examples(number: int) -> int:
+    """How many random examples a test takes."""
+    return 5 * number if os.environ.get("THOROUGH") else number
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs_compiled_once():
+    """Runs of the training loop whose programs are the same share them."""
+    from midigen_jax.training import loop
+
+    def program(config: cfg.Config) -> cfg.Config:
+        """The config with the defaults of all that its train step does not depend on."""
+        schedule = ("steps", "learning_rate", "warmup", "final_learning_rate", "weight_decay", "beta2", "clip", "remat")
+        train = cfg.Train(**{name: getattr(config.train, name) for name in schedule})
+        data = cfg.Data(lanes=config.data.lanes, segment=config.data.segment, segments=config.data.segments)
+        return dataclasses.replace(config, train=train, data=data)
+
+    def shared(make):
+        cached = functools.lru_cache(make)
+        return lambda graphdef, config, mesh: cached(graphdef, program(config), mesh)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("make_train_step", "make_loss"):
+            patch.setattr(loop, name, shared(getattr(loop, name)))
+        yield
 
 
 def write_midi(path: Path, tracks, *, ticks_per_beat=480, meter=(4, 4), tempo=500_000) -> Path:
-    """Writes notes (onset, duration, pitch) in beats, a list a track, through mido."""
+    """Writes notes (onset, duration, pitch) in beats, one list per track, with mido."""
     file = mido.MidiFile(ticks_per_beat=ticks_per_beat)
     head = mido.MidiTrack()
     head.append(mido.MetaMessage("time_signature", numerator=meter[0], denominator=meter[1]))
@@ -71,7 +94,7 @@ def write_midi(path: Path, tracks, *, ticks_per_beat=480, meter=(4, 4), tempo=50
 
 
 def random_notes(random: np.random.Generator, n: int, beats: int = 64) -> list[tuple[float, float, int]]:
-    """A melody over chords on the grid of 8 steps a beat, without two notes on one key at once."""
+    """A melody over chords on a grid of 8 steps per beat, without overlapping notes of one pitch."""
     notes = {
         (int(onset), int(pitch)): int(duration)
         for onset, pitch, duration in zip(
@@ -102,7 +125,7 @@ def midi_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def band_folder(tmp_path_factory) -> Path:
-    """Three songs of a riff for twenty programs, drums, and notes of one pitch that sound together."""
+    """Three songs of a riff for twenty programs and drums, with overlapping notes of one pitch."""
     folder = tmp_path_factory.mktemp("band")
     random = np.random.default_rng(7)
     for song in range(3):

@@ -1,4 +1,4 @@
-"""MIDI files damaged at random, and files made to take long or much: for the tests and for benchmarks/damaged.py."""
+"""MIDI files damaged at random, and malicious ones: for the tests and for benchmarks/damaged.py."""
 
 import random
 
@@ -6,7 +6,7 @@ from smf_files import END, chunk, file_of, header, meta, variable_length
 
 
 def damage(data: bytes, others: list[bytes], dice: random.Random) -> bytes:
-    """One to four accidents, each at a random place."""
+    """One to four kinds of damage, each at a random offset."""
     broken = bytearray(data)
     for _ in range(dice.randint(1, 4)):
         n = len(broken)
@@ -42,7 +42,7 @@ def damage(data: bytes, others: list[bytes], dice: random.Random) -> bytes:
     return bytes(broken)
 
 
-# Files of four megabytes, twice the most that is encoded, made to take long or much.
+# Files of four megabytes, twice the size limit of the encoder, made to take much time or memory.
 MEGABYTES = 4 << 20
 
 
@@ -79,17 +79,17 @@ MALICIOUS = {
     "descending notes all at once": lambda: file_of(note_ons(list(range(127, -1, -1)))),
     "organ pipes all at once": lambda: file_of(note_ons([*range(0, 128, 2), *range(127, 0, -2)])),
     "shuffled notes all at once": lambda: file_of(note_ons(shuffled_keys())),
-    "ascending notes, a few thousand a step": lambda: file_of(
+    "ascending notes, a few thousand at a time": lambda: file_of(
         b"\0\x90\0\0" + fill(b"".join(bytes([12 if i == 0 else 0, i % 128, 99]) for i in range(4000)))
     ),
-    "notes as late as can be": lambda: file_of((b"\xff\xff\xff\x7f\xff\1\0") * 5 + note_ons([60, 61]), division=1),
-    "one note as late as can be": lambda: file_of(
+    "notes at the last tick": lambda: file_of((b"\xff\xff\xff\x7f\xff\1\0") * 5 + note_ons([60, 61]), division=1),
+    "one note at the last tick": lambda: file_of(
         (b"\xff\xff\xff\x7f\xff\1\0") * 5 + b"\0\x90\x3c\x40\1\x3c\0", division=1
     ),
     "tracks of one note each": lambda: header(1, 1, 96) + fill(chunk(b"MTrk", b"\0\x90\x3c\x40" + END)),
-    "tracks said to be empty": lambda: header(1, 1, 96) + fill(chunk(b"MTrk", b"\0\x90\x3c\x40", declared=0)),
-    "tracks said to be endless": lambda: header(1, 1, 96) + fill(chunk(b"MTrk", b"", declared=0xFFFFFFFF)),
-    "broken tracks said to be endless": lambda: (
+    "tracks declared to be empty": lambda: header(1, 1, 96) + fill(chunk(b"MTrk", b"\0\x90\x3c\x40", declared=0)),
+    "tracks declared to be endless": lambda: header(1, 1, 96) + fill(chunk(b"MTrk", b"", declared=0xFFFFFFFF)),
+    "broken tracks declared to be endless": lambda: (
         header(1, 1, 96) + fill(chunk(b"MTrk", b"\0\x90\x3c\x40\0\xf8", declared=0xFFFFFFFF))
     ),
     "tracks that each reach to the last": lambda: (
@@ -105,6 +105,6 @@ MALICIOUS = {
     ),
     "tempos all at once": lambda: tracks(changes(0x51, TEMPOS, 0), TUNE),
     "meters": lambda: tracks(changes(0x58, METERS), TUNE),
-    "meters as short as can be, between notes": lambda: file_of(fill(b"\x60\xff\x58\2\2\2\0\x90\x3c\x40\1\x3e\x40")),
-    "notes that fall silent at once": lambda: file_of(b"\0\x90\0\0" + fill(b"\0\x3c\1\0\x3c\0")),
+    "the shortest meters, between notes": lambda: file_of(fill(b"\x60\xff\x58\2\2\2\0\x90\x3c\x40\1\x3e\x40")),
+    "notes that end at once": lambda: file_of(b"\0\x90\0\0" + fill(b"\0\x3c\1\0\x3c\0")),
 }

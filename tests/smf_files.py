@@ -1,4 +1,4 @@
-"""MIDI files byte by byte, for what no library would write."""
+"""MIDI files byte by byte, as no library would write them."""
 
 import os
 import random
@@ -24,12 +24,12 @@ def exclusive(payload: bytes, status: int = 0xF0) -> bytes:
 
 
 def events(timed: Iterable[tuple[int, bytes, bool]]) -> bytes:
-    """Track bytes of events, each a delta, a message, and whether it may go by running status where it can."""
+    """Track bytes of events: a delta time, a message, and whether running status may be used for it."""
     written, status = bytearray(), None
     for delta, message, running in timed:
         written += variable_length(delta)
         written += message[1:] if running and message[0] == status else message
-        if message[0] != 0xFF:  # mido, too, goes on after a meta event, but not after a system exclusive one
+        if message[0] != 0xFF:  # mido, too, keeps it after a meta event, but not after a system exclusive one
             status = message[0] if message[0] < 0xF0 else None
     return bytes(written)
 
@@ -44,12 +44,12 @@ def header(kind: int, n_tracks: int, division: int, *, more: bytes = b"", declar
 
 
 def file_of(*tracks: bytes, kind: int = 1, division: int = 96) -> bytes:
-    """A file with these track bytes, the end of each track added."""
+    """A file of tracks, to each of which an end of track is appended."""
     return header(kind, len(tracks), division) + b"".join(chunk(b"MTrk", track + END) for track in tracks)
 
 
 def random_file(dice: random.Random, n_events: int = 300) -> bytes:
-    """A file with a bit of everything, mostly notes on few keys, so that they overlap."""
+    """A file with events of all kinds, mostly notes of few keys, so that they overlap."""
     tracks = []
     for _ in range(dice.randint(1, 4)):
         timed = []
@@ -75,6 +75,6 @@ def random_file(dice: random.Random, n_events: int = 300) -> bytes:
 
 
 def real_files() -> list[Path]:
-    """The MIDI files below the folder that the environment variable MIDIGEN_MIDI names, if it does."""
+    """The MIDI files below the folder that the environment variable MIDIGEN_MIDI names, if it is set."""
     folder = os.environ.get("MIDIGEN_MIDI")
     return sorted(Path(folder).rglob("*.[mM][iI][dD]")) if folder else []

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from midigen_jax import attention
 from midigen_jax import config as cfg
-from midigen_jax import memory as mem
-from midigen_jax.attention import Attention, Reading
-from midigen_jax.memory import NO_SONG, KNNMemory, XLMemory
+from midigen_jax.model import attention, positions
+from midigen_jax.model import memory as mem
+from midigen_jax.model.decoder import Attention, SegmentInputs
+from midigen_jax.model.memory import NO_SONG, KNNMemory, XLMemory
 
 
 def plain_attention(q, k, v, bias, mask):
@@ -34,14 +34,14 @@ def test_attention_and_its_gradient_are_the_plain_ones(bias_lanes):
 
 
 def test_position_bias_and_its_gradient_are_those_of_a_gather():
-    table = jnp.asarray(np.random.default_rng(0).normal(size=(attention.BUCKETS, 3)), jnp.float32)
+    table = jnp.asarray(np.random.default_rng(0).normal(size=(positions.BUCKETS, 3)), jnp.float32)
     for first, queries, slots in ((4, 5, 9), (0, 1, 1), (3, 1, 4), (0, 70, 70), (150, 50, 200)):
 
         def plain(table, first=first, queries=queries, slots=slots):
             distance = first + jnp.arange(queries)[:, None] - jnp.arange(slots)
-            return jnp.moveaxis(table[attention.t5_bucket(distance)], -1, 0)[None]
+            return jnp.moveaxis(table[positions.t5_bucket(distance)], -1, 0)[None]
 
-        one, vjp_one = jax.vjp(lambda t, s=(first, queries, slots): attention.position_bias(t, *s), table)
+        one, vjp_one = jax.vjp(lambda t, s=(first, queries, slots): positions.position_bias(t, *s), table)
         two, vjp_two = jax.vjp(plain, table)
         assert (one == two).all()
         np.testing.assert_allclose(vjp_one(jnp.cos(one))[0], vjp_two(jnp.cos(two))[0], rtol=1e-4, atol=1e-4)
@@ -49,14 +49,14 @@ def test_position_bias_and_its_gradient_are_those_of_a_gather():
 
 def test_t5_buckets():
     distances = jnp.array([-3, 0, 1, 15, 16, 17, 31, 64, 127, 128, 5000])
-    assert attention.t5_bucket(distances).tolist() == [0, 0, 1, 15, 16, 16, 21, 26, 31, 31, 31]
+    assert positions.t5_bucket(distances).tolist() == [0, 0, 1, 15, 16, 16, 21, 26, 31, 31, 31]
 
 
 def test_rotated_products_depend_on_the_distance_alone():
     random = np.random.default_rng(0)
     q, k = (jnp.asarray(random.normal(size=(1, 1, 1, 8)), jnp.float32) for _ in range(2))
     products = [
-        jnp.vdot(attention.rotate(q, jnp.array([[a]])), attention.rotate(k, jnp.array([[b]])))
+        jnp.vdot(positions.rotate(q, jnp.array([[a]])), positions.rotate(k, jnp.array([[b]])))
         for a, b in ((5, 2), (105, 102), (3, 0), (6, 2))
     ]
     np.testing.assert_allclose(products[:3], products[0], rtol=1e-4)
@@ -64,7 +64,7 @@ def test_rotated_products_depend_on_the_distance_alone():
 
 
 # The layer that has the kNN memory: its output against its formula.
-LANES, HEADS, WIDTH, HEAD_WIDTH, SIZE = 5, 2, 16, 8, 12
+LANES, HEADS, WIDTH, HEAD_WIDTH, SIZE = 5, 2, 32, 16, 12
 RING, SEGMENT, XL, K = 32, 8, 12, 5
 
 
@@ -97,9 +97,9 @@ def scene():
         "out": normal(HEADS, HEAD_WIDTH, WIDTH) / 4,
         "out_bias": normal(WIDTH),
         "scale": np.array([4.0, 9.0], np.float32),
-        "gate": np.array([0.8, -0.4], np.float32),
+        "knn_bias": np.array([0.8, -0.4], np.float32),
         "context_scale": np.array([9.0, 4.0], np.float32),
-        "vote": np.array([0.7, 1.3], np.float32),
+        "knn_logit_scale": np.array([0.7, 1.3], np.float32),
     }
     write, count = np.array([10, 16, 0, 8, 24], np.int32), np.array([20, 32, 3, 0, 16])
     age = (write[:, None] - 1 - np.arange(RING)) % RING
@@ -117,7 +117,7 @@ def scene():
     return {
         "params": params,
         "x": normal(LANES, SEGMENT, WIDTH),
-        "table": normal(attention.BUCKETS, HEADS),
+        "table": normal(positions.BUCKETS, HEADS),
         "window": window,
         "ring": ring,
         "song": song,
@@ -131,11 +131,11 @@ def scene():
 def layer_output(params, x, table, window, ring, song, mask, context, output, *, backend, top_k):
     """Output and statistics of `Attention`."""
     layer = nnx.eval_shape(lambda: Attention(knn_config(backend, top_k), 0, rngs=nnx.Rngs(0)))
-    bias = attention.position_bias(table, XL, SEGMENT, XL + SEGMENT)
-    heard = ring and mem.heard(ring, song[:, 0])
-    reading = Reading(window, heard, song == song[:, :1], mask, jnp.zeros_like(bias), bias, context, output)
-    y, _, recall = nnx.merge(nnx.split(layer)[0], params)(x, reading)
-    return y, recall.statistics
+    bias = positions.position_bias(table, XL, SEGMENT, XL + SEGMENT)
+    slots = ring and mem.valid_slots(ring, song[:, 0])
+    inputs = SegmentInputs(window, slots, song == song[:, :1], mask, jnp.zeros_like(bias), bias, context, output)
+    y, _, found = nnx.merge(nnx.split(layer)[0], params)(x, inputs)
+    return y, found.statistics
 
 
 def softmax(x):
@@ -153,7 +153,7 @@ def formula(params, x, table, window, ring, song, mask, context, output, *, top_
     q, k, v = np.einsum("btd,shdk->sbhtk", x, params["qkv"])
     q, k = (y / np.linalg.norm(y, axis=-1, keepdims=True) for y in (q, k))
     k, v = np.concatenate([window.keys[0], k], 2), np.concatenate([window.values[0], v], 2)
-    bucket = np.asarray(attention.t5_bucket(jnp.arange(XL + SEGMENT)))
+    bucket = np.asarray(positions.t5_bucket(jnp.arange(XL + SEGMENT)))
     y, slots, share = np.zeros_like(q), np.full((*q.shape[:3], top_k), -1), np.zeros(q.shape[:3])
     answer = np.zeros_like(x)
     for b, h, t in np.ndindex(LANES, HEADS, SEGMENT):
@@ -165,12 +165,12 @@ def formula(params, x, table, window, ring, song, mask, context, output, *, top_
         if len(valid):
             in_ring = ring.keys[b, h, valid] @ context[b, h, t]
             best = np.argsort(-in_ring)[:top_k]
-            scores = np.append(scores, params["context_scale"][h] * in_ring[best] + params["gate"][h])
+            scores = np.append(scores, params["context_scale"][h] * in_ring[best] + params["knn_bias"][h])
             slots[b, h, t, : len(best)] = valid[best]
         weights = softmax(scores)
         y[b, h, t], share[b, h, t] = weights[: len(seen)] @ v[b, h, seen], weights[len(seen) :].sum()
         for slot, weight in zip(slots[b, h, t], weights[len(seen) :], strict=False):
-            answer[b, t] += params["vote"][h] * weight * output[ring.token[b, slot]]
+            answer[b, t] += params["knn_logit_scale"][h] * weight * output[ring.next_token[b, slot]]
     return np.einsum("bhtk,hkd->btd", y, params["out"]) + params["out_bias"] + answer, slots, share
 
 
@@ -185,8 +185,8 @@ def test_the_knn_layer_is_its_formula(scene, backend, top_k):
     with_hits = (3 * SEGMENT + 5) / (5 * SEGMENT)
     assert found.any(-1).mean() == with_hits
     assert statistics.hit_rate == pytest.approx(with_hits)
-    assert statistics.slots == pytest.approx((20 + 32 + 3 + 0 + 16) / 5)
-    np.testing.assert_allclose(statistics.mass, share.mean((0, 2)), rtol=1e-5)
+    assert statistics.valid_slots == pytest.approx((20 + 32 + 3 + 0 + 16) / 5)
+    np.testing.assert_allclose(statistics.attention_share, share.mean((0, 2)), rtol=1e-5)
     if backend != "dense":
         age = (scene["ring"].write[:, None, None, None] - 1 - slots) % RING + XL + 1 + np.arange(SEGMENT)[:, None]
         assert (statistics.hits, statistics.ages) == (found.sum(), age[found].sum())
@@ -263,4 +263,4 @@ def test_where_the_ring_is_empty_the_output_is_the_local_one(scene, backend):
     y, statistics = layer_output(**scene | {"ring": empty}, backend=backend, top_k=K)
     alone, _ = layer_output(**scene | {"ring": None}, backend="xla", top_k=K)
     np.testing.assert_allclose(y, alone, rtol=1e-6, atol=1e-6)
-    assert [float(x.sum()) for x in (statistics.hit_rate, statistics.hits, statistics.mass)] == [0, 0, 0]
+    assert [float(x.sum()) for x in (statistics.hit_rate, statistics.hits, statistics.attention_share)] == [0, 0, 0]

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import logging
 import os
 import re
 import resource
@@ -18,9 +19,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from test_train import ENVIRONMENT, equal
 
-from midigen_jax import checkpoint
-from midigen_jax.checkpoint import Checkpoints, SaveFailed, checksums
-from midigen_jax.cli import InputError
+from midigen_jax.errors import InputError
+from midigen_jax.run import checkpoint
+from midigen_jax.run.checkpoint import Checkpoints, SaveFailed, checksums
 
 META = {"format_version": checkpoint.FORMAT_VERSION, "config": {"a": 1}}
 
@@ -152,7 +153,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(saved, tmp_pat
         if found.step == 1:
             n_found += 1
             assert f"{run / 'checkpoints' / '2'}: damaged checkpoint (" in said, path
-            assert said.endswith("; that of step 1 is used\n")
+            assert said.endswith("; using that of step 1\n")
             # It says in a line which file, array or item, and why.
             assert said.count("\n") == 1
             assert len(said) < len(str(run)) + 300, path
@@ -171,17 +172,24 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(saved, tmp_pat
     assert n_found > len(files) / 5
 
 
-def test_what_orbax_no_longer_waits_for_is_not_reported(saved):
-    """After a failure, whenever the garbage is collected: in another test the warning may be an error again."""
+def settings_of_the_process():
+    levels = [logging.getLogger(name).level for name in ("absl", "asyncio")]
+    return levels, sys.unraisablehook, list(warnings.filters)
 
-    async def abandoned():
-        pass
 
-    checkpoint.open_run(saved).close()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        abandoned()
-        gc.collect()
+def test_the_process_is_left_as_it_was(saved, tmp_path, capsys):
+    """Loggers, hooks and warnings, also after a failure, of which nothing is reported later."""
+    before = settings_of_the_process()
+    run = shutil.copytree(saved, tmp_path / "run")
+    for file in (run / "checkpoints" / "2" / "params").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with contextlib.closing(checkpoint.open_run(run)) as checkpoints:
+        assert checkpoints.newest(shapes).step == 1
+    assert settings_of_the_process() == before
+    capsys.readouterr()
+    gc.collect()
+    assert capsys.readouterr().err == ""
 
 
 def test_losses_on_other_songs_are_not_compared(tmp_path):
@@ -226,7 +234,7 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 import jax, jax.numpy as jnp
-from midigen_jax.checkpoint import Checkpoints, SaveFailed
+from midigen_jax.run.checkpoint import Checkpoints, SaveFailed
 if __name__ == "__main__":
     run, limit = Path(sys.argv[1]), int(sys.argv[2])
     if limit:
@@ -256,7 +264,7 @@ def test_a_save_that_finds_no_room_leaves_nothing_behind(tmp_path, limit):
     finally:
         if limit == "tmpfs":
             subprocess.run(["umount", tmp_path], check=True)
-    reason = "it may take 4.0 MB, and " if limit == "tmpfs" else "File too large"
+    reason = "it may need 4.0 MB, and " if limit == "tmpfs" else "File too large"
     said = done.stdout.splitlines()
     assert reason in said[2]
     assert said == ["1 saved", "['1']", said[2], "['1']", "3 saved", "['1', '3']"]

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from conftest import write_midi
 
-from midigen_jax import cli, encode, evaluate, export, process, sample, train
-from midigen_jax.cli import InputError
+from midigen_jax.cli import command, encode, evaluate, export, sample, train
+from midigen_jax.errors import InputError
+from midigen_jax.run import runtime
 
 POP909 = Path(__file__).parent.parent / "configs" / "pop909.py"
 
@@ -53,8 +54,8 @@ def folder(tmp_path, monkeypatch):
         (sample.main, "empty --prompt a.mid --prompt-seconds inf", "--prompt-seconds inf: give a number above 0"),
         (sample.main, "empty --prompt-bars 2", "--prompt-bars cuts a prompt; give --prompt FILE.mid too"),
         (sample.main, "empty --loop-bars 99999", "loop-bars 99999: give 2 to 10000 bars, or 0"),
-        (sample.main, "empty --device quantum", "--device quantum: no such device here; there is cpu"),
-        (sample.main, "empty --device cuda", "--device cuda: no such device here; there is cpu"),
+        (sample.main, "empty --device quantum", "--device quantum: no such device here; available: cpu"),
+        (sample.main, "empty --device cuda", "--device cuda: no such device here; available: cpu"),
         (sample.main, "music/a.mid", "can't be read as a midigen_jax model file"),
         (export.main, "missing out", "missing: no such run folder"),
         (export.main, "empty out", "empty: holds no checkpoint"),
@@ -67,7 +68,7 @@ def test_bad_input(folder, monkeypatch, capsys, main, arguments, message):
     before = sorted(path.name for path in folder.iterdir())
     monkeypatch.setattr("sys.argv", ["command", *arguments.split()])
     with pytest.raises(SystemExit) as exit:
-        cli.run(main)
+        command.run(main)
     assert exit.value.code == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("compiling the kernels")]
     assert len(errors) == 1
@@ -82,4 +83,4 @@ def test_a_device_that_the_environment_asks_for_in_vain(monkeypatch):
     monkeypatch.setattr("jax.default_backend", missing)
     monkeypatch.setenv("JAX_PLATFORMS", "quantum")
     with pytest.raises(InputError, match="JAX_PLATFORMS=quantum: no such device here"):
-        process.keep_programs()
+        runtime.enable_compilation_cache()

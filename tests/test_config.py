@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from midigen_jax import config as cfg
-from midigen_jax.cli import InputError
+from midigen_jax.errors import InputError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 
@@ -31,19 +31,19 @@ def test_overrides_take_the_type_of_their_key():
         ("model.width=wide", "give a whole number"),
         ("model.width=256.5", "give a whole number"),
         ("model.dtype=float64", "give one of float32, bfloat16"),
-        ("model.heads=3", r"model\.heads=3: has to divide width=256"),
-        ("memory.knn=1000", r"memory\.knn=1000: has to be a multiple of data\.segment=256"),
-        ("memory.knn_layer=9", "has to be one of the 4 layers"),
-        ("data.lanes=0", "has to be at least 1"),
-        ("model.heads=0", "has to be at least 1"),
-        ("data.segment=0", "has to be at least 1"),
-        ("train.validate_every=0", "has to be at least 1"),
+        ("model.heads=3", r"model\.heads=3: must divide width=256"),
+        ("memory.knn=1000", r"memory\.knn=1000: must be a multiple of data\.segment=256"),
+        ("memory.knn_layer=9", "must be one of the 4 layers"),
+        ("data.lanes=0", "must be at least 1"),
+        ("model.heads=0", "must be at least 1"),
+        ("data.segment=0", "must be at least 1"),
+        ("train.validate_every=0", "must be at least 1"),
         ("train.validation_songs=-1", "can't be negative"),
         ("model.previous_tokens=-1", "can't be negative"),
         ("data.seed=-1", "can't be negative"),
-        ("train.clip=0", "has to be above 0"),
-        ("train.learning_rate=NaN", "has to be above 0"),
-        ("train.beta2=1", "has to be from 0 up to, not including, 1"),
+        ("train.clip=0", "must be above 0"),
+        ("train.learning_rate=NaN", "must be above 0"),
+        ("train.beta2=1", "must be from 0 up to, not including, 1"),
         ("model.qk_norm=True", "give true or false"),
     ],
 )
@@ -71,5 +71,5 @@ def test_bad_config_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r"README\.md: no Python file"):
         cfg.load(tmp_path / "README.md")
     (tmp_path / "wrong.py").write_text("def config(): return 3")
-    with pytest.raises(InputError, match=r"wrong\.py: config\(\) has to return"):
+    with pytest.raises(InputError, match=r"wrong\.py: config\(\) must return"):
         cfg.load(tmp_path / "wrong.py")

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from conftest import random_notes, write_midi
 
-from midigen_jax import batches, decode, encode, vocab
-from midigen_jax.batches import Batches
-from midigen_jax.cli import InputError
-from midigen_jax.corpus import SPLITS, open_corpus, split_of
-from midigen_jax.song import tokens_of
+from midigen_jax import vocab
+from midigen_jax.cli import decode
+from midigen_jax.data import describe, encode, file_batches, folders
+from midigen_jax.data.corpus import SPLITS, open_corpus, split_of
+from midigen_jax.data.file_batches import Batches
+from midigen_jax.errors import InputError
+from midigen_jax.music.song import tokens_of
 from midigen_jax.vocab import Scheme, Vocabulary
 
 
@@ -37,7 +39,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_neither_workers_nor_batches_change_anything(midi_folder, tmp_path, monkeypatch):
     options = {"scheme": Scheme(12, multi=True), "vocabulary": 600, "transpose": 2}
     for workers, batch_files in ((1, 64), (3, 4)):
-        monkeypatch.setattr(batches, "BATCH_FILES", batch_files)
+        monkeypatch.setattr(file_batches, "BATCH_FILES", batch_files)
         encode.encode_folder(midi_folder, tmp_path / str(workers), workers=workers, **options)
     assert contents(tmp_path / "1") == contents(tmp_path / "3")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3"]  # no work is left behind
@@ -45,9 +47,10 @@ def test_neither_workers_nor_batches_change_anything(midi_folder, tmp_path, monk
 
 DYING = """
 import os, signal, sys
-from midigen_jax import batches, cli, encode
+from midigen_jax.cli import command, encode
+from midigen_jax.data import file_batches
 
-batches.BATCH_FILES, life = 2, int(sys.argv.pop(1))
+file_batches.BATCH_FILES, life = 2, int(sys.argv.pop(1))
 
 def or_die(function):
     def call(*paths, **options):
@@ -59,11 +62,11 @@ def or_die(function):
     return call
 
 os.replace, os.unlink = or_die(os.replace), or_die(os.unlink)
-cli.run(encode.main)
+command.run(encode.main)
 """
 
 
-def test_a_killed_encoder_goes_on_to_the_same_corpus(midi_folder, tmp_path):
+def test_a_killed_encoder_continues_to_the_same_corpus(midi_folder, tmp_path):
     """Killed while it encodes, before and between the renames that put the new corpus in the old one's place, and
     while it cleans up."""
     folder = tmp_path / "midi"
@@ -78,20 +81,20 @@ def test_a_killed_encoder_goes_on_to_the_same_corpus(midi_folder, tmp_path):
     assert run(tmp_path / "whole", 0, *options).returncode == 0
     assert run(tmp_path / "out", 0).returncode == 0
     whole, before, out = contents(tmp_path / "whole"), contents(tmp_path / "out"), tmp_path / "out"
-    # Of 50 batches 19, 19 and the last 12. The 9 files of the unfinished corpus are removed, and the old one goes out
-    # of the way. The 9 files again, it comes back, goes out of the way, in with the new one, off with the old one, and
-    # some of what is left over is removed.
-    for life, left, encoded in ((20, before, 0), (20, before, 38), (13, before, 76), (11, None, 100), (18, whole, 100)):
+    # Of 50 batches 19, 19 and the last 12. The 10 files of the unfinished corpus are removed, and the old one is moved
+    # away. The 10 files again, the old one is restored, moved away, the new one moved in, the old one removed, and some
+    # of the remaining files.
+    for life, left, encoded in ((20, before, 0), (20, before, 38), (13, before, 76), (12, None, 100), (19, whole, 100)):
         killed = run(out, life, *options)
         assert killed.returncode == -9
-        assert (f"going on after {encoded} files" in killed.stdout) == (encoded > 0)
+        assert (f"continuing after {encoded} files" in killed.stdout) == (encoded > 0)
         assert (contents(out) if out.exists() else None) == left
     ended = run(out, 0, *options)
     assert (ended.stderr, ended.returncode, contents(out)) == ("", 0, whole)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["midi", "out", "whole"]
 
 
-def test_batches_of_other_files_options_or_damaged_ones_are_encoded_anew(midi_folder, tmp_path):
+def test_batches_of_other_files_or_options_and_damaged_ones_are_encoded_again(midi_folder, tmp_path):
     folder = shutil.copytree(midi_folder, tmp_path / "midi")
     names = encode.midi_files(folder)
 
@@ -110,11 +113,11 @@ def test_batches_of_other_files_options_or_damaged_ones_are_encoded_anew(midi_fo
         assert not kept(Scheme(12))
 
 
-def test_what_is_in_the_way_stays(midi_folder, tmp_path):
-    """Neither somebody's own folder nor another run's work is touched."""
+def test_existing_folders_are_kept(midi_folder, tmp_path):
+    """Neither the user's own folder nor the work of another run is touched."""
     (tmp_path / ".a.encoding").mkdir()
     (tmp_path / ".a.encoding" / "mine").write_text("")
-    with pytest.raises(InputError, match="was not left by an encoder"):
+    with pytest.raises(InputError, match="was not made by midigen encode"):
         encode.encode_folder(midi_folder, tmp_path / "a")
     names = encode.midi_files(midi_folder)
     with (
@@ -130,28 +133,12 @@ def test_what_is_in_the_way_stays(midi_folder, tmp_path):
     assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["c"]
 
 
-def test_files_that_vanish_and_links_that_lead_in_circles(midi_folder, tmp_path, monkeypatch):
-    folder = tmp_path / "midi"
-    shutil.copytree(midi_folder, folder / "a")
-    (folder / "b").symlink_to(folder / "a")
-    (folder / "a" / "up").symlink_to(folder)
-    names = encode.midi_files(folder)
-    assert names == [f"a/{name}" for name in sorted(path.name for path in midi_folder.iterdir())]
-    (folder / "nowhere.mid").symlink_to(tmp_path / "nowhere")
-    names = encode.midi_files(folder)
-    monkeypatch.setattr(encode, "midi_files", lambda folder: [*names, "zone.mid"])
-    (tmp_path / "corpus").mkdir()  # an empty folder is no obstacle
-    encode.encode_folder(folder, tmp_path / "corpus")
-    skipped = (tmp_path / "corpus" / "skipped.csv").read_text().splitlines()[1:]
-    assert skipped == [f"{name}.mid,can't be read: No such file or directory" for name in ("nowhere", "zone")]
-
-
 def test_no_training_song_to_learn_merges_from(midi_folder, tmp_path):
-    with pytest.raises(InputError, match="no song fell to the training split"):
+    with pytest.raises(InputError, match="no song is in the training split"):
         encode.encode_folder(midi_folder, tmp_path / "corpus", vocabulary=500, fractions=(0, 0.5, 0.5))
 
 
-def test_equal_songs_never_part_and_others_stay_where_they_are(midi_folder, tmp_path):
+def test_equal_songs_are_in_one_split_and_do_not_move_others(midi_folder, tmp_path):
     folder = tmp_path / "midi"
     for path in midi_folder.iterdir():
         for copy in ("a", "b"):
@@ -175,10 +162,10 @@ def test_near_duplicates_stay_together_and_the_report_says_so(tmp_path, capsys):
     splits = open_corpus(tmp_path / "corpus").splits.reshape(12, 3)
     assert (splits == splits[:, :1]).all()
     assert len(set(splits[:, 0].tolist())) == 3
-    assert "36 songs\n    each is on the side of the split where its like are (12 groups)" in capsys.readouterr().out
+    assert "36 songs\n    in 12 groups, each kept on one side of the split" in capsys.readouterr().out
 
 
-def test_a_song_has_its_split_whatever_its_tokens(midi_folder, band_folder, tmp_path):
+def test_the_split_of_a_song_does_not_depend_on_its_tokens(midi_folder, band_folder, tmp_path):
     folder = shutil.copytree(midi_folder, tmp_path / "midi")
     shutil.copytree(band_folder, folder / "band")
     splits = []
@@ -211,7 +198,7 @@ def test_a_corpus_with_merges_holds_the_same_songs(midi_folder, corpus, tmp_path
         assert merged.song(i).notes.tolist() == corpus.song(i).notes.tolist()
         here = slice(merged.offsets[i], merged.offsets[i + 1])
         expected = tokens_of(corpus.song(i), merged.vocabulary)
-        for array, values in zip((merged.tokens, merged.bar, merged.step), expected, strict=True):
+        for array, values in zip((merged.tokens, merged.bar, merged.position), expected, strict=True):
             assert array[here].tolist() == values.tolist()
 
 
@@ -223,11 +210,11 @@ def test_decoding_a_corpus_gives_back_its_tokens(band_folder, tmp_path, monkeypa
     decode.main()
     encode.encode_folder(tmp_path / "midi", tmp_path / "two", scheme=scheme)
     one, two = contents(tmp_path / "one"), contents(tmp_path / "two")
-    for name in ("tokens.npy", "bar.npy", "step.npy", "meters.npy", "tempos.npy"):
+    for name in ("tokens.npy", "bar.npy", "position.npy", "meters.npy", "tempos.npy"):
         assert one[name] == two[name]
 
 
-def test_what_a_song_says(tmp_path, monkeypatch, capsys):
+def test_a_song_in_words(tmp_path, monkeypatch, capsys):
     write_midi(
         tmp_path / "midi" / "a.mid",
         [[(0, 1.5, 60), (0, 0.25, 64), (3.25, 1, 61), (12, 1, 60)]],
@@ -236,35 +223,35 @@ def test_what_a_song_says(tmp_path, monkeypatch, capsys):
     )
     encode.encode_folder(tmp_path / "midi", tmp_path / "corpus")
     corpus = open_corpus(tmp_path / "corpus")
-    assert decode.describe(corpus.song(0)) == [
-        "bar 1, 3/4, 150 quarters a minute",
+    assert describe.describe(corpus.song(0)) == [
+        "bar 1, 3/4, 150 quarter notes per minute",
         "  beat 1       E4 for 1/4, C4 for 1 1/2",
-        "bar 2, 3/4, 150 quarters a minute",
+        "bar 2, 3/4, 150 quarter notes per minute",
         "  beat 1 1/4   C♯4 for 1",
-        "bars 3 to 4, nothing begins",
-        "bar 5, 3/4, 150 quarters a minute",
+        "bars 3 to 4: no note begins",
+        "bar 5, 3/4, 150 quarter notes per minute",
         "  beat 1       C4 for 1",
     ]
-    assert len(decode.describe(corpus.song(0), bars=1)) == 2
-    assert [decode.find_song(corpus, song) for song in ("a.mid", "0")] == [0, 0]
+    assert len(describe.describe(corpus.song(0), bars=1)) == 2
+    assert [describe.find_song(corpus, song) for song in ("a.mid", "0")] == [0, 0]
     with pytest.raises(InputError, match="b: no such song in"):
-        decode.find_song(corpus, "b")
+        describe.find_song(corpus, "b")
     named = corpus._replace(names=["a.mid", "a.kar", "../b.mid"], semitones=np.array([-1, 0, 0]))
-    paths = [decode.midi_path(named, i, tmp_path).name for i in (0, 1)]
+    paths = [describe.midi_path(named, i, tmp_path).name for i in (0, 1)]
     assert paths == ["a.mid-1.mid", "a.kar.mid"]
-    assert decode.find_song(named, "a.mid-1") == 0
+    assert describe.find_song(named, "a.mid-1") == 0
     with pytest.raises(InputError, match="leads out of"):
-        decode.midi_path(named, 2, tmp_path)
+        describe.midi_path(named, 2, tmp_path)
     (tmp_path / "a.kar.mid").write_text("an original")
     with pytest.raises(InputError, match=r"a\.kar\.mid: exists"):
-        decode.midi_path(named, 1, tmp_path)
+        describe.midi_path(named, 1, tmp_path)
     monkeypatch.setattr("sys.argv", ["decode", str(tmp_path / "corpus"), "a.mid", "--tokens", "--bars", "2"])
     capsys.readouterr()
     decode.main()
     assert capsys.readouterr().out.splitlines()[1] == "sos n64 d2 n60 d12 sep d26 n61 d8 sep d70"
 
 
-def test_words_of_a_vocabulary_are_checked():
+def test_vocabularies_are_checked():
     values = Vocabulary(Scheme()).to_json()
     with pytest.raises(KeyError):
         Vocabulary.from_json({})
@@ -279,13 +266,13 @@ def test_split_shares():
     assert counts == pytest.approx([0.8, 0.15, 0.05], abs=0.03)
 
 
-def test_what_is_no_music_is_skipped_with_its_reason(tmp_path, capsys):
+def test_files_that_are_not_music_are_skipped_with_the_reason(tmp_path, capsys):
     folder = tmp_path / "midi"
     write_midi(folder / "good.mid", [random_notes(np.random.default_rng(0), 30)])
     write_midi(folder / "silent.mid", [[]])
     write_midi(folder / "knock.mid", [[(i, 1, 60) for i in range(9)]])
     write_midi(folder / "far.mid", [[(0, 1, 60), (40_000, 1, 64)]])
-    (folder / "huge.mid").write_bytes(bytes(batches.MAX_BYTES + 1))
+    (folder / "huge.mid").write_bytes(bytes(folders.MAX_BYTES + 1))
     (folder / "broken.mid").write_bytes(b"this is no MIDI file")
     (folder / "notes.txt").write_text("not looked at")
     latin1 = os.fsdecode(b"caf\xe9.mid")  # names need not be UTF-8
@@ -295,13 +282,13 @@ def test_what_is_no_music_is_skipped_with_its_reason(tmp_path, capsys):
     lines = (tmp_path / "corpus" / "skipped.csv").read_text().splitlines()
     assert lines[1:] == [
         "broken.mid,not a MIDI file: it has no MThd header",
-        'far.mid,"absurd length: over 32,768 beats"',
-        "huge.mid,absurd length: over 2 MB",
-        "knock.mid,no music: one note repeated",
-        'silent.mid,"holds no notes (drums aside, unless instruments are kept apart)"',
+        'far.mid,"too long: over 32,768 beats"',
+        "huge.mid,too long: over 2 MB",
+        "knock.mid,not music: one note repeated",
+        "silent.mid,holds no notes (drums count only if instruments are kept apart)",
     ]
     said = capsys.readouterr().out
-    assert "    1: no music: one note repeated" in said
+    assert "    1: not music: one note repeated" in said
 
 
 def test_nothing_to_encode(tmp_path):
@@ -328,6 +315,10 @@ def test_damaged_corpora_are_named(corpus, tmp_path):
     (path / "meta.json").write_text(json.dumps({**meta, "format_version": 99}))
     with pytest.raises(InputError, match="format version 99"):
         open_corpus(path)
+    (path / "meta.json").write_text(json.dumps({**meta, "format_version": 2}))
+    (path / "position.npy").rename(path / "step.npy")  # as version 2 had it
+    with pytest.raises(InputError, match=r"format version 2, but .* reads version 3; encode it again: midigen encode"):
+        open_corpus(path)
     path = damaged("vocabulary")
     (path / "meta.json").write_text(json.dumps({**meta, "vocabulary": {**meta["vocabulary"], "merges": [[1, 999]]}}))
     with pytest.raises(InputError, match=r"damaged corpus.*unknown tokens"):
@@ -338,5 +329,5 @@ def test_damaged_corpora_are_named(corpus, tmp_path):
         open_corpus(path)
     path = damaged("lengths")
     np.save(path / "bar.npy", corpus.bar[:-1])
-    with pytest.raises(InputError, match="disagree in type or length"):
+    with pytest.raises(InputError, match="differ in type or length"):
         open_corpus(path)

@@ -10,33 +10,35 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_model import changed
 
-from midigen_jax import data, vocab
-from midigen_jax.corpus import Corpus, open_corpus
-from midigen_jax.data import NO_SONG, NO_TARGET, Lanes
-from midigen_jax.encode import encode_folder
-from midigen_jax.step import make_mesh, make_put
-from midigen_jax.vocab import Scheme, Vocabulary
+from midigen_jax import vocab
+from midigen_jax.data import loader
+from midigen_jax.data.corpus import Corpus, open_corpus
+from midigen_jax.data.encode import encode_folder
+from midigen_jax.data.loader import Lanes
+from midigen_jax.training.sharding import make_mesh, make_put
+from midigen_jax.vocab import NO_SONG, NO_TARGET, Scheme, Vocabulary
 
 
 def read_all(lanes: Lanes, stop: int, size: int = 37) -> dict[str, np.ndarray]:
     parts = [lanes.read(start, min(start + size, stop)) for start in range(0, stop, size)]
-    return {name: np.concatenate([part[name] for part in parts], 1) for name in data.STEP_ARRAYS}
+    return {name: np.concatenate([part[name] for part in parts], 1) for name in loader.BATCH_ARRAYS}
 
 
 def corpus_of(lengths: list[int]) -> Corpus:
     """Songs of these lengths in memory; token i of the corpus is i."""
-    offsets, places = np.concatenate([[0], np.cumsum(lengths)]), np.arange(sum(lengths), dtype=np.uint16)
+    offsets, indices = np.concatenate([[0], np.cumsum(lengths)]), np.arange(sum(lengths), dtype=np.uint16)
     nothing = np.zeros(len(lengths))
     return Corpus(
         Path(),
         Vocabulary(),
-        places,
-        places // 7,
-        places % 7,
+        indices,
+        indices // 7,
+        indices % 7,
         offsets,
         *[nothing] * 2,
         [],
@@ -48,15 +50,15 @@ def corpus_of(lengths: list[int]) -> Corpus:
 def planned_by_hand(
     lengths: list[int], orders: list[np.ndarray], n_lanes: int
 ) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
-    """The plan as DESIGN has it: the corpus's places on each lane's tape, and the songs (epoch, song) on it."""
+    """The plan in plain Python: the corpus indices in each lane, and its songs (epoch, song)."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).tolist()
-    tapes, songs = [[[] for _ in range(n_lanes)] for _ in range(2)]
+    indices, songs = [[[] for _ in range(n_lanes)] for _ in range(2)]
     for epoch, order in enumerate(orders):
         for song in order.tolist():
-            lane = min(range(n_lanes), key=lambda lane: (len(tapes[lane]), lane))
-            tapes[lane] += range(offsets[song], offsets[song + 1])
+            lane = min(range(n_lanes), key=lambda lane: (len(indices[lane]), lane))
+            indices[lane] += range(offsets[song], offsets[song + 1])
             songs[lane].append((epoch, song))
-    return tapes, songs
+    return indices, songs
 
 
 @given(
@@ -68,7 +70,7 @@ def planned_by_hand(
     seed=st.integers(0, 3),
     backwards=st.booleans(),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_each_epoch_has_every_token_once_in_song_order(
     lengths, hosts, lanes_a_host, tokens_per_step, epochs, seed, backwards
 ):
@@ -81,25 +83,28 @@ def test_each_epoch_has_every_token_once_in_song_order(
         plan = whole.plan(epoch)
         assert sorted(plan.songs.tolist()) == list(range(len(lengths)))
         orders.append(np.random.default_rng([seed, epoch]).permutation(len(lengths)))
-    tapes, songs = planned_by_hand(lengths, orders, n_lanes)
+    indices, songs = planned_by_hand(lengths, orders, n_lanes)
     shares = [range(host * lanes_a_host, (host + 1) * lanes_a_host) for host in range(hosts)]
     arrays = []
     for rows in shares:
         lanes = Lanes(corpus, np.arange(len(lengths)), n_lanes, rows=rows, seed=seed, epochs=epochs)
-        steps = data.Steps(lanes, tokens_per_step, n_steps)
+        steps = loader.Steps(lanes, tokens_per_step, n_steps)
         read = {i: steps[i] for i in (reversed(range(n_steps)) if backwards else range(n_steps))}
-        arrays.append({name: np.concatenate([read[i][name] for i in range(n_steps)], 1) for name in data.STEP_ARRAYS})
-    got = {name: np.concatenate([host[name] for host in arrays]) for name in data.STEP_ARRAYS}
+        arrays.append(
+            {name: np.concatenate([read[i][name] for i in range(n_steps)], 1) for name in loader.BATCH_ARRAYS}
+        )
+    got = {name: np.concatenate([host[name] for host in arrays]) for name in loader.BATCH_ARRAYS}
     for lane in range(n_lanes):
-        n = len(tapes[lane])
-        assert got["tokens"][lane, :n].tolist() == tapes[lane]
+        n = len(indices[lane])
+        assert got["tokens"][lane, :n].tolist() == indices[lane]
         assert (got["tokens"][lane, n:] == vocab.PAD).all()
         assert (got["song"][lane, n:] == NO_SONG).all()
-        assert got["bar"][lane, :n].tolist() == [place // 7 for place in tapes[lane]]
+        assert got["position"][lane, :n].tolist() == [index % 7 for index in indices[lane]]
+        assert got["bar"][lane, :n].tolist() == [index // 7 for index in indices[lane]]
         numbers = np.repeat(np.arange(len(songs[lane])), [lengths[song] for _, song in songs[lane]])
         assert got["song"][lane, :n].tolist() == numbers.tolist()
         ends = np.append(numbers[1:] != numbers[:-1], True) if n else np.zeros(0, bool)
-        assert (got["targets"][lane, :n] == np.where(ends, NO_TARGET, [*tapes[lane][1:], 0][:n])).all()
+        assert (got["targets"][lane, :n] == np.where(ends, NO_TARGET, [*indices[lane][1:], 0][:n])).all()
         assert (got["targets"][lane, n:] == NO_TARGET).all()
 
 
@@ -121,7 +126,7 @@ def test_an_epoch_holds_every_song_once(corpus):
     assert sorted(seen) == sorted(expected)
 
 
-def test_lanes_run_on_without_padding_and_differ_by_epoch_and_seed(corpus):
+def test_lanes_have_no_padding_and_differ_by_epoch_and_seed(corpus):
     songs = corpus.songs_of("train")
     arrays = read_all(Lanes(corpus, songs, 2, seed=1), 20_000)
     assert (arrays["tokens"] != vocab.PAD).all()
@@ -152,10 +157,10 @@ def same(one, other) -> bool:
 def test_a_step_is_the_same_from_any_start_and_any_number_of_processes(small, corpus, workers):
     config = changed(small, train__steps=60, data__transpose=3)
     lanes = Lanes(corpus, corpus.songs_of("train"), 3, seed=0, transpose=3)
-    steps = data.Steps(lanes, 32, 60)
-    loader = data.training_steps(changed(config, data__workers=workers), corpus, first=41)
-    late = list(loader)
-    loader.close()
+    steps = loader.Steps(lanes, 32, 60)
+    batches = loader.training_steps(changed(config, data__workers=workers), corpus, first=41)
+    late = list(batches)
+    batches.close()
     assert len(late) == 19
     for i, step in enumerate(late, 41):
         assert all(x.shape == (3, 32) and x.dtype == np.int32 for x in step.values())
@@ -169,31 +174,32 @@ def loud_corpus(band_folder, tmp_path_factory) -> Corpus:
     return open_corpus(out)
 
 
-@pytest.mark.parametrize("changes", [{}, {"data__transpose": 30, "data__louder": 8}])
-def test_the_corpus_is_read_alike_from_everywhere(small, corpus, loud_corpus, changes):
+@pytest.mark.parametrize("changes", [{}, {"data__transpose": 30, "data__velocity_offset": 8}])
+def test_all_locations_of_the_corpus_give_the_same_batches(small, corpus, loud_corpus, changes):
     for songs in (corpus, loud_corpus):
         steps = {}
         for location in ("disk", "host", "device"):
             config = changed(small, data__location=location, train__steps=30, **changes)
             put = make_put(config, songs, make_mesh(config))
-            steps[location] = [jax.device_get(put(step)) for step in data.training_steps(config, songs)]
+            steps[location] = [jax.device_get(put(step)) for step in loader.training_steps(config, songs)]
         assert len(steps["disk"]) == 30
         for i, step in enumerate(steps["disk"]):
             assert same(step, steps["host"][i])
             assert same(step, steps["device"][i])
 
 
-def test_a_loader_s_processes_die_with_it(small, corpus, tmp_path):
-    """Killed, it can't tell them."""
+def test_loader_processes_end_with_the_main_process(small, corpus, tmp_path):
+    """Even if it is killed and can't tell them."""
     code = f"""
 import os, signal, multiprocessing
 from pathlib import Path
-from midigen_jax import config as cfg, data
-from midigen_jax.corpus import open_corpus
+from midigen_jax import config as cfg
+from midigen_jax.data import loader
+from midigen_jax.data.corpus import open_corpus
 if __name__ == "__main__":
     config = cfg.override(cfg.Config(), ["data.workers=2"])
-    loader = data.training_steps(config, open_corpus(Path({str(corpus.path)!r})))
-    next(loader)
+    batches = loader.training_steps(config, open_corpus(Path({str(corpus.path)!r})))
+    next(batches)
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -204,27 +210,27 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_if_a_loader_s_process_is_killed_threads_go_on(small, corpus, workers, capsys):
-    """Its last step is half in the pipe, which holds 64 kB."""
+def test_if_a_loader_process_is_killed_threads_take_over(small, corpus, workers, capsys):
+    """Half of its last batch is in the pipe, which holds 64 kB."""
     config = changed(small, data__lanes=16, data__segment=256, memory__knn=0, train__steps=24)
-    expected = list(data.training_steps(config, corpus, first=3))
-    loader = data.training_steps(changed(config, data__workers=workers), corpus, first=3)
-    read = [next(loader) for _ in range(4)]
+    expected = list(loader.training_steps(config, corpus, first=3))
+    batches = loader.training_steps(changed(config, data__workers=workers), corpus, first=3)
+    read = [next(batches) for _ in range(4)]
     assert read[0]["tokens"].nbytes * 5 > 1 << 16
     time.sleep(0.5)
     processes = multiprocessing.active_children()
     assert len(processes) == workers
     os.kill(processes[0].pid, signal.SIGKILL)
-    read += loader
+    read += batches
     assert len(read) == 21
     assert all(same(x, y) for x, y in zip(read, expected, strict=True))
-    assert "the run goes on with threads in its place" in capsys.readouterr().out
+    assert "the run continues with threads instead" in capsys.readouterr().out
     assert not multiprocessing.active_children()
 
 
 def test_whole_songs_cover_every_token_once(corpus):
     songs = corpus.songs_of("validation")
-    steps = list(data.whole_songs(corpus, songs, n_lanes=3, tokens_per_step=50))
+    steps = list(loader.whole_songs(corpus, songs, n_lanes=3, tokens_per_step=50))
     counted = sum(int((step["targets"] != NO_TARGET).sum()) for step in steps)
     assert counted == np.diff(corpus.offsets)[songs].sum() - len(songs)
     assert (steps[-1]["song"] == NO_SONG).any()
@@ -257,7 +263,7 @@ def test_more_lanes_than_songs(corpus, n_lanes):
 def test_velocities_stay_in_range_and_drums_keep_their_notes(loud_corpus):
     songs, n = loud_corpus.songs_of("train"), 4000
     plain = read_all(Lanes(loud_corpus, songs, 2, seed=0), n)["tokens"]
-    loud = read_all(Lanes(loud_corpus, songs, 2, seed=0, transpose=5, louder=10), n)["tokens"]
+    loud = read_all(Lanes(loud_corpus, songs, 2, seed=0, transpose=5, velocity_offset=10), n)["tokens"]
     first = vocab.velocity_0(loud_corpus.vocabulary.scheme)
     velocities, notes = plain >= first, (plain >= vocab.NOTE_0) & (plain < vocab.DURATION_0)
     assert ((loud >= first) == velocities).all()

@@ -1,11 +1,11 @@
 import pytest
 
-from midigen_jax.files import check_writable, renamed, write_text
+from midigen_jax.files import atomic_write, check_writable, write_text
 
 
-def test_a_file_has_its_name_once_it_is_whole(tmp_path):
+def test_a_file_gets_its_name_when_it_is_complete(tmp_path):
     path = tmp_path / "new" / "a.txt"
-    with renamed(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("half")
         assert not path.exists()
     assert path.read_text() == "half"
@@ -15,12 +15,12 @@ def test_a_file_has_its_name_once_it_is_whole(tmp_path):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_what_was_there_before_stays_if_writing_fails(tmp_path, error):
+def test_the_old_file_stays_if_writing_fails(tmp_path, error):
     path = tmp_path / "a.txt"
     path.write_text("before")
 
     def write_half():
-        with renamed(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text("half")
             raise error
 

@@ -4,16 +4,17 @@ import numpy as np
 import pytest
 from conftest import write_midi
 
-from midigen_jax import duplicates, midi
-from midigen_jax.duplicates import MIN_MATCHES, nearest_apart
-from midigen_jax.kernels.fingerprint import BINS, EMPTY, INTERVALS, LONGEST_GAP, signature
+from midigen_jax.data import duplicates
+from midigen_jax.data.duplicates import MIN_MATCHES, nearest_apart
+from midigen_jax.kernels.fingerprint import BINS, EMPTY, INTERVALS, MAX_GAP, signature
+from midigen_jax.music import midi
 from midigen_jax.vocab import Scheme
 
 Notes = list[tuple[float, float, int]]  # onset and duration in beats, pitch
 
 
 def groups(signatures):
-    """The groups of songs of which no two are equal."""
+    """The groups of songs, no two of which are equal."""
     return duplicates.groups(signatures, np.arange(len(signatures)))
 
 
@@ -42,7 +43,7 @@ def matches(a: np.ndarray, b: np.ndarray) -> int:
 
 def reference_signature(onsets, pitches):
     gaps = np.diff(onsets)
-    chord_gap = np.minimum(gaps, LONGEST_GAP).sum() // (3 * ((gaps > 0).sum() + 1))
+    chord_gap = np.minimum(gaps, MAX_GAP).sum() // (3 * ((gaps > 0).sum() + 1))
     chords = np.split(pitches, np.flatnonzero(gaps > chord_gap) + 1)
     tops = [int(chord.max()) for chord in chords]
     line = [pitch for i, pitch in enumerate(tops) if i == 0 or pitch != tops[i - 1]]
@@ -93,7 +94,7 @@ def test_songs_without_a_melody_are_alone(notes):
 
 
 def altered(random, notes: Notes) -> dict[str, Notes]:
-    """The song as others may have saved it."""
+    """The song as it may occur in other files."""
     return {
         "transposed": [(onset, length, pitch + 5) for onset, length, pitch in notes],
         "twice as slow": [(2 * onset, 2 * length, pitch) for onset, length, pitch in notes],

@@ -1,8 +1,8 @@
-"""Damaged and malicious files: whatever their bytes, the reader and the encoder answer, and in little memory.
+"""Damaged and malicious files: whatever the bytes, the reader and the encoder return, and in little memory.
 
-The damaged ones are read in a process of their own, so that a crash is a failed test and the limit of memory binds
-nobody else: `python tests/test_fuzz.py 100000` is that process, and `pytest --mutations 100000 -s` shows its report.
-Real files that MIDIGEN_MIDI names are damaged as well as made ones. How long it takes benchmarks/damaged.py measures.
+Damaged files are read in a separate process, so that a crash is a failed test and the memory limit affects nothing
+else: `python tests/test_fuzz.py 100000` is that process, and `pytest --mutations 100000 -s` shows its report. The files
+are generated; those of the folder that MIDIGEN_MIDI names are used as well. benchmarks/damaged.py measures the time.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ from smf_files import meta, random_file, real_files
 from midigen_jax.kernels import encode, score, smf
 from midigen_jax.vocab import Scheme
 
-PATIENCE = 300  # seconds until a hang is one
+TIMEOUT = 300  # seconds after which it counts as a hang
 MEMORY = 64 << 20  # bytes beyond those of the files
 BATCH = 16
 SCHEMES = (Scheme(), Scheme(24, True, True), Scheme(4, True), Scheme(12, velocities=True), Scheme(faithful=True))
@@ -35,7 +35,7 @@ def as_array(data: bytes) -> np.ndarray:
 
 def encode_files(files: list[bytes], scheme: Scheme) -> encode.Songs:
     bounds = np.cumsum([0, *map(len, files)], dtype=np.int64)
-    return encode.encode_files(as_array(b"".join(files)), bounds, scheme, encode.room_for(max(map(len, files))))
+    return encode.encode_files(as_array(b"".join(files)), bounds, scheme, encode.make_workspace(max(map(len, files))))
 
 
 def check_read(error, division, notes, meters, tempos) -> None:
@@ -58,7 +58,7 @@ def check_read(error, division, notes, meters, tempos) -> None:
 def check_songs(songs: encode.Songs, scheme: Scheme) -> None:
     lengths = np.diff(songs.offsets)
     assert songs.offsets[0] == 0
-    assert songs.offsets[-1] == len(songs.tokens) == len(songs.bar) == len(songs.step)
+    assert songs.offsets[-1] == len(songs.tokens) == len(songs.bar) == len(songs.position)
     assert ((lengths > 0) == (songs.errors == smf.OK)).all()
     assert (songs.tokens < scheme.size).all()
     assert np.isfinite(songs.seconds).all()
@@ -73,12 +73,12 @@ def check_songs(songs: encode.Songs, scheme: Scheme) -> None:
         notes = score.notes_from_tokens(songs.tokens[songs.offsets[i] : songs.offsets[i + 1]], scheme)
         assert len(notes) == songs.notes[i]
         if error == smf.OK and not scheme.faithful:  # which loses time in long rests
-            assert (notes[:, score.ONSET] + notes[:, score.DURATION]).max() == songs.steps[i]
+            assert (notes[:, score.ONSET] + notes[:, score.DURATION]).max() == songs.ends[i]
 
 
 def check_batch(songs: encode.Songs, alone: list[encode.Songs]) -> None:
     """Files encoded together give what each gives alone."""
-    for name in ("tokens", "bar", "step", "errors", "notes", "steps", "seconds", "hashes", "signatures"):
+    for name in ("tokens", "bar", "position", "errors", "notes", "ends", "seconds", "hashes", "signatures"):
         np.testing.assert_array_equal(getattr(songs, name), np.concatenate([getattr(song, name) for song in alone]))
     for name in ("meters", "tempos"):
         together = np.concatenate([getattr(song, name)[:, 1:] for song in alone])
@@ -86,26 +86,26 @@ def check_batch(songs: encode.Songs, alone: list[encode.Songs]) -> None:
 
 
 def memory(of: str) -> int:
-    """Bytes of this process: VmSize, the addresses it has; VmRSS, the memory; VmHWM, the most memory so far."""
+    """Bytes of this process: VmSize, its address space; VmRSS, its memory; VmHWM, the peak of its memory."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(of + ":"))
 
 
 def limit_memory(files: int) -> None:
-    """From here on no more than MEMORY and `files` bytes can be had, touched or not."""
-    # What malloc has free goes back, and from now on blocks of over 128 KB come from the system and go back to it.
+    """From here on at most MEMORY plus `files` more bytes can be allocated, touched or not."""
+    # Return free memory, and from now on take blocks of over 128 KB from the system and return them to it.
     libc, m_mmap_threshold = ctypes.CDLL(None), -3
     libc.malloc_trim(0)
     assert libc.mallopt(m_mmap_threshold, 1 << 17)
-    most = memory("VmSize") + MEMORY + files
-    resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+    limit = memory("VmSize") + MEMORY + files
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
     with pytest.raises(MemoryError):
         np.empty(MEMORY + files, np.uint8)
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
 
 
 def fuzz(mutations: int, seed: int = 0) -> None:
-    """Reads so many damaged files, alone and in batches, and prints a report."""
+    """Reads damaged files, alone and in batches, and prints a report."""
     dice = random.Random(seed)
     seeds = [random_file(dice) for _ in range(20)] + [path.read_bytes() for path in real_files()]
     for scheme in SCHEMES:  # compiles the kernels
@@ -133,7 +133,7 @@ def fuzz(mutations: int, seed: int = 0) -> None:
     print(f"memory: {(memory('VmHWM') - before) / (1 << 20):.0f} MB more at most, this test's own included")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits memory by way of Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory by means of Linux")
 def test_damaged_files_are_read_or_refused_in_little_memory(request):
     mutations = str(request.config.getoption("--mutations"))
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONFAULTHANDLER": "1"}
@@ -142,7 +142,7 @@ def test_damaged_files_are_read_or_refused_in_little_memory(request):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=PATIENCE + int(mutations) / 100,
+        timeout=TIMEOUT + int(mutations) / 100,
     )
     print(f"\n{result.stdout}")
     assert result.returncode == 0, result.stderr
@@ -151,24 +151,24 @@ def test_damaged_files_are_read_or_refused_in_little_memory(request):
 @pytest.mark.parametrize("name", MALICIOUS)
 def test_malicious_files_are_read_or_refused(name):
     data = MALICIOUS[name]()
-    faulthandler.dump_traceback_later(PATIENCE, exit=True)  # nothing else ends a kernel that hangs
+    faulthandler.dump_traceback_later(TIMEOUT, exit=True)  # nothing else interrupts a kernel
     check_read(*smf.read_smf(as_array(data)))
     for scheme in (Scheme(), Scheme(24, True, True)):
         check_songs(encode_files([data], scheme), scheme)
     faulthandler.cancel_dump_traceback_later()
 
 
-def test_changes_as_late_as_can_be_stay_late():
+def test_meters_and_tempos_at_the_last_tick_stay_late():
     late = (b"\xff\xff\xff\x7f" + meta(1)) * 5 + b"\0" + meta(0x58, b"\3\2") + b"\0" + meta(0x51, b"\1\2\3")
     for scheme in SCHEMES:
         songs = encode_files([tracks(TUNE, late, division=1)], scheme)
         check_songs(songs, scheme)
-        assert (songs.meters[:, 1] > songs.steps[0]).all()
-        assert (songs.tempos[:, 1] > songs.steps[0]).all()
+        assert (songs.meters[:, 1] > songs.ends[0]).all()
+        assert (songs.tempos[:, 1] > songs.ends[0]).all()
 
 
-def test_many_notes_of_many_parts_on_one_step_are_in_order():
-    """More than are put in order one by one."""
+def test_many_notes_of_many_parts_at_one_time_are_in_order():
+    """More than an insertion sort is used for."""
     dice = random.Random(0)
     bodies = [
         b"".join(bytes([0, 0x90 | dice.randrange(8), dice.randrange(128), 1]) for _ in range(400)) + b"\x60" + meta(1)

@@ -1,59 +1,80 @@
-"""On an NVIDIA GPU: JAX_PLATFORMS=cuda python -m pytest -q -m gpu"""
+"""The parts that differ on a GPU: the search and training with each backend. They run on any device.
+
+On an NVIDIA GPU: JAX_PLATFORMS=cuda python -m pytest -q -m gpu
+"""
+
+import importlib.util
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_model import batch_of, changed
-from test_search import K, assert_same_but_for_ties, case
+from test_search import RANGES, RING, K, assert_same_but_for_ties, case
 
-from midigen_jax import model
-from midigen_jax.search import search
-from midigen_jax.step import init_state, make_mesh, make_train_step, put_batch, state_sharding
+from midigen_jax import config as cfg
+from midigen_jax.model.decoder import abstract_decoder
+from midigen_jax.model.search import search
+from midigen_jax.training.sharding import make_mesh, put_batch, state_sharding
+from midigen_jax.training.state import init_state
+from midigen_jax.training.step import make_train_step
 from midigen_jax.vocab import Vocabulary
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(jax.default_backend() != "gpu", reason="for a GPU: JAX_PLATFORMS=cuda python -m pytest -m gpu"),
-]
+pytestmark = pytest.mark.gpu
 
 
-def skip_without_faiss(backend):
-    if backend == "faiss" and not hasattr(pytest.importorskip("faiss"), "StandardGpuResources"):
-        pytest.skip("this is Faiss for the CPU")
+def has_faiss() -> bool:
+    """Whether there is a Faiss for this device."""
+    if importlib.util.find_spec("faiss") is None:
+        return False
+    faiss = importlib.import_module("faiss")
+    return jax.default_backend() != "gpu" or hasattr(faiss, "StandardGpuResources")
+
+
+faiss = pytest.param("faiss", marks=pytest.mark.skipif(not has_faiss(), reason="there is no Faiss for this device"))
+
+
+def on_gpu(value: Any) -> Any:
+    """A parameter that is tried on a GPU only."""
+    return pytest.param(value, marks=pytest.mark.skipif(jax.default_backend() != "gpu", reason="for a GPU"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("backend", ["faiss", "xla"])
-def test_search_on_the_gpu_agrees_with_numpy(backend, dtype):
-    skip_without_faiss(backend)
+@pytest.mark.parametrize("backend", [faiss, "xla"])
+def test_search_agrees_with_numpy(backend, dtype):
     queries, keys, start, count, scores, expected = case(K, dtype)
-    hits = jax.jit(search, static_argnums=(5, 6))(queries, keys, -keys, start, count, K, backend)
+    next_token = 100 * jnp.arange(len(RANGES), dtype=jnp.int32)[:, None] + jnp.arange(RING, dtype=jnp.int32)
+    hits = jax.jit(search, static_argnums=(5, 6))(queries, keys, next_token, start, count, K, backend)
     assert_same_but_for_ties(hits.slots, expected, scores)
+    slots, lanes = np.asarray(hits.slots), np.arange(len(RANGES))[:, None, None, None]
+    assert (np.asarray(hits.next_token) == 100 * lanes + slots)[slots >= 0].all()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_training_on_the_gpu(small, dtype):
-    """One program for all steps, the same first loss with every backend, and the loss falls."""
+def train(config: cfg.Config, steps: int) -> list[float]:
+    """The losses of training on one batch, all steps with one compiled program."""
+    mesh = make_mesh(config)
+    init = jax.jit(init_state, static_argnums=(0, 1), out_shardings=state_sharding(mesh))
+    state = init(config, Vocabulary())
+    step: Any = make_train_step(abstract_decoder(config, Vocabulary()), config, mesh)
+    batch = put_batch({name: np.asarray(x) for name, x in batch_of(config, 2, [[32]] * 3).items()}, mesh)
+    losses = []
+    for _ in range(steps):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert step._cache_size() == 1
+    assert metrics["hit_rate"] > 0.3
+    assert jnp.isfinite(metrics["gradient_norm"])
+    return losses
+
+
+@pytest.mark.parametrize("dtype", ["float32", on_gpu("bfloat16")])
+def test_training_is_the_same_with_every_backend_and_lowers_the_loss(small, dtype):
+    """With as many neighbours as the ring has slots, the search and the dense memory compute the same."""
+    small = changed(small, model__layers=1, model__dtype=dtype, memory__knn_layer=1, memory__dtype=dtype)
     losses = {}
-    for backend in ("xla", "faiss", "dense"):
-        try:
-            skip_without_faiss(backend)
-        except pytest.skip.Exception:
-            continue
-        config = changed(small, model__dtype=dtype, memory__dtype=dtype, memory__backend=backend, memory__top_k=64)
-        mesh = make_mesh(config)
-        begin = jax.jit(init_state, static_argnums=(0, 1), out_shardings=state_sharding(mesh))
-        state = begin(config, Vocabulary())
-        step = make_train_step(model.abstract(config, Vocabulary()), config, mesh)
-        batch = put_batch({name: np.asarray(x) for name, x in batch_of(config, 2, [[32]] * 3).items()}, mesh)
-        losses[backend] = []
-        for _ in range(20):
-            state, metrics = step(state, batch)
-            losses[backend].append(float(metrics["loss"]))
-        assert step._cache_size() == 1
-        assert metrics["hit_rate"] > 0.3
-        assert jnp.isfinite(metrics["gradient_norm"])
+    for backend in ("xla", "dense", *["faiss"] * has_faiss()):
+        losses[backend] = train(changed(small, memory__backend=backend, memory__top_k=small.memory.knn), 20)
     for values in losses.values():
         assert values[0] == pytest.approx(losses["xla"][0], rel=0.02)
         assert values[-1] < values[0]

@@ -1,7 +1,7 @@
 import numpy as np
 
-from midigen_jax.loops import Loop, find_loops
-from midigen_jax.song import new_song
+from midigen_jax.music.loops import Loop, find_loops
+from midigen_jax.music.song import new_song
 from midigen_jax.vocab import Scheme
 
 
@@ -11,7 +11,7 @@ def song_of(bars, length=32):
     return new_song(Scheme())._replace(notes=np.array(notes, np.int32).reshape(-1, 5))
 
 
-def test_a_bar_may_come_eight_times():
+def test_eight_equal_bars_are_no_loop():
     assert find_loops(song_of([1, 2, *[3] * 8, 4, 5])) == []
     assert find_loops(song_of([1, 2, *[3] * 9, 4, 5])) == [Loop(2, 9, 1)]
     assert find_loops(song_of([3] * 9)) == [Loop(0, 9, 1)]
@@ -25,27 +25,27 @@ def test_periods_up_to_four_bars():
     assert find_loops(song_of([0, 1, 2, 3, 4] * 6)) == []
 
 
-def test_silence_is_a_loop_and_what_follows_the_last_note_is_not():
+def test_silence_is_a_loop_unless_it_follows_the_last_note():
     assert find_loops(song_of([1, *[-1] * 9, 2])) == [Loop(1, 9, 1)]
     assert find_loops(song_of([1, *[-1] * 8, 2])) == []
     assert find_loops(song_of([1, *[-1] * 9])) == []
     assert find_loops(song_of([])) == []
 
 
-def test_the_shortest_period_counts_once_and_two_loops_are_two():
+def test_the_shortest_period_counts_and_two_loops_are_two():
     assert find_loops(song_of([*[1] * 12, 7, *[2, 3] * 6])) == [Loop(0, 12, 1), Loop(13, 12, 2)]
 
 
-def test_a_loop_that_turns_into_another_is_one_of_two():
+def test_a_loop_that_changes_into_another_is_one_of_two():
     assert find_loops(song_of([*[1, 2] * 6, *[1] * 9])) == [Loop(0, 13, 2), Loop(12, 9, 1)]
     assert find_loops(song_of([*[1] * 11, *[2, 3, 1] * 4])) == [Loop(0, 11, 1), Loop(10, 13, 3)]
 
 
-def test_bars_of_another_length_and_notes_of_another_onset_are_others():
+def test_bars_differ_by_length_and_by_onsets():
     song = song_of([1] * 9)
     changed = song._replace(bars=np.array([[0, 32, 0], [6 * 32, 16, 6]]))
     assert find_loops(changed) == []
-    after = song._replace(bars=np.array([[0, 32, 0], [9 * 32, 24, 9]]))  # behind the last note
+    after = song._replace(bars=np.array([[0, 32, 0], [9 * 32, 24, 9]]))  # after the last note
     assert find_loops(after) == [Loop(0, 9, 1)]
     cut_short = song._replace(bars=np.array([[0, 32, 0], [9 * 32 - 8, 32, 9]]))
     assert find_loops(cut_short) == []
@@ -57,6 +57,6 @@ def test_bars_of_another_length_and_notes_of_another_onset_are_others():
     assert find_loops(song._replace(notes=longer)) == [Loop(0, 9, 1)]
 
 
-def test_the_prompt_does_not_count():
-    assert find_loops(song_of([1] * 12), first_step=3 * 32) == [Loop(3, 9, 1)]
-    assert find_loops(song_of([1] * 12), first_step=3 * 32 + 1) == []
+def test_bars_before_the_start_are_ignored():
+    assert find_loops(song_of([1] * 12), start=3 * 32) == [Loop(3, 9, 1)]
+    assert find_loops(song_of([1] * 12), start=3 * 32 + 1) == []

@@ -4,16 +4,17 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from midigen_jax import losses, vocab
-from midigen_jax.corpus import EncodedSong, open_corpus, write_corpus
+from midigen_jax import vocab
+from midigen_jax.data.corpus import EncodedSong, open_corpus, write_corpus
+from midigen_jax.training import losses
 
 
 @pytest.fixture
 def tiny(tmp_path):
-    """Two songs: a a a b and a b, between sos and eos, as notes and durations of 2 beats and 1 beat."""
+    """Two songs, a a a b and a b between sos and eos, of 2 notes and 1, each 2 beats long."""
 
-    def song(name, *tokens):
-        tokens = np.array([vocab.SOS, *tokens, vocab.EOS], np.uint16)
+    def song(name, *content):
+        tokens = np.array([vocab.SOS, *content, vocab.EOS], np.uint16)
         zeros, table = np.zeros(len(tokens), np.uint16), np.empty((0, 3), np.int32)
         return EncodedSong(
             name, tokens, zeros, zeros, table, table[:, 1:], (len(tokens) - 2) // 2, 2.0, 1.0, 0, name, name
@@ -46,7 +47,8 @@ def test_the_bigram_is_the_counted_one(tiny):
 def test_the_weight_has_the_highest_leave_one_out_likelihood(corpus):
     songs = corpus.songs_of("train")
     bigram = losses.fit_bigram(corpus, songs)
-    pairs, unigram = {}, {}
+    pairs: dict[int, dict[int, int]] = {}
+    unigram: dict[int, int] = {}
     for song in songs:
         tokens = corpus.tokens[corpus.offsets[song] : corpus.offsets[song + 1]].tolist()
         for a, b in pairwise(tokens):
@@ -62,12 +64,12 @@ def test_the_weight_has_the_highest_leave_one_out_likelihood(corpus):
             for b, n in row.items()
         )
 
-    near = [likelihood(bigram.weight + step) for step in (-0.01, 0, 0.01)]
+    near = [likelihood(bigram.weight + change) for change in (-0.01, 0, 0.01)]
     assert near[1] == max(near)
 
 
-def test_the_floor_is_finite_on_unseen_songs(corpus):
+def test_the_bigram_baseline_is_finite_on_unseen_songs(corpus):
     training, other = corpus.songs_of("train"), corpus.songs_of("validation")
-    bigram, floor = losses.bigram_floor(corpus, training, other)
+    bigram, baseline = losses.bigram_baseline(corpus, training, other)
     assert 0 < bigram.weight < 1
-    assert 0 < floor.nats_per_token < math.log(vocab.Vocabulary().size)
+    assert 0 < baseline.nats_per_token < math.log(vocab.Vocabulary().size)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from midigen_jax import memory as mem
-from midigen_jax.checkpoint import FORMAT_VERSION, Checkpoints
-from midigen_jax.memory import KNNMemory, XLMemory
+from midigen_jax.model import memory as mem
+from midigen_jax.model.memory import KNNMemory, XLMemory
+from midigen_jax.run.checkpoint import FORMAT_VERSION, Checkpoints
 
 BACKENDS = ["faiss", "xla"]
 
@@ -39,17 +39,17 @@ def test_the_oldest_leave_for_the_ring_in_tape_order(small):
     assert ring.tolist() == [4.0] * 8 + [5.0] * 16 + [6.0] * 16 + [7.0] * 16 + [8.0] * 8
     assert np.roll(memory.knn.song[0], -write).tolist() == (ring - 1).tolist()
     followed = np.append(ring[1:], 8.0)  # beside each key is the token after it
-    assert np.roll(memory.knn.token[0], -write).tolist() == followed.tolist()
+    assert np.roll(memory.knn.next_token[0], -write).tolist() == followed.tolist()
 
 
 def test_a_song_s_slots_are_one_range_of_its_lane(small):
     memory = mem.init_memory(small, 2)
-    assert mem.heard(memory.knn, jnp.array([0, -1])).length.tolist() == [0, 0]
+    assert mem.valid_slots(memory.knn, jnp.array([0, -1])).length.tolist() == [0, 0]
     lanes = jnp.array([[0] * 16, [0] * 10 + [1] * 6])
     memory = push(memory, small, lanes, 1.0)
     for _ in range(3):
         memory = push(memory, small, jnp.array([[0] * 16, [1] * 16]), 2.0)
-    *_, start, count = mem.heard(memory.knn, jnp.array([0, 1]))
+    *_, start, count = mem.valid_slots(memory.knn, jnp.array([0, 1]))
     # 64 tokens went in, 24 stay in XL memory; the ring's first 24 slots are the empty XL memory of the start.
     assert count.tolist() == [40, 30]
     assert start.tolist() == [24, 34]
@@ -69,7 +69,7 @@ def test_a_planted_key_is_found_at_every_age(small, backend, tmp_path):
     tape = random.normal(size=(1, 2, segments * segment, 16)).astype(np.float32)
     tape /= np.linalg.norm(tape, axis=-1, keepdims=True)
     config = dataclasses.replace(small, memory=dataclasses.replace(small.memory, backend=backend))
-    find = jax.jit(lambda heard, queries, running: mem.retrieve(heard, queries, running, 4, backend))
+    find = jax.jit(lambda slots, queries, may_search: mem.retrieve(slots, queries, may_search, 4, backend))
     roll = jax.jit(lambda window, knn: mem.roll(window, knn, segment))
     memory = mem.init_memory(config, 1)
     found_ages = set()
@@ -88,14 +88,14 @@ def test_a_planted_key_is_found_at_every_age(small, backend, tmp_path):
             checkpoints.close()
         in_ring = np.arange(end - xl - ring, end - xl)  # places on the tape, oldest first
         planted = in_ring >= 0
-        heard = mem.heard(memory.knn, jnp.zeros(1, jnp.int32))
-        hits = find(heard, jnp.asarray(tape[:, :, in_ring * planted]), jnp.ones((1, ring), bool))
+        slots = mem.valid_slots(memory.knn, jnp.zeros(1, jnp.int32))
+        hits = find(slots, jnp.asarray(tape[:, :, in_ring * planted]), jnp.ones((1, ring), bool))
         best = np.asarray(hits.slots[0, :, planted, 0])
         assert (best >= 0).all()
         assert (best == (in_ring[planted] + xl)[:, None] % ring).all()  # the XL memory of the start went in first
         assert (hits.keys[0, :, planted, 0] == tape[0][:, in_ring[planted]].swapaxes(0, 1)).all()
-        assert (hits.token[0, :, planted, 0] == in_ring[planted, None] + 1).all()  # what followed
-        age = np.asarray(mem.ages(heard, hits.slots, xl)[0, :, planted, 0])
+        assert (hits.next_token[0, :, planted, 0] == in_ring[planted, None] + 1).all()  # what followed
+        age = np.asarray(mem.ages(slots, hits.slots, xl)[0, :, planted, 0])
         assert (age == (end + np.arange(ring) - in_ring)[planted, None]).all()
         found_ages |= set((end - 1 - in_ring[planted]).tolist())
     assert found_ages == set(range(xl, xl + ring))
@@ -109,19 +109,19 @@ def test_retrieval_finds_only_the_running_song(small, backend):
     knn = KNNMemory(jnp.asarray(keys), jnp.arange(64)[None] + 100, jnp.asarray(song), jnp.zeros(1, jnp.int32))
     queries = jnp.asarray(keys[:, :, 20:40])  # keys of both songs
     running = jnp.arange(20)[None] < 15  # song 5 has begun
-    hits = mem.retrieve(mem.heard(knn, jnp.array([4])), queries, running, 4, backend)
+    hits = mem.retrieve(mem.valid_slots(knn, jnp.array([4])), queries, running, 4, backend)
     assert hits.keys.shape == (1, 2, 20, 4, 16)
     assert (hits.slots[:, :, :15] >= 32).all()
     assert (hits.slots[:, :, 12:15, 0] == np.arange(32, 35)).all()  # each finds itself
     assert (hits.slots[:, :, 15:] == -1).all()  # the next song has nothing in the ring yet
     assert (hits.keys[0, :, 12:15, 0] == keys[0, :, 32:35]).all()
-    assert (hits.token[:, :, :15] == hits.slots[:, :, :15] + 100).all()
+    assert (hits.next_token[:, :, :15] == hits.slots[:, :, :15] + 100).all()
 
 
 def test_ages_count_tokens_along_the_tape(small):
     knn = mem.init_memory(small, 1).knn._replace(write=jnp.array([16]))
     slots = jnp.array([[[[15, 14], [15, 16]]]])
-    assert mem.ages(mem.heard(knn, jnp.array([0])), slots, 24).tolist() == [[[[25, 26], [26, 89]]]]
+    assert mem.ages(mem.valid_slots(knn, jnp.array([0])), slots, 24).tolist() == [[[[25, 26], [26, 89]]]]
 
 
 def test_without_a_ring_there_is_no_knn_memory(small):

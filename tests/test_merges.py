@@ -64,7 +64,7 @@ def disjoint_pairs(songs) -> Counter:
 
 
 def reference_learn(tokens, n_merges) -> list[tuple[int, ...]]:
-    """`learn`, with all counts taken anew each step."""
+    """`learn`, with all counts recomputed in each iteration."""
     numbers: dict[tuple, int] = {}
     songs = [[numbers.setdefault(event, len(numbers) + 1) for event in song] for song in songs_of(tokens)]
     spelling = {x: event for event, x in numbers.items()}

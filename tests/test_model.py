@@ -8,10 +8,12 @@ import pytest
 from flax import nnx
 
 from midigen_jax import config as cfg
-from midigen_jax import memory as mem
-from midigen_jax import model, vocab
-from midigen_jax.memory import NO_SONG
-from midigen_jax.step import run_segments
+from midigen_jax import vocab
+from midigen_jax.model import memory as mem
+from midigen_jax.model.decoder import Decoder, abstract_decoder, init_params
+from midigen_jax.model.layers import dropout, pitch_features
+from midigen_jax.model.memory import NO_SONG
+from midigen_jax.model.reader import read_segment, read_segments
 from midigen_jax.vocab import Vocabulary
 
 
@@ -22,7 +24,7 @@ def changed(config: cfg.Config, **changes) -> cfg.Config:
 
 def build(config: cfg.Config, *, seed=0):
     """The decoder's structure and parameters, large enough that all parts matter."""
-    shapes = jax.eval_shape(lambda: model.init_params(config, Vocabulary(), seed=seed)[1])
+    shapes = jax.eval_shape(lambda: init_params(config, Vocabulary(), seed=seed)[1])
     random = np.random.default_rng(seed)
     mean = {
         "attention": 16.0,
@@ -35,7 +37,7 @@ def build(config: cfg.Config, *, seed=0):
         at = mean[path[-2].key] if path[-1].key in ("scale", "context_scale") else 0.0
         return jnp.asarray(at + 0.2 * random.normal(size=shape.shape), shape.dtype)
 
-    return model.abstract(config, Vocabulary()), jax.tree.map_with_path(parameter, shapes)
+    return abstract_decoder(config, Vocabulary()), jax.tree.map_with_path(parameter, shapes)
 
 
 def batch_of(config: cfg.Config, n_segments: int, songs: list[list[int]], *, seed=0) -> dict:
@@ -49,7 +51,7 @@ def batch_of(config: cfg.Config, n_segments: int, songs: list[list[int]], *, see
         "tokens": tokens,
         "targets": targets,
         "bar": random.integers(0, 2000, shape),
-        "step": random.integers(0, 200, shape),
+        "position": random.integers(0, 200, shape),
         "song": song,
     }
     return {name: jnp.asarray(x, jnp.int32) for name, x in arrays.items()}
@@ -62,9 +64,9 @@ def read_tape(graphdef, params, config, batch, *, segment=None):
 
     @jax.jit
     def read(params, memory, part):
-        output = nnx.merge(graphdef, params)(part["tokens"], part["bar"], part["step"], part["song"], memory)
-        in_ring = mem.heard(memory.knn, part["song"][:, 0]).length if memory.knn else part["song"][:, 0]
-        return mem.roll(output.window, output.knn, segment), output.logits, in_ring
+        output = read_segment(nnx.merge(graphdef, params), memory, part)
+        in_ring = mem.valid_slots(memory.knn, part["song"][:, 0]).length if memory.knn else part["song"][:, 0]
+        return output.memory, output.logits, in_ring
 
     memory, parts, in_ring = mem.init_memory(config, len(batch["tokens"])), [], []
     for begin in range(0, batch["tokens"].shape[1], segment):
@@ -109,8 +111,8 @@ def test_no_logit_depends_on_a_later_token(small, options):
 
     @jax.jit
     def logits_of(bar_table, tokens):
-        output = nnx.merge(graphdef, params | {"bar": bar_table})(tokens, bars, last["step"], last["song"], memory)
-        return output.logits[0], output.recall.statistics.hit_rate
+        output = nnx.merge(graphdef, params | {"bar": bar_table})(tokens, bars, last["position"], last["song"], memory)
+        return output.logits[0], output.retrieval.statistics.hit_rate
 
     logits, hit_rate = logits_of(params["bar"], last["tokens"])
     assert hit_rate == 1
@@ -158,23 +160,23 @@ def test_knn_memory_of_everything_tells_what_followed_each_context(small):
     )
     graphdef, params = build(config)
     attention = params["blocks"][0]["attention"]
-    attention["gate"] = jnp.full_like(attention["gate"], 100.0)
+    attention["knn_bias"] = jnp.full_like(attention["knn_bias"], 100.0)
     batch = batch_of(config, 4, [[64]])
     logits, _ = logits_in_segments(graphdef, params, config, batch)
     decoder = nnx.merge(graphdef, params)
-    tables = (("token", batch["tokens"]), ("bar", batch["bar"] % 1024), ("step", batch["step"] % 96))
+    tables = (("token", batch["tokens"]), ("bar", batch["bar"] % 1024), ("position", batch["position"] % 96))
     embedded = sum(params[name][ids] for name, ids in tables)
     for distance in (1, 2):
         before = params["previous"][distance - 1][jnp.roll(batch["tokens"], distance, 1)]
         embedded += jnp.where(jnp.arange(64)[:, None] >= distance, before, 0)
     padded = {name: jnp.pad(x, ((0, 0), (15, 0)), constant_values=-1) for name, x in batch.items()}
-    context = jnp.swapaxes(decoder.context(padded["tokens"], padded["song"], batch["step"]), 1, 2)
+    context = jnp.swapaxes(decoder.context_keys(padded["tokens"], padded["song"], batch["position"]), 1, 2)
     for segment in (2, 3):
         begin, n = segment * 16, (segment - 1) * 16  # the segment before is in the XL memory
         scores = jnp.einsum("bhtk,bhwk->bhtw", context[:, :, begin : begin + 16], context[:, :, :n])
         weights = jax.nn.softmax(scores * attention["context_scale"][:, None, None])
         said = params["output"][batch["tokens"][:, 1 : n + 1]]
-        y = jnp.einsum("h,bhtw,bwd->btd", attention["vote"], weights, said)
+        y = jnp.einsum("h,bhtw,bwd->btd", attention["knn_logit_scale"], weights, said)
         h = embedded[:, begin : begin + 16] + attention["out_bias"] + y
         block = decoder.blocks[0]
         h = h + block.ff(block.norm2(h), None)
@@ -226,9 +228,9 @@ def test_backends_give_the_same_loss_and_gradients(small):
     batch = batch_of(small, 6, [[96], [30, 66], [96]])
 
     def loss(params, backend):
-        graphdef = model.abstract(changed(small, memory__backend=backend), Vocabulary())
-        nats, _ = run_segments(nnx.merge(graphdef, params), mem.init_memory(small, 3), batch)
-        return nats
+        graphdef = abstract_decoder(changed(small, memory__backend=backend), Vocabulary())
+        losses, _ = read_segments(nnx.merge(graphdef, params), mem.init_memory(small, 3), batch)
+        return losses.nats
 
     (one, gradient_one), (two, gradient_two) = (
         jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, backend) for backend in ("faiss", "xla")
@@ -236,7 +238,7 @@ def test_backends_give_the_same_loss_and_gradients(small):
     np.testing.assert_allclose(one, two, rtol=1e-6)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-3), gradient_one, gradient_two)
     attention = gradient_one["blocks"][1]["attention"]
-    assert (attention["gate"] != 0).all()
+    assert (attention["knn_bias"] != 0).all()
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(gradient_one))
 
 
@@ -246,26 +248,26 @@ def test_jit_equals_eager_and_statistics_count_hits(small):
 
     def read(params):
         memory = mem.init_memory(small, 3)
-        return run_segments(nnx.merge(graphdef, params), memory, batch)
+        return read_segments(nnx.merge(graphdef, params), memory, batch)
 
     jitted = jax.jit(read)(params)
     with jax.disable_jit():
         eager = read(params)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), eager, jitted)
-    statistics = jitted[1][2]
+    statistics = jitted[0].statistics
     # XL memory holds 24 tokens: lanes' songs are in the ring from the third segment (slots 32 on) on, all queries hit,
     # but for the 14 of the song that begins in lane 1.
     assert statistics.hit_rate == pytest.approx((2 * 3 * 16 - 14) / (4 * 3 * 16), abs=1e-6)
     assert 24 < statistics.ages / statistics.hits < 64
-    assert ((statistics.mass > 0) & (statistics.mass < statistics.hit_rate)).all()
+    assert ((statistics.attention_share > 0) & (statistics.attention_share < statistics.hit_rate)).all()
 
 
 def test_dropout_keeps_the_mean():
     x = jnp.ones((4, 100, 100))
-    y = model.dropout(x, 0.25, jax.random.split(jax.random.key(0), 4))
+    y = dropout(x, 0.25, jax.random.split(jax.random.key(0), 4))
     assert np.unique(y).tolist() == pytest.approx([0, 256 / 192])
     assert float(y.mean()) == pytest.approx(1, abs=0.02)
-    assert model.dropout(x, 0.25, None) is x
+    assert dropout(x, 0.25, None) is x
 
 
 def test_padding_and_bfloat16_give_finite_gradients(small):
@@ -277,16 +279,16 @@ def test_padding_and_bfloat16_give_finite_gradients(small):
 
     def loss(params):
         memory = mem.init_memory(config, 3)
-        return run_segments(nnx.merge(graphdef, params), memory, batch, jax.random.split(jax.random.key(0), 3))[0]
+        return read_segments(nnx.merge(graphdef, params), memory, batch, jax.random.split(jax.random.key(0), 3))[0].nats
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(params)
     assert jnp.isfinite(value)
     assert all(x.dtype == jnp.float32 and jnp.isfinite(x).all() for x in jax.tree.leaves(gradient))
     full = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32", dropout=0.0))
-    graphdef = model.abstract(full, Vocabulary())
-    nats, (_, counted, _) = run_segments(nnx.merge(graphdef, params), mem.init_memory(full, 3), batch)
-    assert float(value) == pytest.approx(float(nats), rel=0.1)
-    assert int(counted) == (batch["targets"] >= 0).sum()
+    graphdef = abstract_decoder(full, Vocabulary())
+    losses, _ = read_segments(nnx.merge(graphdef, params), mem.init_memory(full, 3), batch)
+    assert float(value) == pytest.approx(float(losses.nats), rel=0.1)
+    assert int(losses.targets) == (batch["targets"] >= 0).sum()
 
 
 def test_a_token_s_pitch_is_part_of_its_embedding(small):
@@ -296,7 +298,7 @@ def test_a_token_s_pitch_is_part_of_its_embedding(small):
     merges = ((c, duration), (vocab.SEP, duration), (c, duration, vocab.SEP, duration, e, duration, c + 12, duration))
     words = Vocabulary(merges=merges)
     note, rest, chord = range(389, 392)
-    features = np.asarray(model.pitch_features(words))
+    features = np.asarray(pitch_features(words))
     classes, octaves = features[:, :12], features[:, 12:]
     assert classes[[c, c + 12, c + 60], 0].tolist() == [1, 1, 1]
     assert [octaves[x].argmax() for x in (c, e, c + 11, c + 12, c + 60)] == [3, 3, 3, 4, 8]
@@ -307,7 +309,7 @@ def test_a_token_s_pitch_is_part_of_its_embedding(small):
     assert (features[chord] == features[c] + features[e] + features[c + 12]).all()
 
     config = changed(small, model__pitches=True, model__tied=True, model__layers=1, memory__knn_layer=1)
-    decoder = model.Decoder(config, words, rngs=nnx.Rngs(0))
+    decoder = Decoder(config, words, rngs=nnx.Rngs(0))
     table = decoder.embeddings() - decoder.token[...]
     pitch = decoder.pitch[...]
     np.testing.assert_allclose(table[c + 12] - table[c], pitch[12 + 4] - pitch[12 + 3], atol=1e-6)
@@ -323,5 +325,5 @@ def test_a_tied_output_layer_is_the_embeddings(small):
     one, _ = logits_in_segments(graphdef, params, tied, batch)
     untied = changed(tied, model__tied=False)
     table = nnx.merge(graphdef, params).embeddings()
-    two, _ = logits_in_segments(model.abstract(untied, Vocabulary()), params | {"output": table}, untied, batch)
+    two, _ = logits_in_segments(abstract_decoder(untied, Vocabulary()), params | {"output": table}, untied, batch)
     np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-6)

@@ -1,16 +1,15 @@
 import csv
-import subprocess
-import sys
 from collections import defaultdict
 from fractions import Fraction
 
 import mido
 import pytest
 
-from midigen_jax import music21_corpus, music21_score
-from midigen_jax.cli import InputError
-from midigen_jax.music21_corpus import build, convert, scores
-from midigen_jax.music21_score import Bar, Note
+from midigen_jax.cli import command, music21
+from midigen_jax.data import music21_corpus, music21_score
+from midigen_jax.data.music21_corpus import build, convert, scores
+from midigen_jax.data.music21_score import Bar, Note
+from midigen_jax.errors import InputError
 
 pytest.importorskip("music21")
 
@@ -111,7 +110,7 @@ def test_meters(lengths, meters):
     assert music21_score._meters([bar(length) for length in lengths]) == meters
 
 
-def test_build_skips_duplicates_and_goes_on(tmp_path, monkeypatch, capsys):
+def test_build_skips_duplicates_and_continues(tmp_path, monkeypatch, capsys):
     names = ["bach/bwv20.11.mxl", "bach/bwv20.7.mxl"]
     monkeypatch.setattr(music21_corpus, "scores", lambda composers: names)
     assert build(tmp_path, 1) == 1
@@ -121,7 +120,7 @@ def test_build_skips_duplicates_and_goes_on(tmp_path, monkeypatch, capsys):
     assert [file.name for file in (tmp_path / "bach").iterdir()] == ["bwv20.11.mid"]
     with (tmp_path / "skipped.csv").open() as file:
         assert list(csv.reader(file))[1:] == [["bach/bwv20.7.mxl", "the same music as bach/bwv20.11.mxl"]]
-    assert "1 pieces" in capsys.readouterr().out
+    assert "1 piece," in capsys.readouterr().out
 
 
 def test_scores_has_the_chorales_once():
@@ -139,14 +138,16 @@ def test_scores_has_the_chorales_once():
         (["--out", "new", "--workers", "0"], "--workers 0"),
     ],
 )
-def test_bad_input_gets_one_line(tmp_path, arguments, message):
+def test_bad_input_gets_one_line(tmp_path, arguments, message, monkeypatch, capsys):
     (tmp_path / "FILE").touch()
-    command = [sys.executable, "-m", "midigen_jax.music21_corpus", *arguments]
-    environment = {"PYTHONPATH": str(music21_corpus.Path(music21_corpus.__file__).parents[1])}
-    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode != 0
-    assert message in run.stderr
-    assert run.stderr.count("\n") == 1
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["midigen music21", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        command.run(music21.main)
+    said = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert message in said
+    assert said.count("\n") == 1
 
 
 def test_music21_missing(monkeypatch):

@@ -5,8 +5,9 @@ import mido
 import numpy as np
 import pytest
 
-from midigen_jax.render import piano_roll, wav
-from midigen_jax.song import pitch_name
+from midigen_jax.music.audio import wav
+from midigen_jax.music.piano_roll import piano_roll
+from midigen_jax.music.pitches import pitch_name
 
 
 def pixels(path):
@@ -48,7 +49,7 @@ def test_pitch_name(pitch, name):
     assert pitch_name(pitch) == name
 
 
-def test_piano_roll_tells_prompt_from_continuation(tmp_path):
+def test_piano_roll_distinguishes_prompt_and_continuation(tmp_path):
     onset = np.arange(0, 24 * 32, 8)
     columns = (onset, np.full_like(onset, 8), 60 + onset // 8 % 12)
     piano_roll(tmp_path / "a.png", *columns, bar_lines=np.arange(24) * 32, prompt_end=8 * 32)
@@ -91,7 +92,7 @@ def test_piano_roll_with_an_upbeat_and_a_prompt_without_end(tmp_path):
             prompt_end=prompt_end,
         )
         image = pixels(tmp_path / "a.png")
-        legend = 1000  # pixels of a colour that the legend alone has at most
+        legend = 1000  # more pixels of a colour than the legend alone has
         assert (count(image, "#3f6fb0") > legend) == (prompt_end > 0)
         assert (count(image, "#e8622a") > legend) == (prompt_end < 70)
 

@@ -1,22 +1,31 @@
 """The whole evaluation of two tiny runs, and the page that it writes."""
 
+import contextlib
 import json
 import re
 
 import pytest
-from test_model import changed
+from test_model import build, changed
 
-from midigen_jax import arms, cli, evaluate, figures, train
-from midigen_jax.probe import OTHER_THEME
+from midigen_jax.cli import command, evaluate
+from midigen_jax.evaluation import ablations, plots, report
+from midigen_jax.evaluation.bootstrap import Interval
+from midigen_jax.evaluation.recall_probe import OTHER_THEME
+from midigen_jax.run.checkpoint import Checkpoints, meta_of
 
 
 @pytest.fixture(scope="module")
 def runs(small, corpus, tmp_path_factory):
-    """One with both memories, and one with none."""
+    """The checkpoint of a model with both memories, and that of one with none."""
     folder = tmp_path_factory.mktemp("runs")
-    short = changed(small, train__steps=2, train__validate_every=2, train__save_every=2)
-    train.train(changed(short, memory__knn=256), corpus.path, folder / "both")
-    train.train(changed(short, memory__xl=0, memory__knn=0), corpus.path, folder / "none")
+    tiny = changed(small, model__layers=1, memory__knn_layer=1)  # compiles faster
+    for name, config in (
+        ("both", changed(tiny, memory__knn=256)),
+        ("none", changed(tiny, memory__xl=0, memory__knn=0)),
+    ):
+        with contextlib.closing(Checkpoints(folder / name, keep=1)) as checkpoints:
+            checkpoints.save(2, {"params": build(config)[1]}, meta_of(config, corpus))
+            checkpoints.wait()
     return folder
 
 
@@ -27,18 +36,19 @@ def written(runs, corpus, tmp_path_factory):
     small = ["--songs", "3", "--takes", "2", "--bars", "2", "--themes", "2", "--furthest", "1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["evaluate", str(runs / "both"), str(runs / "none"), *arguments, *small])
-        cli.run(evaluate.main)
+        command.run(evaluate.main)
     return out
 
 
-def test_the_page_holds_all_it_shows(written):
+def test_the_page_is_self_contained_and_complete(written):
     page = (written / "report.html").read_text()
     assert not re.search(r"<script|<iframe|@import|url\(", page)
     sources = re.findall(r'(?:src|href)="([^"]{0,40})', page)
     assert all(source.startswith("data:") for source in sources)
-    assert len(re.findall("<audio controls", page)) == 2 * (2 + 1)  # two songs: by each run, and as they are
+    assert len(re.findall("<audio controls", page)) == 2 * (2 + 1)  # two songs: each run's and the real
     assert len(re.findall("<img ", page)) >= 2 * 2 + 6
-    assert all(f">{title}</h2>" in page for title in ("In short", "Listen", "Inside the memory", "What it writes"))
+    sections = ("Summary", "Continuations", "Retrieval analysis", "Generation metrics")
+    assert all(f">{title}</h2>" in page for title in sections)
     assert "nan" not in re.sub(r'"data:[^"]*"', "", page).lower().replace("finance", "")
     assert sorted(path.name for path in written.iterdir()) == [
         "report.html",
@@ -49,43 +59,56 @@ def test_the_page_holds_all_it_shows(written):
     ]
 
 
-def test_the_figures_are_those_of_all_arms(written):
+def test_the_figures_are_those_of_all_ablations(written):
     found = json.loads((written / "report.json").read_text())
     both, none = (found["runs"][name] for name in ("both", "none"))
-    assert {arms.NONE, arms.XL, arms.KNN, arms.ANOTHER} <= set(both["losses"]["all"])
-    assert set(none["losses"]["all"]) == {arms.NONE}
-    assert "inside" not in none
+    assert {ablations.NONE, ablations.XL, ablations.KNN, ablations.OTHER_KNN} <= set(both["losses"]["all"])
+    assert set(none["losses"]["all"]) == {ablations.NONE}
+    assert "retrieval analysis" in both
+    assert "retrieval analysis" not in none
+    assert set(found["generation metrics"]["written"]) == {"both", "none"}
     assert both["about"]["steps"] == 2
     assert both["about"]["tokens"] == 2 * 3 * 16 * 2
-    assert set(both["probe"]["random pitches"]["F1"]) == {arms.KNN, arms.XL, OTHER_THEME}
-    assert set(none["probe"]["random pitches"]["F1"]) == {arms.NONE}
-    compared = found["comparison"]["both less none"]["all"]
-    difference = both["losses"]["all"][arms.KNN][0] - none["losses"]["all"][arms.NONE][0]
-    assert compared["both less none"][0] == pytest.approx(difference)
+    assert set(both["probe"]["random pitches"]["F1"]) == {ablations.KNN, ablations.XL, OTHER_THEME}
+    assert set(none["probe"]["random pitches"]["F1"]) == {ablations.NONE}
+    compared = found["comparison"]["both minus none"]["all"]
+    difference = both["losses"]["all"][ablations.KNN][0] - none["losses"]["all"][ablations.NONE][0]
+    assert compared["both minus none"][0] == pytest.approx(difference)
 
 
-def test_what_does_not_fit_is_said_in_a_line(runs, corpus, monkeypatch, capsys):
+def test_bad_input_is_reported_in_a_line(runs, corpus, monkeypatch, capsys):
     twice = [str(runs / "both"), str(runs / "both")]
+    no_music = corpus.path / "meta.json"
     for arguments, message in (
+        ([twice[0], "--data", str(no_music)], f"{no_music}: is a file, not a folder"),
+        ([twice[0], "--furthest", "nan"], "--furthest nan: give at least 0.5"),
         (twice, "another run has the name both too"),
         ([twice[0], "--takes", "0"], "--takes 0: give at least 1"),
-        ([twice[0], "--themes", "1"], "--themes 1: another theme is the control"),
+        ([twice[0], "--themes", "1"], "--themes 1: the control needs another theme"),
     ):
-        monkeypatch.setattr("sys.argv", ["evaluate", *arguments, "--data", str(corpus.path)])
+        monkeypatch.setattr("sys.argv", ["evaluate", "--data", str(corpus.path), *arguments])
         with pytest.raises(SystemExit):
-            cli.run(evaluate.main)
+            command.run(evaluate.main)
         assert message in capsys.readouterr().err
 
 
-def test_names_are_drawn_as_they_are():
-    """Neither formulas nor hidden from legends, whatever bytes a file's name has."""
-    assert figures._plain("a$b_$c.mid") == r"a\$b_\$c.mid"
-    assert figures._plain("_mine") == " _mine"
-    assert figures._plain("b\udcff.mid") == "b?.mid"
+def test_names_are_drawn_literally():
+    """Neither as formulas nor hidden from legends, whatever bytes a file's name has."""
+    assert plots._plain("a$b_$c.mid") == r"a\$b_\$c.mid"
+    assert plots._plain("_mine") == " _mine"
+    assert plots._plain("b\udcff.mid") == "b?.mid"
 
 
-def test_the_probe_is_drawn_over_its_distances():
-    probed = {"context": 384, "distances": [0.5, 1, 2], "any": {"nats": {arms.XL: [(1, 0.9, 1.1)] * 3}, "F1": {}}}
-    for forgets in (None, 3.0):
-        axes = figures.recall(probed, ["any"], forgets).axes[0]
+def test_the_recall_probe_is_drawn_over_its_distances():
+    probed = {"context": 384, "distances": [0.5, 1, 2], "any": {"nats": {ablations.XL: [(1, 0.9, 1.1)] * 3}, "F1": {}}}
+    for memory_end in (None, 3.0):
+        axes = plots.recall(probed, ["any"], memory_end).axes[0]
         assert 0.3 < axes.get_xlim()[0] < axes.get_xlim()[1] < 4
+
+
+def test_differences_in_words_claim_no_more_than_their_intervals():
+    words = report.in_words(Interval(-0.2, -0.3, -0.1))
+    assert words == "0.200 nats per token lower than with XL memory alone (0.100 to 0.300)"
+    assert "0.100 nats per token higher" in report.in_words(Interval(0.1, 0.05, 0.2))
+    assert "no significant difference" in report.in_words(Interval(-0.1, -0.3, 0.1))
+    assert "for a single song" in report.in_words(Interval(-0.1, -0.1, -0.1))

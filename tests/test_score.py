@@ -1,17 +1,20 @@
+import zlib
 from fractions import Fraction
 from itertools import product
 
 import numpy as np
 import pytest
-from conftest import random_notes, write_midi
+from conftest import examples, random_notes, write_midi
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from smf_files import real_files
 
-from midigen_jax import batches, midi, vocab
+from midigen_jax import vocab
+from midigen_jax.data import file_batches
 from midigen_jax.kernels import encode as hot
 from midigen_jax.kernels import merges, meter, score, smf
-from midigen_jax.song import make_song, notes_of, tokens_of
+from midigen_jax.music import midi
+from midigen_jax.music.song import make_song, notes_of, tokens_of
 from midigen_jax.vocab import Scheme, Vocabulary
 
 FAITHFUL = Scheme(faithful=True)
@@ -28,7 +31,7 @@ raw_note = st.tuples(
     st.sampled_from([0, 40, 127]),
 )
 songs = st.lists(raw_note, min_size=1, max_size=60).map(lambda notes: np.array(notes, np.int32))
-fixed = settings(derandomize=True, deadline=None, max_examples=60)
+fixed = settings(derandomize=True, deadline=None, max_examples=examples(20))
 
 
 def names(tokens, scheme=Scheme()) -> str:  # noqa: B008  (a tuple)
@@ -42,10 +45,10 @@ def notes_at(*rows) -> np.ndarray:
 
 
 def reference_grid(notes, division, scheme):
-    """The quantised score in plain Python, by the rules that `score.quantize` states."""
+    """The quantised score in plain Python, by the rules of `score.quantize`."""
     cells = {}
     for onset, duration, pitch, velocity, track, channel, program in notes.tolist():
-        step, length = (round(Fraction(time * scheme.steps_per_beat, division)) for time in (onset, duration))
+        time, length = (round(Fraction(ticks * scheme.steps_per_beat, division)) for ticks in (onset, duration))
         drums = channel == smf.DRUM_CHANNEL
         if scheme.multi:
             part = 128 if drums else program
@@ -53,26 +56,26 @@ def reference_grid(notes, division, scheme):
         else:
             part = track if scheme.faithful else 16 * track + channel
             order = (-pitch, part)
-        if step > meter.MAX_STEP or (drums and not scheme.multi) or (scheme.faithful and (pitch == 127 or length == 0)):
+        if time > meter.MAX_TIME or (drums and not scheme.multi) or (scheme.faithful and (pitch == 127 or length == 0)):
             continue
-        best = cells.setdefault((step, order), [pitch, part, 0, 0])
+        best = cells.setdefault((time, order), [pitch, part, 0, 0])
         best[2:] = max(best[2:], [min(max(length, 1), 256), velocity])
     return [
-        [step, length, pitch, part, velocity // 4 * 4 + 2 if scheme.velocities else 80]
-        for (step, _), (pitch, part, length, velocity) in sorted(cells.items())
+        [time, length, pitch, part, velocity // 4 * 4 + 2 if scheme.velocities else 80]
+        for (time, _), (pitch, part, length, velocity) in sorted(cells.items())
     ]
 
 
 def reference_tokens(grid, scheme):
-    """Tokens and their steps in plain Python."""
-    words, steps, now, instrument = [], [], 0, None
+    """Tokens and their times in plain Python."""
+    words, times, now, instrument = [], [], 0, None
     for onset, duration, pitch, part, velocity in grid:
         while now < onset:
             rest = min(256, onset - now)
             if scheme.faithful:
                 now = onset - rest
             words += ["sep", f"d{rest}"]
-            steps += [now, now]
+            times += [now, now]
             now += rest
         if scheme.multi and part != instrument:
             instrument = part
@@ -80,8 +83,8 @@ def reference_tokens(grid, scheme):
         words += [f"n{pitch}"]
         words += [f"v{velocity // 4}"] if scheme.velocities else []
         words += [f"d{duration}"]
-        steps += [now] * (len(words) - len(steps))
-    return " ".join(["sos", *words, "eos"]), [*steps[:1], *steps, *steps[-1:]]
+        times += [now] * (len(words) - len(times))
+    return " ".join(["sos", *words, "eos"]), [*times[:1], *times, *times[-1:]]
 
 
 def midigen_tokens(notes, division):
@@ -105,23 +108,23 @@ def midigen_tokens(notes, division):
 
 
 def check(notes, division, meters, scheme):
-    """All that has to hold of one song in one scheme."""
+    """Everything that must hold for one song in one scheme."""
     grid = score.quantize(notes, division, scheme)
     assert grid.tolist() == reference_grid(notes, division, scheme)
     if len(grid) == 0:
         return
-    tokens, steps = score.index_score(score.position_score(grid, scheme), scheme)
-    assert (names(tokens, scheme), steps.tolist()) == reference_tokens(grid.tolist(), scheme)
+    tokens, times = score.index_score(score.position_score(grid, scheme), scheme)
+    assert (names(tokens, scheme), times.tolist()) == reference_tokens(grid.tolist(), scheme)
     if scheme.faithful:
         assert names(tokens) == midigen_tokens(notes, division)
     meters = meters[: meter.on_grid(meters, division, scheme.steps_per_beat)]
     song = make_song(grid, meters, np.empty((0, 2), np.int32), scheme)
     # The hot path agrees with the stages.
-    written, bar, in_bar = hot.encode_grid(grid, song.bars, scheme)
+    written, bar, position = hot.encode_grid(grid, song.bars, scheme)
     assert written.tolist() == tokens.tolist()
-    for got, expected in zip((bar, in_bar), meter.bar_positions(steps, song.bars), strict=True):
+    for got, expected in zip((bar, position), meter.bar_positions(times, song.bars), strict=True):
         assert got.tolist() == expected.tolist()
-    # The grammar allows them, and knows how far they move time on.
+    # The grammar allows them, and knows by how much they advance time.
     next_state, advance = Vocabulary(scheme).grammar
     state, now = vocab.START, 0
     for token in tokens[1:].tolist():
@@ -129,7 +132,7 @@ def check(notes, division, meters, scheme):
         state = next_state[state, token]
         assert state != vocab.FORBIDDEN
     assert state == vocab.END
-    # Back: the quantised score, parts aside where they are one, and times where the faithful mode cuts rests.
+    # Decoding gives the quantised score back, except parts if merged, and times if the faithful mode cuts rests.
     kept = [0, 1, 2, 3, 4] if scheme.multi else [0, 1, 2, 4]
     notes_back = notes_of(tokens, Vocabulary(scheme))
     if scheme.faithful:
@@ -141,13 +144,13 @@ def check(notes, division, meters, scheme):
 
 
 def check_file(path, scheme, tmp_path):
-    """The same through MIDI files: what is decoded and written encodes to the same tokens."""
+    """The same through MIDI files: a decoded and written song encodes to the same tokens."""
     error, division, notes, meters, _ = smf.read_smf(np.fromfile(path, np.uint8))
     if error != smf.OK or not check(notes, division, meters, scheme):
         return 0
     song = midi.read_song(path, scheme)
     words = Vocabulary(scheme)
-    tokens, bar, step = tokens_of(song, words)
+    tokens, bar, position = tokens_of(song, words)
     again = song._replace(notes=notes_of(tokens, words))
     midi.write_song(tmp_path / "again.mid", again)
     reread = midi.read_song(tmp_path / "again.mid", scheme)
@@ -155,20 +158,20 @@ def check_file(path, scheme, tmp_path):
     if not scheme.faithful:
         for name in ("bars", "meters", "tempos"):
             assert getattr(reread, name).tolist() == getattr(song, name).tolist()
-        assert [x.tolist() for x in tokens_of(reread, words)[1:]] == [bar.tolist(), step.tolist()]
-    encoded, reasons = batches.encode_batch([path], scheme)
+        assert [x.tolist() for x in tokens_of(reread, words)[1:]] == [bar.tolist(), position.tolist()]
+    encoded, reasons, _ = file_batches.encode_batch([path], scheme)
     if not reasons[0]:
         assert encoded.tokens.tolist() == tokens.tolist()
         assert encoded.bar.tolist() == bar.tolist()
-        assert encoded.step.tolist() == step.tolist()
+        assert encoded.position.tolist() == position.tolist()
     return len(song.notes)
 
 
 def test_the_example_of_the_blog():
     grid = np.array([[0, 4, 1, 0, 80], [1, 2, 3, 0, 80], [6, 2, 3, 0, 80], [6, 2, 2, 0, 80]], np.int32)
-    tokens, steps = score.index_score(score.position_score(grid, Scheme()), Scheme())
+    tokens, times = score.index_score(score.position_score(grid, Scheme()), Scheme())
     assert names(tokens) == "sos n1 d4 sep d1 n3 d2 sep d5 n3 d2 n2 d2 eos"
-    assert steps.tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1, 6, 6, 6, 6, 6]
+    assert times.tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1, 6, 6, 6, 6, 6]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
@@ -205,29 +208,29 @@ def test_sparse_score_agrees_with_the_hot_path():
     assert parts[again[:, 3]].tolist() == grid[:, 3].tolist()
 
 
-def test_many_notes_on_one_step_are_sorted_too():
+def test_many_notes_at_one_time_are_sorted_too():
     notes = notes_at(*((0, 9, pitch, track, 0) for track in range(300) for pitch in range(128)))
     grid = score.quantize(notes, 96, Scheme())
     assert grid[:, score.PITCH].tolist() == sorted(list(range(128)) * 300, reverse=True)
 
 
-def test_longest_of_equal_cells_stays_and_drums_go():
+def test_the_longest_note_of_a_cell_is_kept_and_drums_are_dropped():
     notes = notes_at((0, 96, 60, 0, 0), (1, 300, 60, 0, 0), (0, 9, 40, 1, smf.DRUM_CHANNEL))
     assert score.quantize(notes, 96, Scheme()).tolist() == [[0, 25, 60, 0, 80]]
 
 
-def test_long_rests_keep_their_time_and_every_pitch_counts():
+def test_long_rests_and_all_pitches_are_kept():
     notes = notes_at((0, 12, 127, 0, 0), (7200, 3072, 0, 0, 0))
-    tokens, steps = score.index_score(score.position_score(score.quantize(notes, 96, Scheme()), Scheme()), Scheme())
+    tokens, times = score.index_score(score.position_score(score.quantize(notes, 96, Scheme()), Scheme()), Scheme())
     assert names(tokens) == "sos n127 d1 sep d256 sep d256 sep d88 n0 d256 eos"
-    assert steps.tolist() == [0, 0, 0, 0, 0, 256, 256, 512, 512, 600, 600, 600]
+    assert times.tolist() == [0, 0, 0, 0, 0, 256, 256, 512, 512, 600, 600, 600]
 
 
-def test_the_faithful_mode_loses_what_midigen_loses():
+def test_the_faithful_mode_has_the_losses_of_midigen():
     notes = notes_at((0, 12, 127, 0, 0), (0, 5, 60, 0, 0), (7200, 3072, 0, 0, 0))
-    tokens, steps = score.index_score(score.position_score(score.quantize(notes, 96, FAITHFUL), FAITHFUL), FAITHFUL)
+    tokens, times = score.index_score(score.position_score(score.quantize(notes, 96, FAITHFUL), FAITHFUL), FAITHFUL)
     assert names(tokens) == "sos sep d256 n0 d256 eos"
-    assert steps.tolist() == [344, 344, 344, 600, 600, 600]
+    assert times.tolist() == [344, 344, 344, 600, 600, 600]
 
 
 def test_instruments_and_velocities_are_written_where_they_change():
@@ -248,8 +251,8 @@ def test_any_stream_of_tokens_decodes(scheme):
 
 
 @pytest.mark.parametrize("scheme", [Scheme(), Scheme(multi=True, velocities=True)], ids=str)
-def test_merges_are_reversible_and_know_their_steps(scheme, band_folder):
-    """On whole songs: fewer tokens, the same notes, positions where each token begins, time as the grammar has it."""
+def test_merges_are_reversible_and_keep_their_times(scheme, band_folder):
+    """On whole songs: fewer tokens, the same notes, the position of each token, time as in the grammar."""
     plain = Vocabulary(scheme)
     all_songs = [midi.read_song(path, scheme) for path in sorted(band_folder.iterdir())]
     base = np.concatenate([tokens_of(song, plain)[0] for song in all_songs])
@@ -257,7 +260,7 @@ def test_merges_are_reversible_and_know_their_steps(scheme, band_folder):
     words = vocab.from_expansions(scheme, flat, offsets)
     next_state, advance = words.grammar
     for song in all_songs:
-        tokens, bar, step = tokens_of(song, words)
+        tokens, bar, position = tokens_of(song, words)
         assert len(tokens) < 0.95 * len(tokens_of(song, plain)[0])
         assert notes_of(tokens, words).tolist() == notes_of(tokens_of(song, plain)[0], plain).tolist()
         state, now, starts = vocab.START, 0, []
@@ -268,13 +271,13 @@ def test_merges_are_reversible_and_know_their_steps(scheme, band_folder):
             state = next_state[state, token]
             assert state >= 0
         expected = meter.bar_positions(np.array(starts), song.bars)
-        assert [bar[1:-1].tolist(), step[1:-1].tolist()] == [x.tolist() for x in expected]
+        assert [bar[1:-1].tolist(), position[1:-1].tolist()] == [x.tolist() for x in expected]
     again = Vocabulary.from_json(words.to_json())
     assert again == words
     assert again.names[-1] == "+".join(words.names[token] for token in words.merges[-1])
 
 
-def test_transposing_spares_the_drums_and_stays_within_the_pitches():
+def test_transposing_keeps_drums_and_the_range_of_pitches():
     scheme = Scheme(multi=True)
     rows = [(0, 96, 60, 64, 0, 0, 40), (0, 48, 38, 64, 0, 9, 0), (96, 96, 120, 64, 0, 0, 40)]
     tokens, _ = score.index_score(
@@ -295,12 +298,12 @@ def test_bars_follow_the_meters():
     # 3/4 from the start, 4/4 from the third beat of the second bar: a change starts a new bar.
     bars = bars_of([[0, 3, 4], [5 * 96, 4, 4]])
     assert bars == [[0, 24, 0], [40, 32, 2]]
-    bar, in_bar = meter.bar_positions(np.array([0, 23, 24, 39, 40, 71, 72], np.int32), np.array(bars))
+    bar, position = meter.bar_positions(np.array([0, 23, 24, 39, 40, 71, 72], np.int32), np.array(bars))
     assert bar.tolist() == [0, 0, 1, 1, 2, 2, 3]
-    assert in_bar.tolist() == [0, 23, 0, 15, 0, 31, 0]
+    assert position.tolist() == [0, 23, 0, 15, 0, 31, 0]
 
 
-def test_meters_that_tell_nothing():
+def test_meters_that_say_nothing_about_bars():
     assert bars_of([]) == [[0, 32, 0]]
     assert bars_of([[0, 1, 4]]) == [[0, 32, 0]]
     assert bars_of([[0, 4, 4], [0, 6, 8], [960, 6, 8]]) == [[0, 24, 0]]
@@ -308,12 +311,14 @@ def test_meters_that_tell_nothing():
 
 def test_counts_and_seconds_of_a_file(tmp_path):
     path = write_midi(tmp_path / "a.mid", [[(0, 1, 60), (3, 2, 64)]], tempo=1_000_000)
-    songs, reasons = batches.encode_batch([path], Scheme())
+    songs, reasons, stamps = file_batches.encode_batch([path], Scheme())
+    content = path.read_bytes()
     assert reasons == [""]
+    assert stamps == [(len(content), path.stat().st_mtime_ns, zlib.crc32(content))]
     assert names(songs.tokens) == "sos n60 d8 sep d24 n64 d16 eos"
-    assert (songs.notes.tolist(), songs.steps.tolist(), songs.seconds.tolist()) == ([2], [40], [5.0])
+    assert (songs.notes.tolist(), songs.ends.tolist(), songs.seconds.tolist()) == ([2], [40], [5.0])
     assert songs.bar.tolist() == [0] * 8
-    assert songs.step.tolist() == [0, 0, 0, 0, 0, 24, 24, 24]
+    assert songs.position.tolist() == [0, 0, 0, 0, 0, 24, 24, 24]
     assert (songs.meters.tolist(), songs.tempos.tolist()) == ([[0, 0, 4, 4]], [[0, 0, 1_000_000]])
 
 
@@ -329,3 +334,13 @@ def test_a_written_song_reads_back_as_it_was(tmp_path, seed):
         assert getattr(again, name).tolist() == getattr(song, name).tolist()
     assert song.bar_start(2) == 48
     assert song.bar_lines(48).tolist() == [0, 24, 48]
+
+
+def test_bar_lines_end_where_they_are_told_to():
+    """Also before a change of meter, and before the song."""
+    song = make_song(
+        np.empty((0, 5), np.int32), np.array([[0, 3, 4], [100, 4, 4]], np.int32), np.empty((0, 2), np.int32), Scheme()
+    )
+    every = [0, 24, 48, 72, 96, 100, 132, 164]
+    for until in range(-1, 170):
+        assert song.bar_lines(until).tolist() == [line for line in every if line <= until]

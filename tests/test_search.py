@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from midigen_jax.search import resolve_backend, search
+from midigen_jax.model.search import resolve_backend, search
 
 BACKENDS = ["faiss", "xla"]
 RING = 32
@@ -67,7 +67,9 @@ def test_search_agrees_with_numpy(backend, dtype, top_k):
     assert hits.keys.dtype == keys.dtype
     rows = np.take_along_axis(np.asarray(keys)[:, :, None], np.maximum(hits.slots, 0)[..., None], 3)
     assert (np.asarray(hits.keys)[found] == rows[found]).all()
-    assert ((hits.token == np.asarray(hits.slots) + 100 * np.arange(len(RANGES))[:, None, None, None]) | ~found).all()
+    assert (
+        (hits.next_token == np.asarray(hits.slots) + 100 * np.arange(len(RANGES))[:, None, None, None]) | ~found
+    ).all()
 
 
 def test_equal_keys_are_found_in_some_order():

@@ -1,4 +1,4 @@
-"""The reader against its module docstring: as mido and plain Python read, or by hand where mido reads otherwise."""
+"""The reader against mido and plain Python, or against values made by hand where mido reads files otherwise."""
 
 import io
 from itertools import chain
@@ -6,6 +6,7 @@ from itertools import chain
 import mido
 import numpy as np
 import pytest
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from smf_files import END, chunk, events, exclusive, file_of, header, meta, real_files, variable_length
@@ -20,10 +21,10 @@ def read(data: bytes) -> tuple[int, int, list, list, list]:
 
 
 def reference(data: bytes) -> tuple[int, int, list, list, list]:
-    """What `read` has to return for a file that mido reads as it is meant."""
+    """What `read` must return for a file that mido reads correctly."""
     file = mido.MidiFile(file=io.BytesIO(data), clip=False)
     division, ticks = file.ticks_per_beat, 1
-    if division < 0:  # SMPTE: a second is so many ticks, which are two quarter notes
+    if division < 0:  # SMPTE: this many ticks per second, which is two quarter notes
         frames = -(division >> 8)
         division, ticks = (30 if frames == 29 else frames) * (division & 0xFF), 2
     notes, meters, tempos = [], [], []
@@ -91,9 +92,9 @@ TRACKS = st.builds(events, st.lists(st.tuples(DELTAS, MESSAGES, st.booleans()), 
 DIVISIONS = st.sampled_from((1, 96, 480, 0x7FFF, 0xE804, 0xE728, 0xE350, 0xE201))  # 24, 25, 29.97 and 30 frames
 
 
-@settings(derandomize=True, deadline=None, database=None, max_examples=500)
+@settings(derandomize=True, deadline=None, database=None, max_examples=examples(100))
 @given(tracks=st.lists(TRACKS, min_size=1, max_size=4), kind=st.integers(0, 2), division=DIVISIONS)
-def test_any_sound_file_is_read_as_by_mido_and_plain_python(tracks, kind, division):
+def test_valid_files_are_read_as_by_mido_and_plain_python(tracks, kind, division):
     data = file_of(*tracks, kind=kind, division=division)
     assert read(data) == reference(data)
 
@@ -106,7 +107,7 @@ def test_real_files_are_read_as_by_mido_and_plain_python():
         data = path.read_bytes()
         try:
             expected = reference(data)
-        except (OSError, EOFError, ValueError, IndexError) as error:  # mido's ways to refuse a file
+        except (OSError, EOFError, ValueError, IndexError) as error:  # how mido refuses files
             refused.append(f"{path}: {error!r}")
             continue
         assert read(data) == expected, path
@@ -163,7 +164,7 @@ def test_meters_and_tempos_of_wrong_lengths():
     assert read_tempos == [[8, 0x010203]]
 
 
-def test_changes_on_one_tick_stay_in_file_order():  # more than a sort leaves in order by chance
+def test_changes_on_one_tick_stay_in_file_order():  # too many for an unstable sort to keep in order by chance
     tempos = [[[i // 20, 1 + 200 * track + i] for i in range(200)] for track in range(3)]
     track_bytes = [
         events(
@@ -196,7 +197,7 @@ def test_smpte_time_is_read_as_120_quarter_notes_a_minute(frames, expected):
     assert (meters, tempos) == ([[50, 3, 4]], [])
 
 
-# The same two tracks in all sorts of containers.
+# The same two tracks in various containers.
 A = events(
     [(0, b"\xc0\x05", True), (3, b"\x90\x3c\x40", True), (200, meta(0x51, b"\1\2\3"), True), (5, b"\x90\x3c\0", True)]
 )
@@ -273,7 +274,7 @@ def test_broken_track_ends_where_it_breaks_and_the_next_one_is_read(name, declar
     assert columns(data, ONSET, DURATION, PITCH, TRACK) == [[0, 10, 60, 0], [0, 10, 60, 1]]
 
 
-def test_data_byte_without_a_status_ends_the_track():  # running status does not go on from the track before
+def test_data_byte_without_a_status_ends_the_track():  # running status does not carry over from the track before
     assert columns(file_of(NOTE, NOTE[:1] + NOTE[2:], NOTE), TRACK) == [[0], [2]]
 
 
@@ -307,13 +308,13 @@ def test_errors_come_with_a_sentence_and_no_music(data, error):
 
 
 def test_read_does_not_depend_on_the_file_before():
-    """The kernels' scratch room is used for many files: what a broken one leaves in it must not show."""
+    """The workspace is used for many files: what a damaged one leaves in it must not matter."""
     data = [PLAIN, CONTAINERS["cut in the last end"], PLAIN[:60], file_of(NOTE * 9), PLAIN]
     joined = np.frombuffer(b"".join(data), np.uint8)
-    room = smf.scratch(len(joined))
+    workspace = smf.make_workspace(len(joined))
     begin = 0
     for file in data:
-        error, division, *counts = smf.read_into(joined, begin, begin + len(file), room)
-        arrays = (rows[:n].tolist() for rows, n in zip(room[:3], counts, strict=True))
+        error, division, *counts = smf.read_into(joined, begin, begin + len(file), workspace)
+        arrays = (rows[:n].tolist() for rows, n in zip(workspace[:3], counts, strict=True))
         assert (error, division, *arrays) == read(file)
         begin += len(file)

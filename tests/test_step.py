@@ -13,19 +13,14 @@ import pytest
 from flax import nnx
 
 from midigen_jax import config as cfg
-from midigen_jax import memory as mem
-from midigen_jax import model, search
-from midigen_jax.cli import InputError
-from midigen_jax.step import (
-    TrainState,
-    init_state,
-    make_loss,
-    make_mesh,
-    make_train_step,
-    put_batch,
-    run_segments,
-    state_sharding,
-)
+from midigen_jax.errors import InputError
+from midigen_jax.model import memory as mem
+from midigen_jax.model import search
+from midigen_jax.model.decoder import abstract_decoder, init_params
+from midigen_jax.model.reader import read_segments
+from midigen_jax.training.sharding import make_mesh, put_batch, state_sharding
+from midigen_jax.training.state import TrainState, init_state
+from midigen_jax.training.step import make_loss, make_train_step
 from midigen_jax.vocab import SOS, Vocabulary
 
 LANES, SEGMENT, SEGMENTS, STEPS = 4, 8, 2, 4
@@ -33,7 +28,7 @@ LANES, SEGMENT, SEGMENTS, STEPS = 4, 8, 2, 4
 
 def config(layers: int = 2, **train) -> cfg.Config:
     return cfg.Config(
-        model=cfg.Model(layers=layers, width=16, heads=2, ff_width=16, dropout=0.2),
+        model=cfg.Model(layers=layers, width=32, heads=2, ff_width=16, dropout=0.2),
         memory=cfg.Memory(xl=12, knn=32, knn_layer=layers, top_k=4, backend="faiss"),
         data=cfg.Data(lanes=LANES, segment=SEGMENT, segments=SEGMENTS),
         train=cfg.Train(steps=10, warmup=1, **train),
@@ -48,7 +43,7 @@ def batches(n: int) -> list[dict[str, np.ndarray]]:
     begins = np.diff(song, axis=1, prepend=-1) != 0
     tokens = np.where(begins, SOS, random.integers(4, 389, song.shape))
     targets = np.where(np.roll(begins, -1, 1), -1, np.roll(tokens, -1, 1))
-    places = {name: random.integers(0, 96, song.shape) for name in ("bar", "step")}
+    places = {name: random.integers(0, 96, song.shape) for name in ("bar", "position")}
     tape = {"tokens": tokens, "targets": targets, **places, "song": song}
     parts = ({name: np.split(x.astype(np.int32), n, 1)[i] for name, x in tape.items()} for i in range(n))
     return list(parts)
@@ -63,7 +58,7 @@ def steps_on(mesh: jax.sharding.Mesh, state: TrainState, backend: str) -> dict[s
     """Metrics of all steps and the memories after them."""
     here = cfg.override(config(layers=1), [f"memory.backend={backend}"])
     state = jax.device_put(state, state_sharding(mesh))
-    step = make_train_step(model.abstract(here, Vocabulary()), here, mesh)
+    step = make_train_step(abstract_decoder(here, Vocabulary()), here, mesh)
     results = []
     for batch in batches(STEPS):
         state, metrics = step(state, put_batch(batch, mesh))
@@ -145,21 +140,23 @@ def test_lanes_that_devices_cannot_share_are_refused(four_devices):
 @pytest.fixture(scope="module")
 def before():
     """Parameters, the memories after a few segments, and the step that follows."""
-    params = jax.jit(lambda: model.init_params(config(), Vocabulary(), seed=0)[1])()
+    params = jax.jit(lambda: init_params(config(), Vocabulary(), seed=0)[1])()
     *earlier, batch = batches(3)
     memory = mem.init_memory(config(), LANES)
     keys = jax.random.split(jax.random.key(0), LANES)
     for one in earlier:
-        memory = read(params, memory, one, config(), keys)[0][1][0]
+        memory = read(params, memory, one, config(), keys)[0][1][1]
     return params, memory, batch
 
 
 @partial(jax.jit, static_argnames="config")
 def read(params, memory, batch, config, keys):
-    """Loss, memory, targets and statistics of a step; and the gradients."""
+    """Loss, the other results and the memory after a step; and the gradients."""
 
     def loss(params):
-        return run_segments(nnx.merge(model.abstract(config, Vocabulary()), params), memory, batch, keys)
+        decoder = nnx.merge(abstract_decoder(config, Vocabulary()), params)
+        losses, after = read_segments(decoder, memory, batch, keys)
+        return losses.nats, (losses, after)
 
     return jax.value_and_grad(loss, has_aux=True)(params)
 
@@ -180,7 +177,7 @@ def test_activations_computed_again_change_nothing_and_search_once_a_segment(bef
         calls.clear()
         results.append(jax.block_until_ready(read(*before, config(remat=remat), keys)))
         counts.append(len(calls))
-    assert results[0][0][1][2].hit_rate > 0.3
+    assert results[0][0][1][0].statistics.hit_rate > 0.3
     assert_close(*results)
     assert counts[0] > 0
     assert counts[0] == counts[1]
@@ -190,8 +187,8 @@ def test_activations_computed_again_change_nothing_and_search_once_a_segment(bef
 def test_the_step_keeps_no_copy_of_the_ring(remat):
     """Beside the state, eight segments need far less memory than the ring, which is much larger than all else."""
     large = cfg.override(config(layers=1, remat=remat), ["memory.knn=65536", "data.lanes=1", "data.segments=8"])
-    state, graphdef = jax.eval_shape(lambda: init_state(large, Vocabulary())), model.abstract(large, Vocabulary())
-    ring = sum(x.size * x.dtype.itemsize for x in (state.memory.knn.keys, state.memory.knn.token))
+    state, graphdef = jax.eval_shape(lambda: init_state(large, Vocabulary())), abstract_decoder(large, Vocabulary())
+    ring = sum(x.size * x.dtype.itemsize for x in (state.memory.knn.keys, state.memory.knn.next_token))
     batch = {name: jax.ShapeDtypeStruct((1, 8 * SEGMENT), jnp.int32) for name in batches(1)[0]}
     step = make_train_step(graphdef, large, make_mesh(large)).lower(state, batch).compile()
     assert step.memory_analysis().temp_size_in_bytes < ring / 4
@@ -201,8 +198,8 @@ def test_a_lane_s_dropout_depends_on_no_other_lane(before):
     params, memory, batch = before
     keys = jax.random.split(jax.random.key(1), LANES)
     others = keys.at[1:].set(jax.random.split(jax.random.key(2), LANES - 1))
-    (_, (one, *_)), _ = read(params, memory, batch, config(), keys)
-    (_, (two, *_)), _ = read(params, memory, batch, config(), others)
+    (_, (_, one)), _ = read(params, memory, batch, config(), keys)
+    (_, (_, two)), _ = read(params, memory, batch, config(), others)
     one, two = (x.xl.values[-1] for x in (one, two))
     assert (one[0] == two[0]).all()
     assert (one[1:] != two[1:]).any((1, 2, 3)).all()
@@ -212,6 +209,6 @@ def test_evaluation_is_without_dropout(before, corpus):
     params, songs, losses = before[0], corpus.songs_of("validation")[:2], []
     for rate in (0.0, 0.5):
         here = cfg.override(config(), [f"model.dropout={rate}"])
-        total_loss = make_loss(model.abstract(here, Vocabulary()), here, make_mesh(here))
+        total_loss = make_loss(abstract_decoder(here, Vocabulary()), here, make_mesh(here))
         losses.append(total_loss(params, corpus, songs))
     assert losses[0] == losses[1]

@@ -1,0 +1,79 @@
+"""Measures trained models on songs that they were not trained on, and what their memories contribute.
+
+    midigen evaluate runs/mine --data corpora/mine
+    midigen evaluate runs/both runs/xl-only runs/none --data corpora/mine --out compared
+
+Writes report.html, one self-contained page with plots, piano rolls and players, and the same figures as report.json, to
+the first run's folder or to --out; beside them the first continuation as sample.mid, .png and .wav. Each song is read
+whole from its own empty memory, and again with memories hidden, or with another song's kNN memory in place of its own.
+Intervals are 95 % confidence intervals over songs.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from .. import files
+from ..data.folders import check_midi_folder
+from ..errors import InputError
+from ..run.folder import check_run
+from . import command
+from .command import option
+
+LEAST = {"songs": 1, "takes": 1, "prompt_bars": 1, "bars": 1, "themes": 0, "furthest": 0.5}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = command.parser(__doc__)
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="folders of runs; the first is compared with the others"
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="CORPUS_OR_MIDI_DIR", help="the music that they were trained on"
+    )
+    parser.add_argument("--split", choices=("validation", "test"), default="test", help="the songs to read")
+    parser.add_argument("--songs", type=int, metavar="N", help="read at most this many of them; else all")
+    parser.add_argument("--takes", type=int, default=16, metavar="N", help="continue this many of them")
+    parser.add_argument("--prompt-bars", type=int, default=8, metavar="N", help="bars of each song in the prompt")
+    parser.add_argument("--bars", type=int, default=32, metavar="N", help="bars to add")
+    parser.add_argument("--themes", type=int, default=16, metavar="N", help="themes of the recall probe; 0: no probe")
+    parser.add_argument(
+        "--furthest", type=float, default=32, metavar="N", help="the probe's longest filler, in contexts"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same music")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the report; else the first run's")
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
+    for name, least in LEAST.items():
+        if (value := getattr(args, name)) is not None and not value >= least:
+            raise InputError(f"{option(name)} {value}: give at least {least}")
+    if args.themes == 1:
+        raise InputError("--themes 1: the control needs another theme; give at least 2, or 0")
+    for run in args.runs:
+        check_run(run)
+    check_midi_folder(args.data)  # or a corpus, which is a folder too
+    out = args.out or args.runs[0]
+    files.check_writable(out / "report.html")
+
+    # Imported here: bad arguments are reported without waiting for JAX.
+    from ..evaluation.evaluate import Options, evaluate
+    from ..run.runtime import enable_compilation_cache
+
+    enable_compilation_cache()
+    options = Options(
+        split=args.split,
+        max_songs=args.songs,
+        continuations=args.takes,
+        prompt_bars=args.prompt_bars,
+        bars=args.bars,
+        themes=args.themes,
+        furthest=args.furthest,
+        seed=args.seed,
+    )
+    evaluate(args.runs, args.data, out, options, command=shlex.join(["midigen", "evaluate", *sys.argv[1:]]))
+    n_runs = len(args.runs)
+    print(f"{out / 'report.html'}: {n_runs} run{'s' * (n_runs > 1)}; open it in a browser. Beside it is sample.mid")

@@ -1,0 +1,283 @@
+"""The evaluation of runs: losses by ablation, the recall probe, generated music, and the report of all of it."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from .. import files, vocab
+from ..data.corpus import Corpus
+from ..data.encode import open_or_encode
+from ..errors import InputError
+from ..music.song import TokenSequence
+from ..run import environment
+from ..run.trained import TrainedModel, load_run
+from ..sampling.sampler import Sampler
+from . import ablations, generation_metrics, repeats, report
+from .ablations import SongReader, difference_name
+from .bootstrap import Interval, ratio
+from .generation_metrics import Pair
+from .recall_probe import Themes, find_themes, probe
+from .retrieval_analysis import analyse_retrieval
+
+BARS = (("0 to 15", 0, 16), ("16 to 31", 16, 32), ("32 to 63", 32, 64), ("64 and beyond", 64, math.inf))
+# Differences in loss, each below 0 where the first is better.
+DIFFERENCES = (
+    (ablations.XL, ablations.NONE),
+    (ablations.KNN, ablations.XL),
+    (ablations.OTHER_KNN, ablations.XL),
+    (ablations.KNN, ablations.OTHER_KNN),
+)
+PITCH, DURATION, REST, OTHER = "pitches", "durations", "rests", "others"
+MATRICES, PLAYED = 3, 3  # songs whose bar matrices are drawn, and whose continuations the report plays
+ANALYSED = 32  # songs at most whose retrieval is analysed
+PACKAGES = ("jax", "flax", "numpy", "faiss-cpu", "faiss-gpu")
+
+Nats = dict[str, list[np.ndarray]]  # by ablation or run, for each song [N - 1]
+MeanLosses = dict[str, Interval | None]
+
+
+@dataclass(frozen=True)
+class Options:
+    split: str = "test"
+    max_songs: int | None = None
+    continuations: int = 16
+    prompt_bars: int = 8
+    bars: int = 32
+    themes: int = 16  # 0: no recall probe
+    furthest: float = 32  # the longest filler, in contexts
+    seed: int = 0
+
+
+def token_types(tokens: np.ndarray) -> np.ndarray:
+    """The type of each token but the first: PITCH, DURATION of a note, REST and its duration, or OTHER."""
+    before, tokens = tokens[:-1], tokens[1:]
+    duration = (tokens >= vocab.DURATION_0) & (tokens <= vocab.DURATION_0 + vocab.MAX_DURATION)
+    rest = (tokens == vocab.SEP) | (duration & (before == vocab.SEP))
+    pitch = (tokens >= vocab.NOTE_0) & (tokens < vocab.DURATION_0)
+    return np.select([rest, pitch, duration], [REST, PITCH, DURATION], OTHER)
+
+
+def mean_losses(
+    nats: Nats, counted: list[np.ndarray], differences: Sequence[tuple[str, str]] = DIFFERENCES
+) -> MeanLosses:
+    """Nats per token in each ablation, and the differences between them, over the tokens that are counted.
+
+    Args:
+        counted: bool [N - 1] for each song.
+    """
+    counts = np.array([here.sum() for here in counted])
+    sums = {
+        name: np.array([x[here].sum() for x, here in zip(rows, counted, strict=True)]) for name, rows in nats.items()
+    }
+    found: MeanLosses = {name: ratio(x, counts) for name, x in sums.items()}
+    for one, other in differences:
+        if one in sums and other in sums:
+            found[difference_name(one, other)] = ratio(sums[one] - sums[other], counts)
+    return found
+
+
+class Songs(NamedTuple):
+    """The songs that are read."""
+
+    corpus: Corpus
+    numbers: np.ndarray  # in the corpus
+    sequences: list[TokenSequence]
+    kinds: list[np.ndarray]  # for each song [N - 1]: the kind of the bar that each token is in
+
+    @property
+    def groups(self) -> dict[str, dict[str, list[np.ndarray]]]:
+        """Tokens that are counted together: bool [N - 1] for each song."""
+        bars = [sequence.bar[1:] for sequence in self.sequences]
+        by_type = {}
+        if not self.corpus.vocabulary.merges:  # a merged token may be of several types
+            types = [token_types(sequence.tokens) for sequence in self.sequences]
+            by_type = {"by token type": {name: [x == name for x in types] for name in (PITCH, DURATION, REST, OTHER)}}
+        return {
+            **by_type,
+            "by bars": {name: [(x >= low) & (x < high) for x in bars] for name, low, high in BARS},
+            "by repetition": {name: [x == name for x in self.kinds] for name in repeats.KINDS},
+        }
+
+
+def read_songs(corpus: Corpus, index: np.ndarray, reach: int) -> Songs:
+    """The songs, and which of their bars are repeats.
+
+    Args:
+        reach: in tokens; what was read longer ago is far (`repeats.kinds_of_bars`).
+    """
+    sequences = [corpus.sequence_of(song) for song in index.tolist()]
+    kinds = []
+    for song, sequence in zip(index.tolist(), sequences, strict=True):
+        of_bars = np.array([*repeats.kinds_of_bars(corpus.song(song), sequence.bar, reach), repeats.SPARSE])
+        kinds.append(of_bars[np.minimum(sequence.bar[1:], len(of_bars) - 1)])
+    return Songs(corpus, index, sequences, kinds)
+
+
+def score(nats: Nats, songs: Songs, differences: Sequence[tuple[str, str]] = DIFFERENCES) -> dict[str, Any]:
+    """All figures that follow from the losses, in nats per token unless a name says otherwise."""
+    corpus = songs.corpus
+    bits = {name: np.array([x.sum() for x in rows]) / math.log(2) for name, rows in nats.items()}
+    units = {"note": corpus.notes, "beat": corpus.beats, "second": corpus.seconds}
+    return {
+        "all": mean_losses(nats, [np.ones(len(x), bool) for x in songs.kinds], differences),
+        **{
+            f"bits per {unit}": {name: ratio(x, n[songs.numbers]) for name, x in bits.items()}
+            for unit, n in units.items()
+        },
+        **{
+            group: {name: mean_losses(nats, counted, differences) for name, counted in parts.items()}
+            for group, parts in songs.groups.items()
+        },
+    }
+
+
+def table(name: str, scores: dict[str, Any]) -> str:
+    """The scores of a run as text."""
+    rows = {"bits per note": scores["bits per note"], "nats per token": scores["all"]}
+    rows |= {f"bars {bars}": row for bars, row in scores["by bars"].items()}
+    rows |= {f"bars, {kind}": row for kind, row in scores["by repetition"].items()}
+    lines = [name]
+    for title, row in rows.items():
+        values = [f"    {ablation:44} {value}" for ablation, value in row.items() if value is not None]
+        lines += [f"  {title}", *values] if values else []
+    return "\n".join(lines)
+
+
+def open_runs(runs: Sequence[Path], data: Path) -> tuple[dict[str, TrainedModel], Corpus]:
+    """The newest checkpoint of each run, by the run's name, and the corpus that they share.
+
+    Raises:
+        InputError: a run or the corpus can't be used, or they don't belong together.
+    """
+    models: dict[str, TrainedModel] = {}
+    for run in runs:
+        name = run.resolve().name
+        if name in models:
+            raise InputError(f"{run}: another run has the name {name} too; give each run once, and rename one")
+        models[name] = load_run(run)
+    corpus = open_or_encode(data, runs[0])
+    for run, model in zip(runs, models.values(), strict=True):
+        if model.vocabulary != corpus.vocabulary:
+            raise InputError(f"{data}: has another vocabulary than {run}; give the corpus that it was trained on")
+        if model.corpus != corpus.fingerprint:
+            raise InputError(
+                f"{data}: is not the corpus that {run} was trained on, or is split differently, so {run} may have been "
+                "trained on its test songs; give that corpus"
+            )
+    return models, corpus
+
+
+def about(model: TrainedModel) -> dict[str, Any]:
+    """The size of a model and of its training."""
+    data, memory = model.config.data, model.config.memory
+    return {
+        "steps": model.step,
+        "tokens": model.step * data.lanes * data.segment * data.segments,
+        "parameters": int(sum(x.size for x in jax.tree.leaves(model.params))),
+        "XL memory": memory.xl,
+        "kNN memory": memory.knn,
+        "segment": data.segment,
+    }
+
+
+class Measured(NamedTuple):
+    """The results of one run."""
+
+    figures: dict[str, Any]
+    nats: list[np.ndarray]  # with all memories, for each song [N - 1]
+    pairs: list[Pair]
+
+
+def measure(
+    name: str,
+    model: TrainedModel,
+    songs: Songs,
+    themes: Themes | None,
+    prompts: Sequence[generation_metrics.EvaluationPrompt],
+    options: Options,
+    progress: tqdm,
+) -> Measured:
+    """All that is measured of one run."""
+    progress.set_description(f"{name}: reading songs")
+    reader = SongReader(model)
+    usable = [x for x in reader.ablations if x != ablations.OTHER_KNN or len(songs.sequences) > 1]
+    nats = {ablation: reader.nats(songs.sequences, ablation) for ablation in usable}
+    figures: dict[str, Any] = {"about": about(model), "losses": score(nats, songs)}
+    progress.write(table(name, figures["losses"]))
+    progress.update()
+    progress.set_description(f"{name}: analysing the retrieval")
+    if reader.complete == ablations.KNN and model.config.memory.backend != "dense":
+        sequences, kinds = songs.sequences[:ANALYSED], songs.kinds[:ANALYSED]
+        figures["retrieval analysis"] = analyse_retrieval(reader, sequences, kinds, MATRICES)
+    progress.update()
+    progress.set_description(f"{name}: recall probe")
+    sampler = Sampler(model)
+    if themes is not None:
+        figures["probe"] = probe(sampler, themes, furthest=options.furthest, seed=options.seed)
+    progress.update()
+    progress.set_description(f"{name}: continuing songs")
+    pairs = generation_metrics.continue_songs(sampler, prompts, bars=options.bars, seed=options.seed)
+    progress.update()
+    return Measured(figures, nats[reader.complete], pairs)
+
+
+def evaluate(runs: Sequence[Path], data: Path, out: Path, options: Options, *, command: str) -> None:
+    """Measures all runs and writes the report, its figures and a sample to `out`.
+
+    Args:
+        command: the command line, for the report.
+
+    Raises:
+        InputError: a run or the corpus can't be used, or has too few songs.
+    """
+    models, corpus = open_runs(runs, data)
+    index = corpus.songs_of(options.split)[: options.max_songs]
+    if len(index) == 0:
+        raise InputError(f"{data}: the {options.split} split has no songs; give --split validation, or more songs")
+    reach = max(repeats.reach_of(model.config) for model in models.values())
+    songs = read_songs(corpus, index, reach)
+    prompts = generation_metrics.choose_prompts(
+        corpus, index, options.continuations, prompt_bars=options.prompt_bars, bars=options.bars
+    )
+    themes = None
+    if options.themes:
+        themes = find_themes([corpus.song(i) for i in index.tolist()], options.themes, seed=options.seed)
+    with tqdm(total=4 * len(models), unit="part") as progress:
+        measured = {
+            name: measure(name, model, songs, themes, prompts, options, progress) for name, model in models.items()
+        }
+    nats, pairs = ({name: getattr(x, what) for name, x in measured.items()} for what in ("nats", "pairs"))
+    first, *others = measured
+    result = {
+        "date": date.today().isoformat(),
+        "command": command,
+        "environment": environment.environment(PACKAGES),
+        "corpus": {
+            "fingerprint": corpus.fingerprint,
+            "split": options.split,
+            "songs": len(index),
+            "tokens": int(sum(map(len, songs.kinds))),
+            "names": [corpus.names[i] for i in index],
+            "reach": reach,
+            "tokens by repetition": {kind: int(sum((x == kind).sum() for x in songs.kinds)) for kind in repeats.KINDS},
+        },
+        "runs": {name: x.figures for name, x in measured.items()},
+        "comparison": {
+            difference_name(first, other): score({x: nats[x] for x in (first, other)}, songs, [(first, other)])
+            for other in others
+        },
+        "generation metrics": generation_metrics.compare_with_real(prompts, pairs, corpus),
+    }
+    files.write_text(out / "report.json", json.dumps(result, allow_nan=False) + "\n")
+    titles = [corpus.names[prompt.song] for prompt in prompts]
+    pairs[first][0].continuation.save(out / "sample", title=f"{titles[0]}, continued")
+    played = {name: some[:PLAYED] for name, some in pairs.items()}
+    files.write_text(out / "report.html", report.page(result, played, titles))

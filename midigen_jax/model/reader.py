@@ -1,0 +1,110 @@
+"""The one reader of segments: training, validation, evaluation, prefill and benchmarks all read songs through it.
+
+Letters of shapes are those of `shapes`.
+"""
+
+from typing import Any, NamedTuple, TypedDict
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ..shapes import Array, Bool, Float, Int
+from . import memory as mem
+from .decoder import Decoder
+from .memory import KNNMemory, Memory, XLMemory
+from .retrieval import Retrieval, RetrievalStatistics
+
+
+class Batch(TypedDict):
+    """Tokens of every lane."""
+
+    tokens: Int[Array, "B Q"]
+    targets: Int[Array, "B Q"]  # the song's next tokens, or NO_TARGET
+    bar: Int[Array, "B Q"]
+    position: Int[Array, "B Q"]  # in the bar, in grid steps
+    song: Int[Array, "B Q"]  # number of the song in its lane, or NO_SONG
+
+
+class Visible(NamedTuple):
+    """Which memories a reader sees. All of it is data, so that one compiled program serves every ablation."""
+
+    xl: Bool[Array, ""] | bool = True
+    knn: Bool[Array, ""] | bool = True
+    other_knn: KNNMemory | None = None  # seen in place of the lane's own kNN memory, which is still written
+
+
+EVERYTHING = Visible()
+
+
+class SegmentOutput(NamedTuple):
+    """Of one segment."""
+
+    logits: Float[Array, "B T V"]
+    nats: Float[Array, "B T"]  # loss of each target; 0 without one
+    retrieval: Retrieval
+    window: XLMemory  # XL memory with the segment appended
+    knn: KNNMemory | None  # the ring before the segment's end
+    memory: Memory  # after the segment
+
+
+def read_segment(
+    decoder: Decoder, memory: Memory, batch: Batch, visible: Visible = EVERYTHING, keys: Array | None = None
+) -> SegmentOutput:
+    """Reads one segment of every lane; what a caller does not use is not computed once compiled.
+
+    Args:
+        batch: T tokens of every lane.
+        keys: dropout keys, one per lane; None without dropout.
+    """
+    xl, knn = memory
+    seen_knn = visible.other_knn or knn
+    if visible.xl is not True:
+        xl = xl._replace(song=jnp.where(visible.xl, xl.song, mem.NO_SONG))
+    if seen_knn is not None and visible.knn is not True:
+        seen_knn = seen_knn._replace(song=jnp.where(visible.knn, seen_knn.song, mem.NO_SONG))
+    inputs = (batch["tokens"], batch["bar"], batch["position"], batch["song"])
+    output = decoder(*inputs, Memory(xl, seen_knn), keys=keys)
+    counted = batch["targets"] >= 0
+    nats = optax.softmax_cross_entropy_with_integer_labels(output.logits, jnp.maximum(batch["targets"], 0))
+    # The memories are kept as they are, whatever of them was visible.
+    window = output.window._replace(song=jnp.concatenate([memory.xl.song, batch["song"]], 1))
+    knn = knn and mem.write_after(knn, output.logits)
+    after = mem.roll(window, knn, batch["tokens"].shape[1])
+    return SegmentOutput(output.logits, nats * counted, output.retrieval, window, knn, after)
+
+
+class Losses(NamedTuple):
+    nats: Float[Array, ""]  # sum over the targets
+    targets: Int[Array, ""]  # number of targets
+    statistics: RetrievalStatistics  # means over the segments
+
+
+def read_segments(decoder: Decoder, memory: Memory, batch: Batch, keys: Array | None = None) -> tuple[Losses, Memory]:
+    """Reads the segments of a step [B, S * T] one after the other, carrying the memory.
+
+    Args:
+        keys: dropout keys, one per lane; None without dropout.
+    """
+    segment = decoder.config.data.segment
+
+    def one_segment(memory: Memory, xs: tuple[Batch, Array]) -> tuple[Memory, Losses]:
+        here, i = xs
+        segment_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+        output = read_segment(decoder, memory, here, keys=segment_keys)
+        targets = jnp.sum(here["targets"] >= 0)
+        return output.memory, Losses(output.nats.sum(), targets, output.retrieval.statistics)
+
+    if decoder.config.train.remat:
+        # The hits are kept: recomputing them would search again, and the scan would keep every segment's ring for it.
+        policy = jax.checkpoint_policies.save_only_these_names(mem.HITS)
+        one_segment = jax.checkpoint(one_segment, policy=policy, prevent_cse=False)
+    segments: Any = jax.tree.map(lambda x: split_segments(x, segment), dict(batch))
+    n_segments = segments["tokens"].shape[0]
+    memory, losses = jax.lax.scan(one_segment, memory, (segments, jnp.arange(n_segments)))
+    mean_statistics = jax.tree.map(lambda x: x.mean(0), losses.statistics)
+    return Losses(losses.nats.sum(), losses.targets.sum(), mean_statistics), memory
+
+
+def split_segments(x: Int[Array, "B tokens"], segment: int) -> Int[Array, "S B T"]:
+    return jnp.moveaxis(x.reshape(x.shape[0], -1, segment), 1, 0)

@@ -1,0 +1,151 @@
+"""What the kNN memory answers: the tokens that followed similar contexts, and the weight of each.
+
+Letters of shapes are those of `shapes`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import config as cfg
+from ..shapes import Array, Bool, Float, Int
+from . import memory as mem
+from .attention import softmax
+from .cache import Ring
+from .memory import ValidSlots
+from .search import Hits, in_range, resolve_backend, top_k
+
+
+class RetrievalStatistics(NamedTuple):
+    """What the kNN memory did in a segment; zeros without one."""
+
+    hit_rate: Array  # share of the queries that found anything
+    hits: Array  # number of entries found
+    ages: Array  # the sum of their ages: tokens between an entry and its query; 0 without a search
+    attention_share: Float[Array, " H"]  # the memory's share of each head's attention, mean over all queries
+    valid_slots: Array  # slots of the current song, mean over lanes
+
+
+def no_statistics(heads: int) -> RetrievalStatistics:
+    zero = jnp.zeros(())
+    return RetrievalStatistics(zero, zero, zero, jnp.zeros(heads), zero)
+
+
+class Retrieval(NamedTuple):
+    """What the kNN memory did for each token; only the statistics without a search."""
+
+    statistics: RetrievalStatistics
+    ages: Int[Array, "B H Q k"] | None = None  # tokens between a hit and its query; 0: nothing was found
+    weights: Float[Array, "B H Q k"] | None = None  # the share of each hit in a head's attention
+
+
+class Found(NamedTuple):
+    """The memory's contribution before it is mixed with the window."""
+
+    token_weights: Float[Array, "B H Q V"] | None  # by token; of the dense memory
+    hit_weights: Float[Array, "B H Q k"] | None  # by hit; of a search
+    hits: Hits | None
+    lse: Float[Array, "B H Q 1"]  # logarithm of the softmax divisor; undefined where nothing was found
+    any: Bool[Array, "#B 1 Q"] | Bool[Array, "B H Q"]  # whether anything was found
+
+
+def find(
+    keys: Float[Array, "B H Q Dh"],
+    scaled: Float[Array, "B H Q Dh"],
+    slots: ValidSlots,
+    may_search: Bool[Array, "B Q"],
+    memory: cfg.Memory,
+    vocabulary: int,
+) -> Found:
+    """Softmax over the nearest neighbours, or in the dense memory over every valid slot.
+
+    Args:
+        keys: context keys of the queries, of length 1.
+        scaled: the same times each head's scale.
+    """
+    if resolve_backend(memory.backend) == "dense":
+        weights, lse = attend_all(scaled, slots, vocabulary)
+        return Found(weights, None, None, lse, (may_search & (slots.length > 0)[:, None])[:, None])
+    hits = mem.retrieve(slots, keys, may_search, memory.top_k, memory.backend)
+    weights, lse = attend_hits(scaled, hits)
+    return Found(None, weights, hits, lse, hits.found.any(-1))
+
+
+def attend_hits(q: Float[Array, "B H Q Dh"], hits: Hits) -> tuple[Float[Array, "B H Q k"], Float[Array, "B H Q 1"]]:
+    """Weights of the hits of a search, and their lse; q is scaled. Both are undefined where nothing was found."""
+    scores = jnp.einsum("bhtd,bhtkd->bhtk", q, hits.keys.astype(q.dtype), preferred_element_type=jnp.float32)
+    found = hits.found
+    # Where nothing was found, equal scores stand in, so that no gradient is NaN.
+    return softmax(jnp.where(found, scores, jnp.where(found.any(-1, keepdims=True), -jnp.inf, 0.0)))
+
+
+def attend_all(
+    q: Float[Array, "B H Q Dh"], slots: ValidSlots, vocabulary: int
+) -> tuple[Float[Array, "B H Q V"], Float[Array, "B H Q 1"]]:
+    """Weights of the tokens that followed anything in the valid slots, without a search, and their lse.
+
+    For comparison with searches; undefined where there are no valid slots. A step of several segments keeps a copy of
+    the ring for each.
+    """
+
+    @jax.checkpoint
+    def one_lane(lane: tuple[Array, ValidSlots]) -> tuple[Array, Array]:
+        q, slots = lane
+        scores = jnp.einsum("htd,hmd->htm", q, slots.keys.astype(q.dtype), preferred_element_type=jnp.float32)
+        valid = in_range(slots.keys.shape[1], slots.start, slots.length)
+        scores = jnp.where(valid, scores, jnp.finfo(jnp.float32).min)
+        weights, lse = softmax(scores)
+        return weights @ jax.nn.one_hot(slots.next_token, vocabulary), lse
+
+    # One lane after the other: the scores of all at once would be B H Q M numbers.
+    return jax.lax.map(one_lane, (q, jax.lax.stop_gradient(slots)))
+
+
+def retrieve_one(
+    q: Float[Array, "BH Dh"],
+    scale: Float[Array, " H"],
+    ring: Ring,
+    start: Int[Array, " B"],
+    count: Int[Array, " B"],
+    memory: cfg.Memory,
+) -> tuple[Float[Array, "B H k"], Int[Array, "B H k"], Float[Array, "BH 1"]]:
+    """For one query per row: weights of the nearest slots of the ring (of all, in the dense memory), the tokens that
+    followed them, and the lse of the weights. Undefined where there are no valid slots.
+
+    The search is always XLA's: a host callback per token would take longer than the scores.
+    """
+    heads = len(scale)
+    valid = jnp.repeat(in_range(ring.next_token.shape[1], start, count), heads, 0)
+    scores, first = [], 0
+    for piece in ring.keys:
+        here = valid[:, first : first + piece.shape[1]]
+
+        def score(piece: Array, here: Array) -> Array:
+            scores = jnp.einsum("bk,bmk->bm", q, piece, precision="highest", preferred_element_type=jnp.float32)
+            return jnp.where(here, scores, -jnp.inf)
+
+        def skip(piece: Array, here: Array) -> Array:
+            return jnp.full(here.shape, -jnp.inf)
+
+        scores.append(jax.lax.cond(here.any(), score, skip, piece, here))
+        first += piece.shape[1]
+    best, token = jnp.concatenate(scores, 1), jnp.repeat(ring.next_token[:, None], heads, 1)
+    if resolve_backend(memory.backend) != "dense":
+        best, slots = top_k(best, min(memory.top_k, best.shape[1]))
+        token = jnp.take_along_axis(ring.next_token, slots.reshape(len(count), -1), 1).reshape(len(count), heads, -1)
+    found = jnp.repeat(count > 0, heads)[:, None]
+    weights, lse = softmax(jnp.where(found, best * jnp.tile(scale, len(count))[:, None], 0.0))
+    return weights.reshape(token.shape), token, lse
+
+
+def sum_by_token(
+    weights: Float[Array, "B H *Q k"], token: Int[Array, "B H *Q k"], vocabulary: int
+) -> Float[Array, "B *Q V"]:
+    """The summed weight of each token of the vocabulary over hits and heads."""
+    weights, token = jnp.moveaxis(weights, 1, -2), jnp.moveaxis(token, 1, -2)
+    shape = weights.shape[:-2]
+    queries = int(np.prod(shape))
+    add = jax.vmap(lambda weights, token: jnp.zeros(vocabulary).at[token].add(weights))
+    return add(weights.reshape(queries, -1), token.reshape(queries, -1)).reshape(*shape, vocabulary)

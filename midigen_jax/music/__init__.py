@@ -1,0 +1,1 @@
+"""Songs: MIDI in and out, keys and pitches, piano rolls, sound."""

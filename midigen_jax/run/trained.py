@@ -1,0 +1,110 @@
+"""A trained model, from a run's checkpoint or from an exported file.
+
+An exported file holds parameters, vocabulary and config, neither optimizer nor music. Nothing in it is code.
+"""
+
+import contextlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .. import config as cfg
+from ..errors import InputError
+from ..model.decoder import init_params
+from ..vocab import Vocabulary
+from . import checkpoint
+from .folder import check_model
+from .tensors import by_path, digest, read_tensors, write_tensors
+
+FORMAT_VERSION = 5
+KIND = "midigen_jax model"
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    config: cfg.Config
+    params: dict
+    vocabulary: Vocabulary
+    run: Path | None = None  # the folder of its run, where there is one
+    step: int = 0  # optimizer steps
+    corpus: str = ""  # fingerprint of the corpus that it was trained on
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A short hash of the parameters."""
+        return digest(by_path(self.params))
+
+
+def load(path: Path, *, best: bool = False) -> TrainedModel:
+    """Loads a model from a run's folder or from an exported file.
+
+    Args:
+        best: of a run, the checkpoint with the lowest validation loss; else the newest.
+
+    Raises:
+        InputError: it can't be used.
+    """
+    check_model(path, best=best)
+    return read_export(path) if path.is_file() else load_run(path, best=best)
+
+
+def load_run(run: Path, *, best: bool = False) -> TrainedModel:
+    """Loads the newest checkpoint of a run, or the one with the lowest validation loss.
+
+    Raises:
+        InputError: there is none, or it can't be used.
+    """
+
+    def parts(meta: dict[str, Any]) -> tuple[cfg.Config, Vocabulary]:
+        return cfg.from_flat(meta["config"], str(run)), Vocabulary.from_json(meta["vocabulary"])
+
+    def shapes(meta: dict[str, Any]) -> dict[str, Any]:
+        return {"params": _abstract_params(*parts(meta))}
+
+    with contextlib.closing(checkpoint.open_run(run)) as checkpoints:
+        found = checkpoints.newest(shapes, best=best)
+    config, vocabulary = parts(found.meta)
+    # Orbax commits arrays to a device, and programs are compiled once more for arguments of which only some are.
+    params = jax.tree.map(lambda x: jnp.asarray(jax.device_get(x)), found.items["params"])
+    return TrainedModel(config, params, vocabulary, run, found.step, found.meta["corpus"])
+
+
+def export(path: Path, model: TrainedModel) -> None:
+    """Writes a model to one file."""
+    metadata = {
+        "format_version": FORMAT_VERSION,
+        "config": cfg.flatten(model.config),
+        "vocabulary": model.vocabulary.to_json(),
+    }
+    write_tensors(path, by_path(model.params), KIND, metadata)
+
+
+def read_export(path: Path) -> TrainedModel:
+    """Reads what `export` wrote.
+
+    Raises:
+        InputError: it is no such file, or damaged.
+    """
+    arrays, metadata = read_tensors(path, KIND, FORMAT_VERSION)
+    damaged = f"{path}: damaged model file; export it again with midigen export RUN {path}"
+    try:
+        config = cfg.from_flat(metadata["config"], str(path))
+        vocabulary = Vocabulary.from_json(metadata["vocabulary"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{damaged} ({error})") from None
+    shapes = _abstract_params(config, vocabulary)
+    params = {}
+    for name, shape in by_path(shapes).items():
+        if name not in arrays or arrays[name].shape != shape.shape or arrays[name].dtype != shape.dtype:
+            raise InputError(f"{damaged} ({name} is missing or has another shape)")
+        params[name] = arrays[name]
+    params = jax.tree.unflatten(jax.tree.structure(shapes), list(params.values()))
+    return TrainedModel(config, params, vocabulary)
+
+
+def _abstract_params(config: cfg.Config, vocabulary: Vocabulary) -> Any:
+    return jax.eval_shape(lambda: init_params(config, vocabulary, seed=0)[1])

@@ -1,0 +1,74 @@
+"""The result of sampling: a song with a part of its own, to be looked at, played and continued."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import vocab
+from ..music import audio
+from ..music.midi import write_song
+from ..music.piano_roll import draw
+from ..music.song import Song
+from ..vocab import Vocabulary
+from .session import Session
+
+
+@dataclass(frozen=True, repr=False)
+class Continuation:
+    """One row of what was sampled."""
+
+    song: Song  # from its beginning
+    start: int  # the time at which new music begins, in grid steps
+    session: Session  # continues from here
+    row: int
+    vocabulary: Vocabulary
+
+    @property
+    def stopped(self) -> str:
+        """Why it stopped."""
+        row = self.session.rows[self.row]
+        if row.tokens[-1] == vocab.EOS:
+            return "ended by itself"
+        return "at the bar line" if row.next_time >= row.end else "cut off (too many notes, or interrupted)"
+
+    @property
+    def new_notes(self) -> int:
+        return int((self.song.notes[:, 0] >= self.start).sum())
+
+    def summary(self) -> str:
+        """Bars, notes, seconds, and why it stopped, in one line."""
+        end = self.session.rows[self.row].end if self.stopped == "at the bar line" else self.song.end
+        end = max(end, self.start)  # it may have ended at once
+        seconds = self.song.seconds_at(end) - self.song.seconds_at(self.start)
+        bars = self.song.bar_of(end - 1) + 1 - self.song.bar_of(self.start)
+        notes = self.new_notes
+        density = notes / max(seconds, 1e-9)
+        return f"{bars} bars, {notes} notes in {seconds:.1f} s ({density:.1f} per second), {self.stopped}"
+
+    def __repr__(self) -> str:
+        return f"<Continuation: {self.summary()}>"
+
+    def save(self, stem: Path | str, *, title: str = "") -> None:
+        """Writes stem.mid, stem.png and stem.wav."""
+        write_sample(self.song, Path(stem), prompt_end=self.start or None, title=title or Path(stem).name)
+
+    def save_state(self, path: Path | str) -> None:
+        """Writes all that this song, or others from here, can be continued from."""
+        self.session.select([self.row]).save(Path(path))
+
+    def _repr_png_(self) -> bytes | None:
+        """The piano roll, which a notebook shows."""
+        if len(self.song.notes) == 0:
+            return None
+        picture = io.BytesIO()
+        draw(picture, self.song, prompt_end=self.start or None, title=self.summary())
+        return picture.getvalue()
+
+
+def write_sample(song: Song, stem: Path, *, prompt_end: int | None, title: str) -> None:
+    """Writes stem.mid, stem.png and stem.wav. `prompt_end` is None for an invention."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    midi, picture, sound = (stem.with_name(stem.name + suffix) for suffix in (".mid", ".png", ".wav"))
+    write_song(midi, song)
+    draw(picture, song, prompt_end=prompt_end, title=title)
+    audio.wav(midi, sound)

@@ -1,0 +1,105 @@
+"""Logits processors: which tokens the settings allow, and temperature, top-k, top-p and min-p.
+
+`SettingArrays` hold the user's settings as arrays, so that one compiled program serves all of them. Letters of shapes
+are those of `shapes`; B are rows.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import vocab
+from ..errors import InputError
+from ..shapes import Array, Bool, Float, Int
+from ..vocab import Vocabulary
+from .settings import GenerationSettings
+
+NO_INSTRUMENT = vocab.N_INSTRUMENTS  # where there are none, or before a song's first one
+PITCHED, DRUMS, SILENCED = range(3)  # kinds of instruments, by what the settings let them play
+
+
+class SettingArrays(NamedTuple):
+    """`GenerationSettings` as arrays."""
+
+    temperature: Float[Array, ""]
+    top_k: Int[Array, ""]
+    top_p: Float[Array, ""]
+    min_p: Float[Array, ""]
+    loop_bars: Int[Array, ""]
+    kind: Int[Array, " instruments"]  # PITCHED, DRUMS or SILENCED
+    allowed: Bool[Array, "3 V"]  # tokens after an instrument of each kind
+
+
+def make_setting_arrays(settings: GenerationSettings, vocabulary: Vocabulary) -> SettingArrays:
+    """
+    Raises:
+        InputError: the vocabulary has no such instruments, or not so many tokens.
+    """
+    scheme = vocabulary.scheme
+    if settings.top_k > vocabulary.size:
+        raise InputError(f"top-k {settings.top_k}: the vocabulary has {vocabulary.size} tokens; give fewer, or 0")
+    if settings.instruments and not scheme.multi:
+        raise InputError("instruments: this model knows none; train one on a corpus encoded with --tracks multi")
+    wanted = settings.instruments or tuple(range(vocab.N_INSTRUMENTS))
+    kind = np.full(vocab.N_INSTRUMENTS + 1, PITCHED, np.int32)
+    kind[vocab.DRUMS] = DRUMS
+    kind[[i for i in range(vocab.N_INSTRUMENTS) if i not in wanted]] = SILENCED
+    allowed = np.ones((3, vocabulary.size), bool)
+    for before in (PITCHED, DRUMS, SILENCED):
+        for token, parts in enumerate(vocabulary.base_tokens):
+            playing = before
+            for part in parts:
+                if scheme.multi and vocab.INSTRUMENT_0 <= part < vocab.velocity_0(scheme):
+                    playing = kind[part - vocab.INSTRUMENT_0]
+                    allowed[before, token] &= playing != SILENCED
+                elif vocab.NOTE_0 <= part < vocab.DURATION_0:
+                    pitch = part - vocab.NOTE_0
+                    fits = settings.lowest <= pitch <= settings.highest and pitch % 12 in settings.key
+                    allowed[before, token] &= playing == DRUMS or (playing == PITCHED and fits)
+    return SettingArrays(
+        temperature=jnp.asarray(settings.temperature, jnp.float32),
+        top_k=jnp.asarray(settings.top_k or vocabulary.size, jnp.int32),
+        top_p=jnp.asarray(settings.top_p, jnp.float32),
+        min_p=jnp.asarray(settings.min_p, jnp.float32),
+        loop_bars=jnp.asarray(settings.loop_bars, jnp.int32),
+        kind=jnp.asarray(kind),
+        allowed=jnp.asarray(allowed),
+    )
+
+
+def named_instruments(vocabulary: Vocabulary) -> np.ndarray:
+    """The last instrument that each token names, NO_INSTRUMENT where it names none: int32 [V]."""
+    named = np.full(vocabulary.size, NO_INSTRUMENT, np.int32)
+    if vocabulary.scheme.multi:
+        for token, parts in enumerate(vocabulary.base_tokens):
+            for part in parts:
+                if vocab.INSTRUMENT_0 <= part < vocab.velocity_0(vocabulary.scheme):
+                    named[token] = part - vocab.INSTRUMENT_0
+    return named
+
+
+def instrument_after(instrument: Int[Array, " B"], token: Int[Array, " B"], vocabulary: Vocabulary) -> Array:
+    """The instrument that plays after a token."""
+    if not vocabulary.scheme.multi:
+        return instrument
+    named = jnp.asarray(named_instruments(vocabulary))[token]
+    return jnp.where(named == NO_INSTRUMENT, instrument, named)
+
+
+def process_logits(logits: Float[Array, "B V"], settings: SettingArrays) -> Float[Array, "B V"]:
+    """Applies temperature, top-k, top-p and min-p: tokens that are not drawn from get minus infinity.
+
+    The most likely token always stays. All three cuts are a threshold on the probability, the highest of them counts.
+    """
+    logits = logits / settings.temperature
+    probabilities = jax.nn.softmax(logits)
+    ranked = jnp.sort(probabilities, -1, descending=True)
+    min_p = settings.min_p * ranked[:, 0]
+    top_k = jax.lax.dynamic_index_in_dim(ranked, settings.top_k - 1, 1, False)
+    # A token stays if the more likely ones together have less than top_p.
+    kept = (jnp.cumsum(ranked, -1) - ranked < settings.top_p) | (settings.top_p >= 1)
+    top_p = jnp.min(jnp.where(kept, ranked, 1.0), -1)
+    threshold = jnp.minimum(jnp.maximum(jnp.maximum(min_p, top_k), top_p), ranked[:, 0])
+    return jnp.where(probabilities >= threshold[:, None], logits, -jnp.inf)

@@ -1,0 +1,108 @@
+"""The compiled programs of a sampler, shared by all samplers of one config and vocabulary.
+
+Letters of shapes are those of `shapes`; B are rows.
+"""
+
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from .. import config as cfg
+from .. import vocab
+from ..model import cache as caches
+from ..model import memory as mem
+from ..model.decode import attention_weights, decode_token
+from ..model.decoder import abstract_decoder
+from ..model.reader import Batch, read_segment
+from ..shapes import Array, Bool, Int
+from ..vocab import Vocabulary
+from .decode_state import DecodeState, Timeline, advance, allowed_tokens, bar_position, where_active
+from .logits_processors import SettingArrays, process_logits
+from .note_order import init_note_order
+from .repetition import init_repetition
+from .session import SamplerState
+
+CHUNK = 32  # tokens per row that are sampled between two looks at the host
+
+
+class Programs:
+    def __init__(self, config: cfg.Config, vocabulary: Vocabulary):
+        self.config, self.vocabulary = config, vocabulary
+        self._graphdef = abstract_decoder(config, vocabulary)
+        self.read_segment = jax.jit(self._read_segment, donate_argnames="memory")
+        self.sample_chunk = jax.jit(self._sample_chunk, donate_argnames="state")
+        self.from_segments = jax.jit(partial(caches.from_segments, config=config))
+        self.align = jax.jit(caches.align)
+        self.where_active = jax.jit(where_active)
+
+    def abstract_state(self, params: dict, n_rows: int) -> SamplerState:
+        """The shapes of the state of so many rows."""
+
+        def state() -> SamplerState:
+            segments = jnp.zeros((n_rows, self.config.data.segment), jnp.int32)
+            batch: Batch = dict.fromkeys(Batch.__annotations__, segments)  # type: ignore[assignment]
+            window, knn, _ = self._read_segment(params, mem.init_memory(self.config, n_rows), batch)
+            ints = jnp.zeros(n_rows, jnp.int32)
+            cache = caches.from_segments(window, knn, ints, self.config)
+            order, repetition = init_note_order(ints), init_repetition(ints)
+            return SamplerState(cache, DecodeState(ints, ints, ints, ints, ints, ints, ints, order, repetition))
+
+        return jax.eval_shape(state)
+
+    def _read_segment(
+        self, params: dict, memory: mem.Memory, batch: Batch
+    ) -> tuple[mem.XLMemory, mem.KNNMemory | None, mem.Memory]:
+        """The window and the ring at the end of a segment, and the memories after it."""
+        output = read_segment(nnx.merge(self._graphdef, params), memory, batch)
+        return output.window, output.knn, output.memory
+
+    def _sample_chunk(
+        self,
+        params: dict,
+        state: SamplerState,
+        timeline: Timeline,
+        keys: Array,
+        settings: SettingArrays,
+        max_tokens: Int[Array, ""],
+    ) -> tuple[SamplerState, tuple[Int[Array, "n B"], Int[Array, " B"], Bool[Array, " B"]]]:
+        """Samples tokens; also returns the time after them, and which rows continue.
+
+        Args:
+            max_tokens: per row, at most CHUNK; tokens are PAD where a row is done.
+        """
+        decoder = nnx.merge(self._graphdef, params)
+        weights = attention_weights(decoder)
+        # All noise that the chunk can need at once: token by token it would take as long as a layer.
+        counters = state.decode.drawn + jnp.arange(CHUNK)[:, None]
+        row_keys = jax.vmap(jax.vmap(jax.random.fold_in), (None, 0))(keys, counters)
+        noise = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (self.vocabulary.size,))))(row_keys)
+
+        def active(decode: DecodeState) -> Bool[Array, " B"]:
+            continues = (decode.next_time < timeline.end) & (decode.drawn < timeline.max_drawn)
+            return continues & (decode.grammar != vocab.END)
+
+        def any_left(carry: tuple[SamplerState, Array, Array]) -> Array:
+            state, _, i = carry
+            return (i < max_tokens) & active(state.decode).any()
+
+        def one_token(carry: tuple[SamplerState, Array, Array]) -> tuple[SamplerState, Array, Array]:
+            (cache, decode), tokens, i = carry
+            here = active(decode)
+            bar, position, bar_length = bar_position(decode, timeline)
+            logits, cache = decode_token(decoder, decode.token, bar, position, weights, cache, here)
+            legal = allowed_tokens(decode, timeline, bar_length, settings, self.vocabulary)
+            logits = process_logits(jnp.where(legal, logits, -jnp.inf), settings)
+            token = jnp.argmax(logits + noise[i], -1)
+            decode = where_active(here, advance(decode, token, self.vocabulary), decode)
+            return SamplerState(cache, decode), tokens.at[i].set(jnp.where(here, token, vocab.PAD)), i + 1
+
+        tokens = jnp.full((CHUNK, len(keys)), vocab.PAD, jnp.int32)
+        state, tokens, _ = jax.lax.while_loop(any_left, one_token, (state, tokens, jnp.zeros((), jnp.int32)))
+        return state, (tokens, state.decode.next_time, active(state.decode))
+
+
+@lru_cache(maxsize=8)
+def programs(config: cfg.Config, vocabulary: Vocabulary) -> Programs:
+    return Programs(config, vocabulary)

@@ -1,0 +1,63 @@
+"""Prompts as the sampler reads them: tokens, and the decode state at their end."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from .. import vocab
+from ..errors import InputError
+from ..music.song import Prompt, TokenSequence, tokens_of
+from ..vocab import Vocabulary
+from .decode_state import DecodeState
+from .logits_processors import NO_INSTRUMENT, named_instruments
+from .note_order import init_note_order
+from .repetition import init_repetition
+from .session import Row
+
+MAX_PROMPT_TOKENS = 1 << 20
+
+
+class EncodedPrompt(NamedTuple):
+    prompt: Prompt
+    own: TokenSequence  # of the prompt, without its eos
+    read: TokenSequence  # the context song, if any, then the prompt
+
+
+def encode(prompt: Prompt, vocabulary: Vocabulary) -> EncodedPrompt:
+    """
+    Raises:
+        InputError: the prompt is too long.
+    """
+    own = TokenSequence(*(x[:-1] for x in tokens_of(prompt.song, vocabulary)))
+    context = tokens_of(prompt.context, vocabulary) if prompt.context else TokenSequence(*(x[:0] for x in own))
+    if (length := len(context.tokens) + len(own.tokens)) > MAX_PROMPT_TOKENS:
+        raise InputError(f"the prompt has {length:,} tokens, more than {MAX_PROMPT_TOKENS:,}; give fewer bars")
+    return EncodedPrompt(prompt, own, TokenSequence(*map(np.concatenate, zip(context, own, strict=True))))
+
+
+def initial_rows(prompts: Sequence[EncodedPrompt]) -> list[Row]:
+    rows = []
+    for prompt, own, _ in prompts:
+        time = int(prompt.song.notes[-1, 0]) if len(prompt.song.notes) else 0
+        rows.append(Row(prompt.song, own.tokens, prompt.end, prompt.end, time))
+    return rows
+
+
+def initial_state(prompts: Sequence[EncodedPrompt], vocabulary: Vocabulary) -> DecodeState:
+    """The decode state at the end of each prompt. Rests lead to the prompt's end before the next note."""
+    numbers, named = [], named_instruments(vocabulary)
+    for row, prompt in zip(initial_rows(prompts), prompts, strict=True):
+        tokens, grammar = prompt.own.tokens, vocab.START
+        for token in tokens[1:].tolist():
+            grammar = int(vocabulary.grammar[0][grammar, token])
+        instruments = named[tokens]
+        instruments = instruments[instruments != NO_INSTRUMENT]
+        instrument = int(instruments[-1]) if len(instruments) else NO_INSTRUMENT
+        numbers.append((int(tokens[-1]), grammar, instrument, row.next_time))
+    token, grammar_state, current, time = jnp.asarray(numbers, jnp.int32).T
+    zeros = jnp.zeros_like(token)
+    ends = jnp.asarray([prompt.prompt.end for prompt in prompts], jnp.int32)
+    order = init_note_order(token)
+    return DecodeState(token, grammar_state, current, time, time, zeros, zeros, order, init_repetition(ends))

@@ -1,0 +1,95 @@
+"""What a user sets for a generation. Light: imports no JAX, so that commands can check arguments first."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from .. import vocab
+from ..errors import InputError
+from ..music.pitches import parse_instruments, parse_key, parse_pitch
+
+MAX_LOOP_BARS = 10_000  # fewer than 2^31 grid steps
+DEFAULT_BARS = 16
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How tokens are drawn; the defaults are those of `sample.py`."""
+
+    # Below 1 the kNN memory, which is confident already, is trusted even more, and music runs into loops.
+    temperature: float = 1.0
+    top_k: int = 0  # draw from this many most likely tokens; 0: all
+    top_p: float = 0.95  # from the most likely that together have this probability (Holtzman et al. 2020); 1: all
+    min_p: float = 0.0  # from those at least this share as likely as the most likely (Nguyen et al. 2024)
+    loop_bars: int = 8  # maximum bars of silence, and of a loop with a period of up to four bars; 0: no limit
+    lowest: int = 0  # pitches; drums are exempt
+    highest: int = 127
+    key: tuple[int, ...] = tuple(range(12))  # pitch classes, 0 for C; drums are exempt
+    instruments: tuple[int, ...] = ()  # programs from 0, vocab.DRUMS for the drums; empty: all
+
+    def __post_init__(self) -> None:
+        if not 1e-3 <= self.temperature <= 1e3:  # beyond, logits overflow
+            raise InputError(f"temperature {self.temperature}: give a number above 0, from 0.001 to 1000")
+        if self.top_k < 0:
+            raise InputError(f"top-k {self.top_k}: give how many tokens to draw from, or 0 for all")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top-p {self.top_p}: give a number above 0, up to 1 for all tokens")
+        if not 0 <= self.min_p <= 1:
+            raise InputError(f"min-p {self.min_p}: give a number from 0 to 1")
+        if self.loop_bars != 0 and not 2 <= self.loop_bars <= MAX_LOOP_BARS:
+            raise InputError(f"loop-bars {self.loop_bars}: give 2 to {MAX_LOOP_BARS} bars, or 0 to allow any loop")
+        if not set(self.key) <= set(range(12)):
+            raise InputError(f"key {self.key}: give pitch classes from 0 to 11")
+        if not set(self.instruments) <= set(range(vocab.N_INSTRUMENTS)):
+            raise InputError(f"instruments {self.instruments}: give programs from 0 to 127, or {vocab.DRUMS} for drums")
+        if self.lowest > self.highest:
+            raise InputError(f"lowest {self.lowest} is above highest {self.highest}; swap them")
+        pitches = [p for p in range(max(self.lowest, 0), min(self.highest, 127) + 1) if p % 12 in self.key]
+        if not pitches:
+            raise InputError(f"no pitch from {self.lowest} to {self.highest} is in the key; give a wider range")
+
+    @classmethod
+    def parse(cls, **settings: Any) -> "GenerationSettings":
+        """Settings whose pitches, key and instruments may be text, such as C4, "D minor" and "0,32,drums".
+
+        Raises:
+            InputError: they can't be used.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in settings:
+            if name not in known:
+                raise InputError(f"{name}: no such setting; there are {', '.join(known)}")
+        parsers = {"lowest": parse_pitch, "highest": parse_pitch, "key": parse_key, "instruments": parse_instruments}
+        for name, parse in parsers.items():
+            if isinstance(settings.get(name), str):
+                try:
+                    settings[name] = parse(settings[name])
+                except InputError as error:
+                    raise InputError(f"{name} {error}") from None
+        return cls(**settings)
+
+
+DEFAULTS = GenerationSettings()
+
+
+@dataclass(frozen=True)
+class Length:
+    """How much to add, in bars or in seconds up to the next bar line, and from where on the song may end early."""
+
+    bars: int | None = None
+    seconds: float | None = None
+    min_bars: int | None = None
+    min_seconds: float | None = None
+    eos: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("bars", "seconds"):
+            value, least = getattr(self, name), getattr(self, f"min_{name}")
+            if value is not None and not value > 0:
+                raise InputError(f"{name} {value}: give a number above 0")
+            if least is not None and not least >= 0:
+                raise InputError(f"min-{name} {least}: give at least 0")
+            if least is not None and not self.eos:
+                raise InputError(f"min-{name} {least}: only with eos, which lets a song end early")
+        if self.bars is not None and self.seconds is not None:
+            raise InputError("give bars or seconds, not both")

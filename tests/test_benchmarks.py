@@ -1,0 +1,264 @@
+"""Every benchmark runs from beginning to end at toy size, and writes what its readers expect."""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import _shared
+import pytest
+
+from midigen_jax.data.corpus import Corpus
+from midigen_jax.data.encode import encode_folder
+from midigen_jax.errors import InputError
+from midigen_jax.model.decoder import init_params
+from midigen_jax.run import runtime, trained
+from midigen_jax.vocab import Vocabulary
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs" / "pop909.py"
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+TOY = [
+    f"model.layers={4 if HAS_TORCH else 1}",  # the PyTorch baseline needs four
+    *("model.width=32", "model.heads=2", "model.ff_width=32", "model.previous_tokens=1"),
+    *("memory.xl=16", "memory.knn=64", "memory.knn_layer=1", "memory.top_k=4"),
+    *("data.lanes=2", "data.segment=16", "train.warmup=1"),
+]
+SETTINGS = [part for setting in TOY for part in ("--set", setting)]
+
+Run = Callable[..., dict[str, Any]]
+
+
+def load_script(name: str) -> ModuleType:
+    """A benchmark as a module; not by import, since train.py and sample.py are also scripts of the root folder."""
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """A function that calls a script's main with these arguments and returns the JSON that it wrote."""
+
+    def run(script: ModuleType, *arguments: str) -> dict[str, Any]:
+        assert script.__file__ is not None
+        results = tmp_path / "results"
+        monkeypatch.setattr(sys, "argv", [script.__file__, "--results", str(results), *arguments])
+        script.main()
+        (path,) = results.iterdir()
+        return json.loads(path.read_text())
+
+    return run
+
+
+@pytest.fixture
+def in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a benchmark measures in processes of their own is measured here, once for each function."""
+    measured: dict[str, Any] = {}
+
+    def in_this_process(function: Callable[..., Any], *arguments: Any) -> Any:
+        if function.__name__ not in measured:
+            measured[function.__name__] = function(*json.loads(json.dumps(arguments)))
+        return json.loads(json.dumps(measured[function.__name__]))
+
+    monkeypatch.setattr(_shared, "in_new_process", in_this_process)
+    monkeypatch.setattr(runtime, "retain_freed_memory", lambda: None)  # it would last
+
+
+pytestmark = pytest.mark.usefixtures("in_one_process")
+
+
+def on_corpus(corpus: Corpus) -> list[str]:
+    return ["--data", str(corpus.path), "--config", str(CONFIG), *SETTINGS]
+
+
+def assert_describes_the_run(result: dict[str, Any], corpus: Corpus | None = None) -> None:
+    assert result["config"]["model.width"] == 32
+    assert {"device", "processor", "versions", "commit"} <= result["environment"].keys()
+    if corpus is not None:
+        assert result["corpus"]["fingerprint"] == corpus.fingerprint
+
+
+def test_train(run, corpus, capsys, monkeypatch):
+    script = load_script("train")
+    monkeypatch.setattr(script, "BACKENDS", ("xla", "none"))
+    arguments = ["--steps", "2", "--warmup", "1", "--rings", "32", "--ring-steps", "1", "--product", "64"]
+    result = run(script, *on_corpus(corpus), *arguments)
+    assert_describes_the_run(result, corpus)
+    own = result["contestants"][script.OURS]
+    assert {"milliseconds_per_step", "tokens_per_second", "first_step_seconds", "peak_megabytes"} <= own.keys()
+    assert {"knn_cost", "flops_per_step", "peak_flops", "utilisation"} <= result.keys()
+    (ring,) = result["full_rings"]
+    assert ring["backend"] == "xla"
+    assert ring["valid"] == ring["slots"] == 32
+    output = capsys.readouterr().out
+    assert "32 slots, none: " in output  # a backend that can't be used is left out
+    for name in script.CONTESTANTS:
+        assert name in result["contestants"] or f"{name} is left out" in output
+    assert not HAS_TORCH or script.BASELINE in result["contestants"]
+
+
+def test_sample(run, corpus, capsys, monkeypatch, tmp_path):
+    script = load_script("sample")
+    for name, value in {"PAUSE": 0.0, "FIRST_NOTE_TOKENS": 60, "MUSIC_BARS": 2}.items():
+        monkeypatch.setattr(script, name, value)
+    config = script.cfg.override(script.cfg.load(CONFIG), TOY)
+    exported = tmp_path / "toy"
+    trained.export(exported, trained.TrainedModel(config, init_params(config, Vocabulary(), seed=0)[1], Vocabulary()))
+    arguments = ["--rows", "1", "--slices", "1", "--lengths", "60", "--first-notes", "1", "--run", str(exported)]
+    result = run(script, *on_corpus(corpus), *arguments)
+    assert_describes_the_run(result, corpus)
+    for name in (script.EMPTY, script.FULL):
+        figures = result["rows"]["1"][name]
+        assert figures["tokens_per_second"] == pytest.approx(1000 / figures["milliseconds_per_token"])
+        assert figures["peak_megabytes"] > 0
+    ((length, figures),) = result["lengths"].items()
+    assert 40 < int(length) < 80
+    assert figures["valid_slots"] == 32  # in whole segments, beyond the 16 of XL memory
+    assert result["first_note_seconds"] > 0
+    assert result["music"]["1"].keys() == {"music_seconds_per_second", "notes_per_second"}
+    output = capsys.readouterr().out
+    for name in script.CONTESTANTS:
+        assert name in result["rows"]["1"] or f"{name}, 1 rows: left out" in output
+    assert not HAS_TORCH or script.BASELINE in result["rows"]["1"]
+
+
+def test_learning(run, corpus, capsys):
+    script = load_script("learning")
+    result = run(script, *on_corpus(corpus), "--tokens", "64", "--every", "32", "--songs", "1")
+    assert_describes_the_run(result, corpus)
+    curve = result[script.OURS]["curve"]
+    assert [point["trained_tokens"] for point in curve] == [32, 64]
+    assert curve[0]["songs"] == 1
+    assert curve[1]["songs"] == len(corpus.songs_of("validation"))
+    figures = [result["bigram"], *(result[script.OURS][name] for name in ("test", "test, dense"))]
+    figures.append(result[script.OURS]["test, without kNN memory"])
+    assert all(0 < x["bits_per_note"] < 100 for x in figures)
+    assert figures[1] != figures[3]
+    assert (script.BASELINE in result) == HAS_TORCH
+    assert HAS_TORCH or f"{script.BASELINE} is left out" in capsys.readouterr().out
+
+
+def test_trials(run, corpus, capsys, tmp_path):
+    script = load_script("trials")
+    small = ["--steps", "8", "--songs", "1", "--only", "no kNN memory"]
+    first = run(script, *on_corpus(corpus), *small, "--seeds", "1", "--timed-steps", "0")
+    assert "ms per step" not in capsys.readouterr().out
+    result = run(script, *on_corpus(corpus), *small, "--seeds", "2", "--timed-steps", "1")
+    assert_describes_the_run(result, corpus)
+    assert result["variants"].keys() == {"base", "no kNN memory"}
+    for name, row in result["variants"].items():
+        assert row["bits_per_note"][:1] == first["variants"][name]["bits_per_note"]  # it resumed
+        assert len(row["bits_per_note"]) == len(row["nats"]) == 2
+        assert row["milliseconds_per_step"] > 0
+    assert "| no kNN memory" in capsys.readouterr().out
+    with pytest.raises(InputError, match="another config; remove the file"):
+        run(script, *on_corpus(corpus), *small, "--set", "model.width=64")
+
+
+def test_loop(run, corpus):
+    script = load_script("loop")
+    short = ["--seconds", "0.02", "--workers", "0", "--steps", "2", "--windows", "1", "--window-steps", "1"]
+    result = run(script, *on_corpus(corpus), *short)
+    assert_describes_the_run(result, corpus)
+    assert result["loading"].keys() == {f"{location}, no processes" for location in script.LOCATIONS}
+    assert all(result["training"][f"{location}, tokens per second"] > 0 for location in script.LOCATIONS)
+    assert result["saving"]["megabytes"] > 0
+    assert result["resuming, seconds"]["restore and check"] > 0
+
+
+def test_memory(run):
+    result = run(load_script("memory"), *SETTINGS)
+    assert_describes_the_run(result)
+    assert result["gigabytes"].keys() == {"arguments", "temporary", "not in place"}
+    assert 0 < result["gigabytes"]["arguments"] < 0.1
+
+
+def test_recall(run, capsys):
+    result = run(load_script("recall"), "--steps", "2", "--batches", "10")
+    assert len(result["ablations"]) == 4
+    for figures in result["ablations"].values():
+        assert 0 <= figures["accuracy"] <= 1
+        assert figures["nats"] > 0
+        assert figures["notes"] > 0
+    assert len({figures["nats"] for figures in result["ablations"].values()}) == 4  # each reads something else
+    assert "chance: 3.18 nats, 4.2%" in capsys.readouterr().out
+
+
+def test_recall_says_that_too_few_batches_hold_nothing_to_recall():
+    script = load_script("recall")
+
+    def read(memory, batch, ring):
+        return memory, 0 * batch["tokens"], batch["tokens"] > 0
+
+    with pytest.raises(InputError, match="give at least 10"):
+        script.score_ring(read, script.make_config(knn=True, steps=1), 1, script.OWN)
+
+
+def test_encode(run, midi_folder, monkeypatch, capsys):
+    script = load_script("encode")
+    # Compiling all kernels again takes half a minute.
+    monkeypatch.setattr(script, "run_encoder", lambda folder, out, kernels: encode_folder(folder, out))
+    arguments = ["--files", "24", "--rounds", "1", "--copies", "4", "8", "--vocabulary", "400"]
+    result = run(script, "--data", str(midi_folder), *arguments)
+    own = result["readers"]["midigen_jax: tokens, 1 thread"]
+    assert own["files"] == 24
+    assert own["relative_time"] == 1
+    assert own["memory"]["peak"] >= own["memory"]["imports"] > 0
+    assert result["readers"]["mido: parse, 1 thread"]["files"] == 1
+    assert [row["files"] for row in result["builder"][::2]] == [4, 8]
+    assert result["merges"]["with"]["vocabulary"] == 400
+    assert result["merges"]["with"]["tokens_per_song"] < result["merges"]["without"]["tokens_per_song"]
+    assert len(result["start_up"]["seconds_each_run"]) == 2
+    assert "per 1,000 more files" in capsys.readouterr().out
+
+
+def test_damaged(run, midi_folder, monkeypatch):
+    script = load_script("damaged")
+    monkeypatch.setattr(script, "MALICIOUS", dict(list(script.MALICIOUS.items())[:2]))
+    result = run(script, "--data", str(midi_folder), "--mutations", "20")
+    assert result["mutations"] == 20
+    assert result["slowest_seconds"]["read"] > 0
+    assert result["malicious_seconds"].keys() == script.MALICIOUS.keys()
+
+
+@pytest.mark.slow
+def test_kills(run, corpus):
+    result = run(load_script("kills"), "--data", str(corpus.path), "--kills", "1", "--steps", "100")
+    assert result["kills"] == 1
+    assert len(result["steps resumed from"]) == 2
+    assert result["arrays"] > 20
+    assert result["arrays that differ"] == result["validations that differ"] == 0
+    assert result["incomplete files left"] == []
+
+
+def test_a_function_is_called_in_a_process_of_its_own(monkeypatch):
+    monkeypatch.undo()
+    assert 1 < _shared.in_new_process(_shared.resident_megabytes) < _shared.resident_megabytes()
+
+
+def test_unusual_settings_do_not_replace_the_results(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(_shared, "RESULTS", tmp_path)
+    _shared.save(tmp_path, "toy", {"figure": 1}, usual=False)
+    assert list(tmp_path.iterdir()) == []
+    assert "--results" in capsys.readouterr().out
+    _shared.save(tmp_path / "mine", "toy", {"figure": 1}, usual=False)
+    _shared.save(tmp_path, "toy", {"figure": 2})
+    assert json.loads((tmp_path / "mine" / "toy.json").read_text()) == {"figure": 1}
+    assert json.loads((tmp_path / "toy.json").read_text()) == {"figure": 2}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks").glob("[a-z]*.py")))
+def test_every_benchmark_has_a_test_and_help(name, monkeypatch, capsys):
+    assert f"test_{name}" in globals()
+    script = load_script(name)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        script.main()
+    assert "--results" in capsys.readouterr().out

@@ -1,0 +1,81 @@
+"""Statistics of music, on songs whose values are known."""
+
+import numpy as np
+import pytest
+
+from midigen_jax import vocab
+from midigen_jax.evaluation import music_metrics
+from midigen_jax.music.song import new_song
+from midigen_jax.vocab import Scheme
+
+
+def song_of(notes, **scheme):
+    """Of notes (onset in beats, duration in beats, pitch), with a part if instruments are kept apart."""
+    rows = [[int(8 * on), int(8 * long), pitch, *(rest or [0]), 80] for on, long, pitch, *rest in notes]
+    return new_song(Scheme(8, **scheme))._replace(notes=np.array(rows, np.int32).reshape(-1, 5))
+
+
+def test_entropy_counts_pitch_classes_and_no_drums():
+    assert music_metrics.pitch_class_entropy(song_of([(i, 1, 60 + 3 * i) for i in range(8)])) == pytest.approx(2)
+    assert music_metrics.pitch_class_entropy(song_of([(i, 1, 36 + 12 * i) for i in range(4)])) == 0
+    drums = [(i, 1, 35 + i, vocab.DRUMS) for i in range(4)]
+    two_instruments = song_of([(0, 1, 60, 0), (1, 1, 61, 40), *drums], multi=True)
+    assert music_metrics.pitch_class_entropy(two_instruments) == pytest.approx(1)
+
+
+def test_scale_consistency_is_that_of_the_best_scale():
+    d_major = [62, 64, 66, 67, 69, 71, 73, 74]
+    assert music_metrics.scale_consistency(song_of([(i, 1, pitch) for i, pitch in enumerate(d_major)])) == 1
+    assert music_metrics.scale_consistency(song_of([(i, 1, 60 + i) for i in range(12)])) == pytest.approx(7 / 12)
+    c_harmonic_minor = [60, 62, 63, 65, 67, 68, 71, 72]  # in C minor, all but B
+    notes = [(i, 1, pitch) for i, pitch in enumerate(c_harmonic_minor)]
+    assert music_metrics.scale_consistency(song_of(notes)) == 7 / 8
+
+
+def test_polyphony_is_the_mean_over_the_grid_steps_that_sound():
+    """Of a note of two beats with another on the first of them, a rest, and another note."""
+    assert music_metrics.polyphony(song_of([(0, 2, 60), (0, 1, 64), (7, 2, 60)])) == pytest.approx((2 + 1 + 1 + 1) / 4)
+    a_chord = [(0, 1, 60), (0, 1, 64), (0, 1, 67), (1, 3, 48)]
+    assert music_metrics.polyphony(song_of(a_chord)) == (3 + 3 * 1) / 4
+
+
+def test_polyphony_counts_pitches_and_no_drums():
+    """A pitch that two instruments play, or that begins anew while it sounds, counts once."""
+    drums = [(i, 1, 35, vocab.DRUMS) for i in range(8)]
+    unison = [(0, 2, 60, 0), (0, 1, 60, 40), (1, 1, 60, 40)]
+    assert music_metrics.polyphony(song_of([*unison, *drums], multi=True)) == 1
+    assert music_metrics.polyphony(song_of([(0, 2, 60, 0), (0, 2, 64, 40), *drums], multi=True)) == 2
+
+
+def test_entropy_of_unequal_shares():
+    """A half, a quarter and two eighths."""
+    pitches = [60] * 4 + [62] * 2 + [64, 65]
+    assert music_metrics.pitch_class_entropy(song_of([(i, 1, pitch) for i, pitch in enumerate(pitches)])) == 1.75
+
+
+@pytest.mark.parametrize("name", ["polyphony", "pitch_class_entropy", "scale_consistency"])
+def test_without_pitched_notes_there_is_no_value(name):
+    metric = getattr(music_metrics, name)
+    assert np.isnan(metric(song_of([])))
+    assert np.isnan(metric(song_of([(0, 1, 35, vocab.DRUMS)], multi=True)))
+
+
+def test_notes_per_beat_count_whole_bars():
+    assert music_metrics.notes_per_beat(song_of([(0, 1, 60), (4, 1, 60), (5, 1, 62)])) == 3 / 8
+    assert music_metrics.notes_per_beat(song_of([])) == 0
+
+
+def test_groove_of_identical_bars_is_1():
+    bars = [(4 * bar + beat, 1, 60 + bar) for bar in range(30) for beat in range(4)]
+    assert music_metrics.groove_similarity(song_of(bars)) == 1
+    # The second bar has one onset fewer, and the other elsewhere.
+    assert music_metrics.groove_similarity(song_of([(0, 1, 60), (1, 1, 60), (4.5, 1, 60)])) == pytest.approx(1 - 3 / 32)
+    assert np.isnan(music_metrics.groove_similarity(song_of([(0, 1, 60)])))
+
+
+def test_self_similarity_by_lag():
+    a, b = [(0, 60), (1, 64)], [(0, 60), (2, 65)]
+    notes = [(4 * bar + on, 1, pitch) for bar, content in enumerate([a, b, a, b, a]) for on, pitch in content]
+    curve = music_metrics.self_similarity(song_of(notes))
+    np.testing.assert_allclose(curve[:4], [1 / 3, 1, 1 / 3, 1])
+    assert np.isnan(curve[4:]).all()
