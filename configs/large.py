@@ -1,4 +1,4 @@
-"""A large modern model for one GPU of 80 GB or more; each lane remembers 65,536 tokens.
+"""A large modern model for one GPU of 80 GB or more; each lane's kNN memory holds 65,536 tokens.
 
     python train.py configs/large.py --data CORPUS_OR_MIDI_DIR --workdir runs/large
 

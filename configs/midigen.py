@@ -2,7 +2,7 @@
 
     python train.py configs/midigen.py --data CORPUS_OR_MIDI_DIR --workdir runs/midigen
 
-26 M parameters; for one GPU. The original trained 400,000 steps on the Lakh collection.
+26 M parameters; for one GPU. The original was trained for 400,000 steps on the Lakh MIDI dataset.
 """
 
 from midigen_jax.config import Config, Data, Memory, Model, Train

@@ -11,7 +11,7 @@ def assign(lengths, ends):
 
     Args:
         lengths: int64 [songs], in tokens.
-        ends: int64 [lanes], the length of each lane so far; updated in node.
+        ends: int64 [lanes], the length of each lane so far; updated in place.
 
     Returns:
         The lane of each song and its offset there, both int64 [songs].

@@ -37,8 +37,8 @@ def damage(data: bytes, others: list[bytes], dice: random.Random) -> bytes:
             case 7:  # a variable length, that of a meta event where one follows
                 event = broken.find(0xFF, at)
                 at = event + 2 if event >= 0 and dice.random() < 0.5 else at
-                wrong = variable_length(dice.getrandbits(dice.choice((7, 14, 28, 35))))
-                broken[at : at + dice.choice((1, len(wrong)))] = wrong
+                length = variable_length(dice.getrandbits(dice.choice((7, 14, 28, 35))))
+                broken[at : at + dice.choice((1, len(length)))] = length
     return bytes(broken)
 
 

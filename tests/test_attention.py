@@ -245,11 +245,11 @@ def test_gradients_reach_queries_and_weights_but_no_entry_of_the_ring(scene, bac
         return ((ahead - behind) * weights).sum() / 2e-6
 
     gradient = jax.grad(lambda x: (layer_output(**scene_at(x), backend=backend, top_k=top_k)[0] * weights).sum())(at)
-    leaves, tree = jax.tree.flatten_with_path(at)
+    leaves, structure = jax.tree.flatten_with_path(at)
     for i, (path, derivative) in enumerate(jax.tree.leaves_with_path(gradient)):
         directions = [np.zeros(x.shape) for _, x in leaves]
         directions[i] = random.normal(size=derivative.shape)
-        expected = slope(tree.unflatten(directions))
+        expected = slope(jax.tree.unflatten(structure, directions))
         assert abs(expected) > 0.1
         if path[0].key == "keys":
             assert not derivative.any()

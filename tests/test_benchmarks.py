@@ -71,7 +71,10 @@ def in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "retain_freed_memory", lambda: None)  # it would last
 
 
-pytestmark = pytest.mark.usefixtures("in_one_process")
+pytestmark = [
+    pytest.mark.usefixtures("in_one_process"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated"),  # by x-transformers
+]
 
 
 def on_corpus(corpus: Corpus) -> list[str]:

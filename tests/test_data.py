@@ -33,18 +33,8 @@ def corpus_of(lengths: list[int]) -> Corpus:
     """Songs of these lengths in memory; token i of the corpus is i."""
     offsets, indices = np.concatenate([[0], np.cumsum(lengths)]), np.arange(sum(lengths), dtype=np.uint16)
     nothing = np.zeros(len(lengths))
-    return Corpus(
-        Path(),
-        Vocabulary(),
-        indices,
-        indices // 7,
-        indices % 7,
-        offsets,
-        *[nothing] * 2,
-        [],
-        *[nothing] * 5,
-        "fingerprint",
-    )
+    arrays = [indices, indices // 7, indices % 7, offsets]
+    return Corpus(*[Path(), Vocabulary(), *arrays, *[nothing] * 2, [], *[nothing] * 5, "fingerprint"])
 
 
 def planned_by_hand(

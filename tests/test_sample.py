@@ -65,7 +65,7 @@ def test_token_by_token_equals_training_in_segments(small, backend, options):
     cache = Sampler(TrainedModel(config, params, Vocabulary())).read(beginnings)
     decoder = nnx.merge(graphdef, params)
     weights = attention_weights(decoder)
-    decode = jax.jit(lambda *args: decode_token(decoder, *args[:3], weights, *args[3:]))
+    decode = jax.jit(lambda t, b, p, cache, active: decode_token(decoder, t, b, p, weights, cache, active))
     at, rows = np.array(prompts) - 1, np.arange(5)
     for i in range(2 * n):
         active = (at < n) & ((rows != 2) | (i < 9) | (i > 20))
@@ -238,10 +238,9 @@ def test_advance_and_allowed_tokens(sampler):
     words = Vocabulary(Scheme(), merges=((vocab.SEP, vocab.DURATION_0 + 8), (vocab.NOTE_0, vocab.DURATION_0 + 1)))
     prompt, bar = Prompt(new_song(words.scheme), 10), jnp.array([32])
     timeline = make_timeline(sampler.prefill([prompt]), [NEVER])
-    chord, echo = note_order.init_note_order(jnp.array([0])), repetition.init_repetition(jnp.array([10]))
-    place = DecodeState(
-        *(jnp.array([x]) for x in (vocab.SOS, vocab.START, logits_processors.NO_INSTRUMENT, 0, 0, 5, 0)), chord, echo
-    )
+    order, repeated = note_order.init_note_order(jnp.array([0])), repetition.init_repetition(jnp.array([10]))
+    numbers = (vocab.SOS, vocab.START, logits_processors.NO_INSTRUMENT, 0, 0, 5, 0)
+    place = DecodeState(*[*(jnp.array([x]) for x in numbers), order, repeated])
     rules = logits_processors.make_setting_arrays(CHANGEABLE, words)
 
     def choices():

@@ -93,9 +93,8 @@ def test_streams_of_copies():
     cache = caches.Cache(
         (keys,), (keys,), None, jnp.zeros((2, 0), int), caches.CacheIndex(ints[0], ints[0], ints, ints, ints)
     )
-    decode = DecodeState(
-        *[ints] * 6, jnp.array([1, 4]), note_order.init_note_order(ints), repetition.init_repetition(ints)
-    )
+    order, repeated = note_order.init_note_order(ints), repetition.init_repetition(ints)
+    decode = DecodeState(ints, ints, ints, ints, ints, ints, jnp.array([1, 4]), order, repeated)
     held = sessions.Session(sessions.SamplerState(cache, decode), ["a", "b"], "")
     taken = held.select([1, 1, 0, 1])
     assert taken.state.decode.stream.tolist() == [4, 0, 1, 2]

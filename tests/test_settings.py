@@ -67,20 +67,21 @@ def test_only_the_instruments_that_are_wanted_play(small, rich):  # noqa: F811
             assert (notes[:, 2] > 59).any()  # drums have no pitch
 
 
-def heard(pairs, words):
-    """The echo of a melody: notes (pitch, rest after it in steps)."""
-    echo, now, state = repetition.init_repetition(jnp.array([0])), 0, vocab.START
+def after(pairs, words):
+    """The repetition state after a melody of notes (pitch, rest after it in grid steps), and the time."""
+    repeated, now, state = repetition.init_repetition(jnp.array([0])), 0, vocab.START
     for pitch, rest in pairs:
         for token in (vocab.NOTE_0 + pitch, vocab.DURATION_0 + 1 + pitch % 7, vocab.SEP, vocab.DURATION_0 + rest):
-            echo = repetition.update(echo, *(jnp.array([x]) for x in (state, token, now)), words)
+            repeated = repetition.update(repeated, jnp.array([state]), jnp.array([token]), jnp.array([now]), words)
             now += int(words.grammar[1][state, token])
             state = int(words.grammar[0][state, token])
-    return echo, now
+    return repeated, now
 
 
-def ruled_out(echo, now, words, state=vocab.EVENT, loop_bars=8):
-    rules = logits_processors.make_setting_arrays(GenerationSettings(loop_bars=loop_bars), words)
-    mask = repetition.repetition_mask(echo, *(jnp.array([x]) for x in (state, now, 32)), rules, words)
+def ruled_out(repeated, now, words, state=vocab.EVENT, loop_bars=8):
+    settings = logits_processors.make_setting_arrays(GenerationSettings(loop_bars=loop_bars), words)
+    numbers = (jnp.array([x]) for x in (state, now, 32))
+    mask = repetition.repetition_mask(*[repeated, *numbers, settings, words])
     return np.flatnonzero(mask[0]).tolist()
 
 
@@ -90,30 +91,30 @@ def test_a_loop_of_some_bars_is_left_after_seven(period):
     bars = [[(int(pitch), 8) for pitch in random.integers(40, 80, 4)] for _ in range(period)]
     melody = [note for _ in range(20) for bar in bars for note in bar]
     for n_bars in range(period, 12):
-        echo, now = heard(melody[: 4 * n_bars], words)
+        repeated, now = after(melody[: 4 * n_bars], words)
         assert now == 32 * n_bars
         expected = [] if n_bars <= 7 else [vocab.NOTE_0 + melody[4 * n_bars][0]]
-        assert ruled_out(echo, now, words) == expected, n_bars
-        assert ruled_out(echo, now, words, loop_bars=0) == []
+        assert ruled_out(repeated, now, words) == expected, n_bars
+        assert ruled_out(repeated, now, words, loop_bars=0) == []
     # One note is another: half of what was repeated counts on.
     melody[4 * 8] = (5, 8)
-    assert ruled_out(*heard(melody[: 4 * 9], words), words) == []
-    assert ruled_out(*heard(melody[: 4 * 14], words), words) == [vocab.NOTE_0 + melody[4 * 14][0]]
+    assert ruled_out(*[*after(melody[: 4 * 9], words), words]) == []
+    assert ruled_out(*[*after(melody[: 4 * 14], words), words]) == [vocab.NOTE_0 + melody[4 * 14][0]]
 
 
 def test_what_repeats_itself_more_slowly_is_no_loop():
     words, random = Vocabulary(), np.random.default_rng(0)
     melody = [(int(pitch), 8) for pitch in random.integers(40, 80, 5 * 4)] * 6
-    assert ruled_out(*heard(melody, words), words) == []
+    assert ruled_out(*[*after(melody, words), words]) == []
     assert LAGS > 5 * 4 * 2
 
 
 def test_silence_ends():
     words = Vocabulary()
-    echo, now = heard([(60, 8)], words)
-    rests = ruled_out(echo, now, words, vocab.REST)
+    repeated, now = after([(60, 8)], words)
+    rests = ruled_out(repeated, now, words, vocab.REST)
     assert rests == list(range(vocab.DURATION_0 + 8 * 32 - now + 1, vocab.DURATION_0 + vocab.MAX_DURATION + 1))
-    assert ruled_out(echo, 8 * 32, words) == [vocab.SEP]
+    assert ruled_out(repeated, 8 * 32, words) == [vocab.SEP]
 
 
 def test_lengths():

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -125,7 +126,7 @@ def test_metrics_are_means_over_steps():
 def test_the_first_loss_is_that_of_a_uniform_guess_and_the_step_is_compiled_once(small, corpus, tmp_path):
     mesh, batches = make_mesh(small), loader.training_steps(small, corpus)
     state = restore.restore_or_init(Checkpoints(tmp_path), small, corpus, mesh, None)
-    step = make_train_step(abstract_decoder(small, Vocabulary()), small, mesh)
+    step: Any = make_train_step(abstract_decoder(small, Vocabulary()), small, mesh)
     state, metrics = step(state, next(batches))
     assert float(metrics["loss"]) == pytest.approx(np.log(389), abs=0.1)
     state, _ = step(state, next(batches))
