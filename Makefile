@@ -33,10 +33,10 @@ lint: $(VENV)/installed-dev $(VENV)/installed-demo
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest -q -n auto
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 test-all: lint
-	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -q -n auto --thorough --mutations 10000
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -q -n auto --dist worksteal --thorough --mutations 10000
 
 bench: $(VENV)/installed-demo
 	$(BIN)/python -m midigen_jax.music21_corpus --out $(RUN)/midi

@@ -68,7 +68,11 @@ def train(config: cfg.Config, steps: int) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("dtype", ["float32", on_gpu("bfloat16")])
+# Elsewhere other tests compare the backends.
+float32 = pytest.param("float32", marks=[] if jax.default_backend() == "gpu" else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("dtype", [float32, on_gpu("bfloat16")])
 def test_training_is_the_same_with_every_backend_and_lowers_the_loss(small, dtype):
     """With as many neighbours as the ring has slots, the search and the dense memory compute the same."""
     small = changed(small, model__layers=1, model__dtype=dtype, memory__knn_layer=1, memory__dtype=dtype)

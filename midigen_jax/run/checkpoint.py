@@ -139,7 +139,6 @@ def _quiet() -> Iterator[None]:
         try:
             yield
         finally:
-            gc.collect()  # reports what was abandoned now, while nobody listens
             sys.unraisablehook = report
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
@@ -191,6 +190,7 @@ class Checkpoints:
         self.run, self.path = run, (run / CHECKPOINTS).resolve()
         self.read_only = keep is None
         self._policy = _NewestAndBest(keep or 0, {})
+        self._abandoned = False  # whether Orbax has left coroutines behind
         self._quiet = contextlib.ExitStack()
         self._quiet.enter_context(_quiet())
         options: dict[str, Any] = {"read_only": True}
@@ -299,6 +299,7 @@ class Checkpoints:
             raise InputError(f"{self.path / str(step)}: {error.strerror}; let this user read it") from error
         except Exception as error:  # whatever Orbax, TensorStore or JSON make of damaged files
             failure = _damage(error.__cause__ or error, self.path / str(step))
+            self._abandoned = True
         if hosts.any_host([bool(failure)])[0]:
             raise Damaged(failure or "on another host")
         return items
@@ -345,8 +346,11 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the last save; `wait` reports its failure. Hosts need not call it together: one may leave alone."""
-        with self._quiet, contextlib.suppress(OSError, ValueError, RuntimeError):
-            self._manager.close()
+        with self._quiet:
+            with contextlib.suppress(OSError, ValueError, RuntimeError):
+                self._manager.close()
+            if self._abandoned:
+                gc.collect()  # which makes Python report them now, while that is silenced
 
 
 def open_run(run: Path) -> Checkpoints:
