@@ -3,7 +3,7 @@
 XL memory (Dai et al. 2019, "Transformer-XL") keeps the keys and values of the last tokens in every layer. Tokens that
 leave it go to the kNN memory (Wu et al. 2022, "Memorizing Transformers"): one ring buffer per lane, whose nearest
 neighbours one layer retrieves. A slot of the ring holds the context key of a token and the token that followed it, so
-that the memory tells how the music went on (Khandelwal et al. 2020, "Generalization through Memorization"). Both
+that the memory predicts how the music continues (Khandelwal et al. 2020, "Generalization through Memorization"). Both
 memories know the song of every slot, and no token ever attends to another song's. Letters of shapes are those of
 `shapes`.
 """

@@ -1,8 +1,8 @@
 """The search of the kNN memory: a pure function of queries, keys and ranges of slots, with two backends.
 
-`faiss` is a brute-force search that the compiled program calls: on the host where the arrays are there; on the GPU on
-the program's stream, in a float32 copy of the keys. `xla` is part of the program. Both are exact, but for `xla` on a
-TPU, which finds 95 % of the neighbours at a fraction of the time. Letters of shapes are those of `shapes`.
+`faiss` is a brute-force search that the compiled program calls: on the CPU through a host callback; on a GPU on the
+program's stream, in a float32 copy of the keys. `xla` is part of the program. Both are exact, except `xla` on a TPU,
+which finds 95 % of the neighbours in a fraction of the time. Letters of shapes are those of `shapes`.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ from jax.experimental.buffer_callback import buffer_callback
 from ..errors import InputError
 from ..shapes import Array, Bool, Float, Int
 
-EXCLUDED = 1e6  # what a slot that is not searched loses in score
-BLOCK = 32  # slots of which `top_k` looks only at the best at first
-SCORES = 2**25  # so many float32 scores are held at once, or those of one head if they are more
+EXCLUDED = 1e6  # subtracted from the score of a slot that is not searched
+BLOCK = 32  # slots per block: `top_k` looks only at the best of each at first
+SCORES = 2**25  # float32 scores in memory at once, unless those of one head are more
 
 
 class Hits(NamedTuple):
-    """What a search found, best first. A slot of -1 is no hit; its key and next_token are those of some other slot."""
+    """The results of a search, best first. A slot of -1 is no hit; its key and next token are undefined."""
 
     keys: Float[Array, "B H Q k Dh"]
     next_token: Int[Array, "B H Q k"]
@@ -47,9 +47,9 @@ def search(
     top_k: int,
     backend: str,
 ) -> Hits:
-    """The `top_k` keys with the largest inner product, and the tokens beside them.
+    """The `top_k` keys with the largest inner products, and the tokens that followed them.
 
-    A pure function of its arguments: lane b is searched in the `count[b]` slots from `start[b]` on, around the end.
+    A pure function of its arguments: lane b is searched in the `count[b]` slots from `start[b]` on, wrapping around.
     """
     if resolve_backend(backend) == "xla":
         return _fetch(keys, next_token, _search_xla(queries, keys, start, count, top_k))
@@ -62,7 +62,7 @@ def search(
 
 @lru_cache
 def resolve_backend(backend: str) -> str:
-    """What `auto` stands for here: Faiss on the CPU where it is installed, else XLA."""
+    """The backend that `auto` means here: Faiss on the CPU where it is installed, else XLA."""
     if backend == "faiss" and jax.default_backend() == "tpu":
         raise InputError("memory.backend=faiss: Faiss knows no TPU; use memory.backend=xla")
     if backend != "auto":
@@ -101,10 +101,10 @@ def _fetch(keys: Array, next_token: Array, slots: Array) -> Hits:
 
 @lru_cache
 def _search_threads() -> ThreadPoolExecutor:
-    """Threads that search a lane's heads side by side, each by itself.
+    """Threads that each search one head at a time.
 
-    Faiss's own threads wait for each other at a barrier after every call, while XLA's keep the cores busy: that
-    took longer than the search.
+    Faiss's own threads wait at a barrier after every call while XLA's threads keep the cores busy, which took longer
+    than the search.
     """
     faiss = _faiss()
     assert faiss is not None
@@ -114,8 +114,8 @@ def _search_threads() -> ThreadPoolExecutor:
 def _search_faiss_cpu(queries: Array, keys: Array, next_token: Array, start: Array, count: Array, top_k: int) -> Hits:
     faiss: Any = _faiss()
 
-    # The callback works on XLA's own buffers and must not call JAX. It fetches what it found as well: numpy copies rows
-    # several times faster than XLA on the CPU gathers them.
+    # The callback works on XLA's own buffers and must not call JAX. It also copies the hits, since NumPy copies rows
+    # several times faster than XLA gathers them on the CPU.
     def on_host(_, out, *arrays):  # type: ignore[no-untyped-def]
         found_keys, found_tokens, slots = (np.asarray(x) for x in out)
         queries, keys, next_token, start, count = (np.asarray(x) for x in arrays)
@@ -157,26 +157,26 @@ def _gpu_resources(device: int) -> Any:
     if not hasattr(faiss, "StandardGpuResources"):
         raise InputError('memory.backend=faiss on a GPU needs its Faiss: pip install "midigen_jax[cuda12]"')
     resources = faiss.StandardGpuResources()
-    resources.setTempMemory(256 << 20)  # 1.5 GB unless told, which JAX has taken already
+    resources.setTempMemory(256 << 20)  # the default of 1.5 GB is not free: JAX has allocated it
     return resources
 
 
 def _search_faiss_gpu(queries: Array, keys: Array, start: Array, count: Array, top_k: int) -> Array:
     faiss: Any = _faiss()
-    # The host does not know the ranges, and to ask would make it wait. A coordinate more (four, for alignment) that no
-    # query likes keeps the other slots out.
+    # The host does not know the ranges, and asking would make it wait. An extra coordinate (four, for alignment) gives
+    # all other slots a very low score.
     excluded = jnp.where(in_range(keys.shape[2], start, count), 0.0, -EXCLUDED)[:, None, :, None]
     keys = _with_coordinates(keys, jnp.broadcast_to(excluded, (*keys.shape[:3], 1)))
     queries = _with_coordinates(queries, jnp.ones((*queries.shape[:3], 1)))
     k = min(top_k, keys.shape[2])
 
-    # Faiss searches in the buffers of the program and on its stream, so nothing waits here.
+    # Faiss searches the program's buffers on its stream, so nothing waits here.
     def on_device(context, out, queries, keys):  # type: ignore[no-untyped-def]
         lanes, heads, n_keys, width = keys.shape
         device = queries.__dlpack_device__()[1]
         resources = _gpu_resources(device)
         resources.setDefaultStream(device, faiss.cast_integer_to_cudastream_t(context.stream))
-        places = [buffer.__cuda_array_interface__["data"][0] for buffer in (queries, keys, *out)]
+        addresses = [buffer.__cuda_array_interface__["data"][0] for buffer in (queries, keys, *out)]
         rows = (queries.shape[2] * width, n_keys * width, queries.shape[2] * k, queries.shape[2] * k)
         search = faiss.GpuDistanceParams()
         search.metric, search.k, search.dims, search.device = faiss.METRIC_INNER_PRODUCT, k, width, device
@@ -184,7 +184,7 @@ def _search_faiss_gpu(queries: Array, keys: Array, start: Array, count: Array, t
         search.outIndicesType = faiss.IndicesDataType_I32
         for head in range(lanes * heads):
             at_queries, at_keys, at_scores, at_slots = (
-                place + 4 * n * head for place, n in zip(places, rows, strict=True)
+                address + 4 * n * head for address, n in zip(addresses, rows, strict=True)
             )
             search.queries, search.vectors = map(faiss.cast_integer_to_float_ptr, (at_queries, at_keys))
             search.outDistances = faiss.cast_integer_to_float_ptr(at_scores)
@@ -198,17 +198,17 @@ def _search_faiss_gpu(queries: Array, keys: Array, start: Array, count: Array, t
 
 
 def _with_coordinates(x: Array, column: Array) -> Array:
-    """In float32, with this coordinate and three zeros more."""
+    """In float32, with this coordinate and three zeros appended."""
     return jnp.pad(jnp.concatenate([x.astype(jnp.float32), column], -1), ((0, 0), (0, 0), (0, 0), (0, 3)))
 
 
 def in_range(ring: int, start: Int[Array, "*B"], count: Int[Array, "*B"]) -> Bool[Array, "*B M"]:
-    """Which slots are the `count` from `start` on, around the end."""
+    """Which slots are among the `count` from `start` on, wrapping around."""
     return (jnp.arange(ring) - start[..., None]) % ring < count[..., None]
 
 
 def _padded(slots: Array, top_k: int) -> Array:
-    """With columns of -1 where a ring has fewer than `top_k` slots."""
+    """Adds columns of -1 where a ring has fewer than `top_k` slots."""
     widths = [(0, 0)] * (slots.ndim - 1) + [(0, top_k - slots.shape[-1])]
     return jnp.pad(slots, widths, constant_values=-1)
 
@@ -221,19 +221,19 @@ def _search_xla(queries: Array, keys: Array, start: Array, count: Array, top_k: 
         queries, keys, valid = lane
 
         def one_head(head: tuple[Array, Array]) -> Array:
-            # Of two dtypes in the larger one, as Faiss has it: rounded queries would find other keys.
+            # In the larger of two dtypes, as Faiss does: rounded queries would find other keys.
             scores = jnp.einsum("td,md->tm", *head, precision="highest", preferred_element_type=jnp.float32)
             best, slots = best_of(jnp.where(valid, scores, -jnp.inf), min(top_k, ring))
             return _padded(jnp.where(jnp.isneginf(best), -1, slots), top_k)
 
         return jax.lax.map(one_head, (queries, keys), batch_size=max(SCORES // (n_queries * ring), 1))
 
-    # One lane after the other, and of a large ring few heads at a time: all scores at once would be B H Q M floats.
+    # One lane after the other, and few heads at a time for a large ring: all scores at once are B H Q M floats.
     return jax.lax.map(one_lane, (queries, keys, in_range(ring, start, count)))
 
 
 def top_k(scores: Float[Array, "BH M"], k: int) -> tuple[Float[Array, "BH k"], Int[Array, "BH k"]]:
-    """The k best and their slots. They are in the k blocks with the largest maxima, so that few need be sorted."""
+    """The k best scores and their slots: all are in the k blocks with the largest maxima, so that few need sorting."""
     heads = len(scores)
     blocks = jnp.pad(scores, ((0, 0), (0, -scores.shape[1] % BLOCK)), constant_values=-jnp.inf)
     blocks = blocks.reshape(heads, -1, BLOCK)
@@ -242,5 +242,5 @@ def top_k(scores: Float[Array, "BH M"], k: int) -> tuple[Float[Array, "BH k"], I
         return best, slots
     _, which = jax.lax.top_k(blocks.max(-1), k)
     candidates = jnp.take_along_axis(blocks, which[..., None], 1).reshape(heads, -1)
-    best, place = jax.lax.top_k(candidates, k)
-    return best, jnp.take_along_axis(which, place // BLOCK, 1) * BLOCK + place % BLOCK
+    best, index = jax.lax.top_k(candidates, k)
+    return best, jnp.take_along_axis(which, index // BLOCK, 1) * BLOCK + index % BLOCK

@@ -339,8 +339,8 @@ class Checkpoints:
             aside = self.run / "damaged"
             aside.mkdir(exist_ok=True)
             for step in steps:
-                places = (aside / (str(step) if not i else f"{step}-{i}") for i in itertools.count())
-                os.rename(self.path / str(step), next(place for place in places if not place.exists()))
+                names = (aside / (str(step) if not i else f"{step}-{i}") for i in itertools.count())
+                os.rename(self.path / str(step), next(name for name in names if not name.exists()))
         hosts.any_host([False])  # the others wait until they are moved
         self._manager.reload()
 

@@ -61,7 +61,10 @@ def read_tensors(path: Path, kind: str, version: int) -> tuple[dict[str, jax.Arr
     if found != kind:
         raise InputError(f"{path}: is not a {kind} file" + (f" but a {found} file" if found else ""))
     if found_version != version:
-        raise InputError(f"{path}: format version {found_version}, this program reads {version}; write it again")
+        raise InputError(
+            f"{path}: format version {found_version}, this program reads {version}; use the version that wrote it, or "
+            "write it again with this one"
+        )
     if header.get("digest") != digest(arrays, text):
         raise InputError(f"{path}: damaged, its content is not what was written; write it again")
     return arrays, metadata

@@ -35,7 +35,7 @@ class SettingArrays(NamedTuple):
 def make_setting_arrays(settings: GenerationSettings, vocabulary: Vocabulary) -> SettingArrays:
     """
     Raises:
-        InputError: the vocabulary has no such instruments, or not so many tokens.
+        InputError: the vocabulary has no instruments, or fewer than top-k tokens.
     """
     scheme = vocabulary.scheme
     if settings.top_k > vocabulary.size:

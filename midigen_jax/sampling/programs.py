@@ -38,7 +38,7 @@ class Programs:
         self.where_active = jax.jit(where_active)
 
     def abstract_state(self, params: dict, n_rows: int) -> SamplerState:
-        """The shapes of the state of so many rows."""
+        """The shapes of the state of this many rows."""
 
         def state() -> SamplerState:
             segments = jnp.zeros((n_rows, self.config.data.segment), jnp.int32)

@@ -23,7 +23,7 @@ class Repetition(NamedTuple):
 
     events: Int[Array, "B lags"]  # newest first
     time: Int[Array, "B lags"]  # of the events
-    lasts: Int[Array, "B lags"]  # for how long events have equalled those so many events before; -1: they do not
+    lasts: Int[Array, "B lags"]  # for how long events have equalled those this many events before; -1: they do not
     onset: Int[Array, " B"]  # of the last note
 
 
