@@ -64,7 +64,9 @@ def programs_compiled_once():
         cached = functools.lru_cache(make)
         return lambda graphdef, config, mesh: cached(graphdef, program(config), mesh)
 
+    abstract_decoder = loop.abstract_decoder  # which keeps the config too
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "abstract_decoder", lambda config, words: abstract_decoder(program(config), words))
         for name in ("make_train_step", "make_loss"):
             patch.setattr(loop, name, shared(getattr(loop, name)))
         yield

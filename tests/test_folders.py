@@ -1,5 +1,6 @@
 """Folders of MIDI files: which files are found, and whether they are still those that a corpus was encoded from."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -82,3 +83,21 @@ def test_files_that_vanish_and_circular_links(midi_folder, tmp_path, monkeypatch
     encode.encode_folder(folder, tmp_path / "corpus")
     skipped = (tmp_path / "corpus" / "skipped.csv").read_text().splitlines()[1:]
     assert skipped == [f"{name}.mid,can't be read: No such file or directory" for name in ("nowhere", "zone")]
+
+
+def test_a_file_that_could_not_be_read_has_not_changed(midi_folder, tmp_path, monkeypatch):
+    """A run whose folder has such a file can resume; once it can be read it has changed."""
+    folder = shutil.copytree(midi_folder, tmp_path / "midi")
+    unreadable, open_file = "song03.mid", os.open
+
+    def refuse(path, *args, **options):
+        if str(path).endswith(unreadable):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return open_file(path, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        fingerprint = open_or_encode(folder, tmp_path / "run").fingerprint
+        assert open_or_encode(folder, tmp_path / "run").fingerprint == fingerprint
+    with pytest.raises(InputError, match=rf"{unreadable}: has changed since"):
+        open_or_encode(folder, tmp_path / "run")

@@ -18,6 +18,7 @@ from .. import files
 from ..data.folders import check_midi_folder
 from ..errors import InputError
 from ..run.folder import check_run
+from ..sampling.settings import check_seed
 from . import command
 from .command import option
 
@@ -51,6 +52,7 @@ def main() -> None:
     for name, least in LEAST.items():
         if (value := getattr(args, name)) is not None and not value >= least:
             raise InputError(f"{option(name)} {value}: give at least {least}")
+    check_seed(args.seed)
     if args.themes == 1:
         raise InputError("--themes 1: the control needs another theme; give at least 2, or 0")
     for run in args.runs:

@@ -1,4 +1,4 @@
-"""The console command: `midigen SUBCOMMAND ...`, the same as `python -m midigen_jax.SUBCOMMAND ...`."""
+"""The console command: `midigen SUBCOMMAND ...`, the same as `python -m midigen_jax SUBCOMMAND ...`."""
 
 import importlib
 import sys

@@ -16,10 +16,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..data.folders import check_corpus
 from ..errors import InputError
 from ..files import check_writable
 from ..run.folder import check_model
-from ..sampling.settings import DEFAULTS, GenerationSettings, Length
+from ..sampling.settings import DEFAULTS, GenerationSettings, Length, check_rows, check_seed
 from . import command
 from .command import option
 
@@ -97,7 +98,11 @@ def check_arguments(args: argparse.Namespace) -> tuple[Length, GenerationSetting
     length = Length(args.bars, args.seconds, args.min_bars, args.min_seconds, args.eos)
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(GenerationSettings)}
     settings = GenerationSettings.parse(**{name: value for name, value in given.items() if value is not None})
+    check_rows(args.num)
+    check_seed(args.seed)
     check_model(args.run, best=args.best)
+    if args.data is not None:
+        check_corpus(args.data)
     return length, settings
 
 
@@ -142,14 +147,14 @@ def main() -> None:
         else:
             takes = generation.finish(progress=True, stopping=stopping)
         seconds = time.perf_counter() - began
-        for i, (take, stem) in enumerate(zip(takes, stems, strict=True), 1):
+        for i, (take, stem, shared) in enumerate(zip(takes, stems, common_excerpts(takes, corpus), strict=True), 1):
             kind = "continuation " if args.prompt or args.load_state else ""
             try:
                 take.save(stem, title=f"{name}, {kind}{i}" if kind else f"{name} {i}")
             except InputError as error:  # no notes to draw
                 print(f"{stem}: {error}")
                 continue
-            print(f"{stem}.mid .png .wav: {take.summary()}{common_excerpts(take, corpus)}")
+            print(f"{stem}.mid .png .wav: {take.summary()}{shared}")
         if args.save_state:
             assert generation.session is not None
             generation.session.save(args.save_state)
@@ -199,22 +204,25 @@ def training_corpus(sampler: "Sampler", data: Path | None) -> "Corpus | None":
     if sampler.model.run is None:
         return None
     path = sampler.model.run / "corpus"
-    return open_corpus(path) if is_corpus(path) else None
+    corpus = open_corpus(path) if is_corpus(path) else None
+    return corpus if corpus and corpus.fingerprint == sampler.model.corpus else None
 
 
-def common_excerpts(take: "Continuation", corpus: "Corpus | None") -> str:
-    """The longest excerpts that a continuation shares with its prompt and with a training song, in words."""
+def common_excerpts(takes: "list[Continuation]", corpus: "Corpus | None") -> list[str]:
+    """The longest excerpts that each continuation shares with its prompt and with a training song, in words."""
     from ..data.corpus import training_notes
-    from ..music.excerpts import longest_common_excerpt
+    from ..music.excerpts import longest_common_excerpt, longest_common_excerpts
 
-    notes, start = take.song.notes, take.start
-    new, prompt = notes[notes[:, 0] >= start], notes[notes[:, 0] < start]
-    found, multi = [], take.vocabulary.scheme.multi
-    if len(prompt):
-        found.append(f"{longest_common_excerpt(new, [prompt], multi=multi).notes} notes with the prompt")
+    new = [take.song.notes[take.song.notes[:, 0] >= take.start] for take in takes]
+    found: list[list[str]] = [[] for _ in takes]
+    for take, notes, texts in zip(takes, new, found, strict=True):
+        prompt, multi = take.song.notes[take.song.notes[:, 0] < take.start], take.vocabulary.scheme.multi
+        if len(prompt):
+            texts.append(f"{longest_common_excerpt(notes, [prompt], multi=multi).notes} notes with the prompt")
     if corpus is not None:
-        songs, others = training_notes(corpus)
-        excerpt = longest_common_excerpt(new, others, multi=multi)
-        source = f" ({corpus.names[songs[excerpt.song]]})" if excerpt.song >= 0 else ""
-        found.append(f"{excerpt.notes} with a training song{source}")
-    return f"; longest common excerpt: {', '.join(found)}" if found else ""
+        songs, others = training_notes(corpus)  # read once for all
+        excerpts = longest_common_excerpts(new, others, multi=corpus.vocabulary.scheme.multi)
+        for excerpt, texts in zip(excerpts, found, strict=True):
+            source = f" ({corpus.names[songs[excerpt.song]]})" if excerpt.song >= 0 else ""
+            texts.append(f"{excerpt.notes} with a training song{source}")
+    return [f"; longest common excerpt: {', '.join(texts)}" if texts else "" for texts in found]

@@ -251,13 +251,12 @@ def open_corpus(path: Path) -> Corpus:
         raise InputError(f"{path}: damaged corpus ({error}); {again}") from None
     kinds = [arrays[name].dtype == dtype and arrays[name].ndim == 1 for name, dtype in _ARRAYS.items()]
     kinds += [arrays[name].dtype == np.int32 and arrays[name].shape[1:] == (n,) for name, n in _TABLES.items()]
-    n_tokens = len(corpus.tokens)
     if not (
         all(kinds)
         and len(corpus.offsets) == len(rows) + 1
         and corpus.offsets[0] == 0
         and (np.diff(corpus.offsets) > 0).all()
-        and corpus.offsets[-1] == n_tokens == len(corpus.bar) == len(corpus.position)
+        and corpus.offsets[-1] == len(corpus.tokens) == len(corpus.bar) == len(corpus.position)
     ):
         raise InputError(f"{path}: damaged corpus (its arrays differ in type or length); {again}")
     return corpus

@@ -20,6 +20,7 @@ from .. import vocab
 from ..errors import InputError
 from ..kernels import encode as kernel
 from ..vocab import Scheme
+from . import folders
 from .folders import MAX_BYTES, Stamp, read_file
 
 # Small enough that the arrays of a batch stay in the processor's caches for the next one.
@@ -59,7 +60,8 @@ class Batches:
     def __init__(self, path: Path, folder: Path, names: list[str], scheme: Scheme):
         self.path, self.folder, self.names, self.scheme = path, folder, names, scheme
         plan = hashlib.blake2b(str(scheme).encode(), digest_size=16)
-        for source in (*sorted(Path(kernel.__file__).parent.glob("*.py")), Path(vocab.__file__), Path(__file__)):
+        modules = (vocab.__file__, folders.__file__, __file__)
+        for source in (*sorted(Path(kernel.__file__).parent.glob("*.py")), *map(Path, modules)):
             plan.update(source.read_bytes())
         self.bounds = [0]
         size = 0

@@ -83,10 +83,14 @@ def read_file(path: str | Path) -> tuple[bytes, str, Stamp]:
 def changed_file(folder: Path, stamps: Mapping[str, Stamp]) -> str | None:
     """The first of the folder's files whose content is not that of its stamp, or None.
 
-    A file is read only if its size is unchanged and its time of modification is not.
+    A file is read only if its size is unchanged and its time of modification is not, or if it could not be read before.
     """
     for name, before in stamps.items():
         path = folder / name
+        if before == Stamp():
+            if read_file(path)[2] != before:
+                return name
+            continue
         try:
             stat = path.stat()
             size, modified = stat.st_size, stat.st_mtime_ns

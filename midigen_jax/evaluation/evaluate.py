@@ -15,6 +15,7 @@ from tqdm import tqdm
 from .. import files, vocab
 from ..data.corpus import Corpus
 from ..data.encode import open_or_encode
+from ..data.folders import is_corpus
 from ..errors import InputError
 from ..music.song import TokenSequence
 from ..run import environment
@@ -163,6 +164,8 @@ def open_runs(runs: Sequence[Path], data: Path) -> tuple[dict[str, TrainedModel]
         if name in models:
             raise InputError(f"{run}: another run has the name {name} too; give each run once, and rename one")
         models[name] = load_run(run)
+    if not is_corpus(data) and not is_corpus(runs[0] / "corpus"):
+        raise InputError(f"{data}: no corpus; give the one that {runs[0]} was trained on")
     corpus = open_or_encode(data, runs[0])
     for run, model in zip(runs, models.values(), strict=True):
         if model.vocabulary != corpus.vocabulary:

@@ -19,7 +19,7 @@ from . import retrieval
 from .attention import attend, normalize
 from .context_keys import LENGTH, ContextKeys
 from .layers import OCTAVES, PITCH_CLASSES, FeedForward, dropout, fold_in, make_norm, pitch_features
-from .memory import KNNMemory, ValidSlots, XLMemory
+from .memory import ValidSlots, XLMemory
 from .positions import initial_bias, position_bias, rotate
 from .retrieval import Retrieval, RetrievalStatistics
 
@@ -50,7 +50,6 @@ class SegmentInputs(NamedTuple):
 class Output(NamedTuple):
     logits: Float[Array, "B Q V"]
     window: XLMemory  # the XL memory with the new tokens appended
-    knn: KNNMemory | None  # as it was given
     retrieval: Retrieval
 
 
@@ -229,10 +228,9 @@ class Decoder(nnx.Module):
                 found = block_found
         logits = self.logits(x)
         xl_keys, xl_values = zip(*extended, strict=True)
-        knn = memory.knn and mem.write_after(memory.knn, logits)
         if context is not None and memory.xl.context is not None:
             context = jnp.concatenate([memory.xl.context, context], 2)
-        return Output(logits, XLMemory(xl_keys, xl_values, window_song, window_token, context), knn, found)
+        return Output(logits, XLMemory(xl_keys, xl_values, window_song, window_token, context), found)
 
     def embed(self, tokens: Int[Array, "*B"], bar: Array, position: Array) -> Float[Array, "*B D"]:
         table = self.embeddings()

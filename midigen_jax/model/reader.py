@@ -27,7 +27,7 @@ class Batch(TypedDict):
 
 
 class Visible(NamedTuple):
-    """Which memories a reader sees. All of it is data, so that one compiled program serves every ablation."""
+    """Which memories a reader sees: data, so that one compiled program serves all ablations (two, with `other_knn`)."""
 
     xl: Bool[Array, ""] | bool = True
     knn: Bool[Array, ""] | bool = True

@@ -198,9 +198,13 @@ class Checkpoints:
             options = {"preservation_policy": self._policy, "cleanup_tmp_directories": True}
         options = ocp.CheckpointManagerOptions(create=not self.read_only, enable_async_checkpointing=True, **options)
         self._manager = ocp.CheckpointManager(self.path, options=options, item_names=ITEMS)
-        for step in self.steps():
-            with contextlib.suppress(Damaged):
-                self._remember_loss(step, self._meta(step))
+        try:
+            for step in self.steps():
+                with contextlib.suppress(Damaged):
+                    self._remember_loss(step, self._meta(step))
+        except BaseException:
+            self.close()
+            raise
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints, newest first."""

@@ -71,9 +71,9 @@ def allowed_tokens(
 
 def advance(state: DecodeState, token: Int[Array, " B"], vocabulary: Vocabulary) -> DecodeState:
     """The state after a token."""
-    next_state, steps = vocabulary.grammar
+    next_state, durations = vocabulary.grammar
     instrument = instrument_after(state.instrument, token, vocabulary)
-    passed = jnp.asarray(steps)[state.grammar, token]
+    passed = jnp.asarray(durations)[state.grammar, token]
     return DecodeState(
         token,
         jnp.asarray(next_state, jnp.int32)[state.grammar, token],

@@ -63,8 +63,8 @@ class Generation(Iterator[list[Row]]):
 
     def finish(self, *, progress: bool = False, stopping: Sequence[int] = ()) -> list[Continuation]:
         """Samples to the end, or until there is something in `stopping`."""
-        steps = [row.end - start for row, start in zip(self.rows, self.starts, strict=True)]
-        with tqdm(total=max(steps), unit="step", desc="compiling", disable=not progress) as bar:
+        spans = [row.end - start for row, start in zip(self.rows, self.starts, strict=True)]
+        with tqdm(total=max(spans), unit=" grid steps", desc="compiling", disable=not progress) as bar:
             for rows in self:
                 bar.set_description("sampling", refresh=False)
                 if stopping:

@@ -1,7 +1,7 @@
 """A logits processor that keeps simultaneous notes in the order of encoded songs.
 
 That order is: highest pitch first; where instruments are kept apart, by instrument, and the highest of each first. A
-model that may write them in any order can stay on one time step without end. Letters of shapes are those of `shapes`;
+model that may write them in any order can stay at one time without end. Letters of shapes are those of `shapes`;
 B are rows.
 """
 

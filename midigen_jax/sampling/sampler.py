@@ -29,10 +29,9 @@ from .generation import Chunk, Generation, make_timeline, span
 from .logits_processors import SettingArrays, make_setting_arrays
 from .programs import CHUNK, programs
 from .session import SamplerState, Session, load_session
-from .settings import DEFAULTS, GenerationSettings, Length
+from .settings import DEFAULTS, GenerationSettings, Length, check_rows, check_seed
 
 FIRST_CHUNK = 8  # tokens per row; fewer than CHUNK, so that the first notes come sooner
-MAX_ROWS = 4096
 
 
 class Sampler:
@@ -177,10 +176,8 @@ class Sampler:
         Raises:
             InputError: the prompt can't be read, has no notes in these bars, or is of another model.
         """
-        if num is not None and not 1 <= num <= MAX_ROWS:
-            raise InputError(f"num {num}: give a number from 1 to {MAX_ROWS}")
-        if not 0 <= seed < 1 << 32:
-            raise InputError(f"seed {seed}: give a whole number from 0 to {(1 << 32) - 1}")
+        check_rows(num)
+        check_seed(seed)
         if prompt is None or isinstance(prompt, str | Path | Song | Prompt):
             begun = self.prompt(prompt, prompt_bars=prompt_bars, context_song=context_song)
             session = self.prefill([begun] * (num or 1))

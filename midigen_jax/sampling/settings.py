@@ -10,6 +10,7 @@ from ..music.pitches import parse_instruments, parse_key, parse_pitch
 
 MAX_LOOP_BARS = 10_000  # fewer than 2^31 grid steps
 DEFAULT_BARS = 16
+MAX_ROWS = 4096  # continuations at once
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,18 @@ class GenerationSettings:
 
 
 DEFAULTS = GenerationSettings()
+
+
+def check_rows(num: int | None) -> None:
+    """Raises InputError if so many continuations can't be sampled at once."""
+    if num is not None and not 1 <= num <= MAX_ROWS:
+        raise InputError(f"num {num}: give a number from 1 to {MAX_ROWS}")
+
+
+def check_seed(seed: int) -> None:
+    """Raises InputError for a seed that JAX or NumPy would not take."""
+    if not 0 <= seed < 1 << 32:
+        raise InputError(f"seed {seed}: give a whole number from 0 to {(1 << 32) - 1}")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from .. import config as cfg
 from ..data.corpus import Corpus
 from ..errors import InputError
-from ..run.checkpoint import Checkpoints, open_run
+from ..run.checkpoint import Checkpoints, Damaged, open_run
 from ..vocab import Vocabulary
 from .sharding import state_sharding
 from .state import TrainState, init_state
@@ -91,6 +91,12 @@ def check_fits(meta: dict[str, Any], config: cfg.Config, corpus: Corpus, run: Pa
             f"{run}: its checkpoint was trained on another corpus than {corpus.path}; give that one, or start another "
             f"run from it with --init-from {run} --workdir ANOTHER"
         )
+
+
+def check_format(run: Path) -> None:
+    """Raises InputError if the newest checkpoint of a run is of another format."""
+    with contextlib.closing(open_run(run)) as checkpoints, contextlib.suppress(Damaged):
+        checkpoints.read(checkpoints.steps()[0], lambda meta: {})
 
 
 def vocabulary_of(run: Path) -> Vocabulary:
