@@ -131,8 +131,6 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(saved, tmp_pat
     """Whatever file of it was damaged, what is read is what was saved."""
     files = sorted(path for path in (saved / "checkpoints" / "2").rglob("*") if path.is_file())
     assert len(files) > 20
-    thorough = bool(os.environ.get("THOROUGH"))
-    files = files[:: 1 if thorough else 3]
     n_found = 0
     for i, file in enumerate(files):
         run = shutil.copytree(saved, tmp_path / str(i))
@@ -171,7 +169,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(saved, tmp_pat
             assert said == "", path
         checkpoints.close()
         shutil.rmtree(run)
-    assert n_found > (len(files) / 5 if thorough else 0)  # a third of the files may hold few that matter
+    assert n_found > len(files) / 5
 
 
 def settings_of_the_process():
