@@ -16,7 +16,6 @@ from typing import Any
 import _ours
 import _shared
 import jax
-import jax.numpy as jnp
 import numpy as np
 from _ours import Ours, batch_tokens, batches_of, circumstances, programs_of
 
@@ -25,6 +24,7 @@ from midigen_jax import vocab
 from midigen_jax.cli import command
 from midigen_jax.data.corpus import Corpus
 from midigen_jax.data.encode import open_or_encode
+from midigen_jax.evaluation.ablations import without_knn
 from midigen_jax.run import runtime
 from midigen_jax.training import losses
 
@@ -56,11 +56,6 @@ def test_figures(loss: Loss, corpus: Corpus) -> dict[str, float]:
     figures = losses.figures(loss(songs), corpus, songs)
     print(f"{'test':>18}: {figures} ({len(songs)} songs)", flush=True)
     return figures._asdict()
-
-
-def without_knn(params: dict) -> dict:
-    """The same parameters, except that the kNN memory gets no attention."""
-    return jax.tree.map_with_path(lambda path, x: jnp.full_like(x, -1e9) if path[-1].key == "knn_bias" else x, params)
 
 
 def ours(config: cfg.Config, corpus: Corpus, total: int, every: int, few: int) -> dict[str, Any]:

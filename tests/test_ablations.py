@@ -51,7 +51,8 @@ def copier_params():
         params[name] = jnp.asarray(size * random.normal(size=params[name].shape), jnp.float32)
     block = params["blocks"][0]
     block["ff"]["down"]["kernel"] *= 0
-    block["attention"] |= {"out": 0 * block["attention"]["out"], "knn_logit_scale": jnp.full(2, 20.0)}
+    block["attention"]["out"] *= 0
+    block["attention"]["knn"]["logit_scale"] = jnp.full(2, 20.0)
     return params
 
 

@@ -150,17 +150,17 @@ def test_learning(run, corpus, capsys):
 
 def test_trials(run, corpus, capsys, tmp_path):
     script = load_script("trials")
-    small = ["--steps", "8", "--songs", "1", "--only", "no kNN memory"]
+    small = ["--steps", "8", "--songs", "1", "--only", "kNN memory"]
     first = run(script, *on_corpus(corpus), *small, "--seeds", "1", "--timed-steps", "0")
     assert "ms per step" not in capsys.readouterr().out
     result = run(script, *on_corpus(corpus), *small, "--seeds", "2", "--timed-steps", "1")
     assert_describes_the_run(result, corpus)
-    assert result["variants"].keys() == {"base", "no kNN memory"}
+    assert result["variants"].keys() == {"base", "kNN memory"}
     for name, row in result["variants"].items():
         assert row["bits_per_note"][:1] == first["variants"][name]["bits_per_note"]  # it resumed
         assert len(row["bits_per_note"]) == len(row["nats"]) == 2
         assert row["milliseconds_per_step"] > 0
-    assert "| no kNN memory" in capsys.readouterr().out
+    assert "| kNN memory" in capsys.readouterr().out
     with pytest.raises(InputError, match="another config; remove the file"):
         run(script, *on_corpus(corpus), *small, "--set", "model.width=64")
 

@@ -28,13 +28,14 @@ def build(config: cfg.Config, *, seed=0):
     random = np.random.default_rng(seed)
     mean = {
         "attention": 16.0,
+        "knn": 16.0,
         "norm": 1.0,
         "norm1": 1.0,
         "norm2": 1.0,
     }  # of the parameters named scale, by their module
 
     def parameter(path, shape):
-        at = mean[path[-2].key] if path[-1].key in ("scale", "context_scale") else 0.0
+        at = mean[path[-2].key] if path[-1].key == "scale" else 0.0
         return jnp.asarray(at + 0.2 * random.normal(size=shape.shape), shape.dtype)
 
     return abstract_decoder(config, Vocabulary()), jax.tree.map_with_path(parameter, shapes)
@@ -160,7 +161,7 @@ def test_knn_memory_of_everything_tells_what_followed_each_context(small):
     )
     graphdef, params = build(config)
     attention = params["blocks"][0]["attention"]
-    attention["knn_bias"] = jnp.full_like(attention["knn_bias"], 100.0)
+    attention["knn"]["bias"] = jnp.full_like(attention["knn"]["bias"], 100.0)
     batch = batch_of(config, 4, [[64]])
     logits, _ = logits_in_segments(graphdef, params, config, batch)
     decoder = nnx.merge(graphdef, params)
@@ -174,9 +175,9 @@ def test_knn_memory_of_everything_tells_what_followed_each_context(small):
     for segment in (2, 3):
         begin, n = segment * 16, (segment - 1) * 16  # the segment before is in the XL memory
         scores = jnp.einsum("bhtk,bhwk->bhtw", context[:, :, begin : begin + 16], context[:, :, :n])
-        weights = jax.nn.softmax(scores * attention["context_scale"][:, None, None])
+        weights = jax.nn.softmax(scores * attention["knn"]["scale"][:, None, None])
         said = params["output"][batch["tokens"][:, 1 : n + 1]]
-        y = jnp.einsum("h,bhtw,bwd->btd", attention["knn_logit_scale"], weights, said)
+        y = jnp.einsum("h,bhtw,bwd->btd", attention["knn"]["logit_scale"], weights, said)
         h = embedded[:, begin : begin + 16] + attention["out_bias"] + y
         block = decoder.blocks[0]
         h = h + block.ff(block.norm2(h), None)
@@ -238,7 +239,7 @@ def test_backends_give_the_same_loss_and_gradients(small):
     np.testing.assert_allclose(one, two, rtol=1e-6)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-3), gradient_one, gradient_two)
     attention = gradient_one["blocks"][1]["attention"]
-    assert (attention["knn_bias"] != 0).all()
+    assert (attention["knn"]["bias"] != 0).all()
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(gradient_one))
 
 

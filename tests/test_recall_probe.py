@@ -93,5 +93,5 @@ def test_fillers_have_the_requested_lengths():
 def test_only_the_kNN_bias_changes_to_hide_the_kNN_memory():
     params = copier_params()
     hidden = ablations.without_knn(params)
-    assert (hidden["blocks"][0]["attention"]["knn_bias"] < -1e8).all()
+    assert (hidden["blocks"][0]["attention"]["knn"]["bias"] < -1e8).all()
     assert jnp.array_equal(hidden["output"], params["output"])

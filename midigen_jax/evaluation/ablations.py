@@ -36,7 +36,11 @@ def difference_name(one: str, other: str) -> str:
 
 def without_knn(params: dict) -> dict:
     """The same parameters, with the kNN memory's share of the attention at 0."""
-    return jax.tree.map_with_path(lambda path, x: jnp.full_like(x, -1e9) if path[-1].key == "knn_bias" else x, params)
+
+    def hidden(path: tuple, x: Array) -> Array:
+        return jnp.full_like(x, -1e9) if [key.key for key in path[-2:]] == ["knn", "bias"] else x
+
+    return jax.tree.map_with_path(hidden, params)
 
 
 class SongReader:

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 
 from ..shapes import Array, Bool, Float
 
+NORMALIZED_SCALE = 16.0  # at the start: attention of unit vectors at scale 1 would be close to uniform
+
 
 def normalize(x: Array) -> Array:
     """To length 1 over the last axis, computed in float32."""

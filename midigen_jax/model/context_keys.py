@@ -13,8 +13,9 @@ from flax import nnx
 
 from .. import config as cfg
 from ..shapes import Array, Float, Int
-from ..vocab import Vocabulary
+from ..vocab import NO_SONG, Vocabulary
 from .attention import normalize
+from .memory import XLMemory
 
 LENGTH = cfg.CONTEXT_LENGTH  # tokens that a key describes
 HORIZONS = (2.0, 16.0)  # tokens after which a token's weight has fallen to 1/e, in the first and the last head
@@ -40,6 +41,17 @@ class ContextKeys(nnx.Module):
         self.token = nnx.Param(direction(rngs.params(), (vocabulary.size, heads, head_width)))
         self.position = nnx.Param(direction(rngs.params(), (positions, heads, head_width)))
         self.horizons = tuple(np.geomspace(*HORIZONS, heads).tolist())
+
+    def of_segment(
+        self, tokens: Int[Array, "B Q"], song: Int[Array, "B Q"], position: Int[Array, "B Q"], xl: XLMemory
+    ) -> Float[Array, "B H Q Dh"]:
+        """Keys of a segment's tokens, which XL memory precedes."""
+
+        def with_last(old: Array, new: Array) -> Array:
+            padded = jnp.pad(old, ((0, 0), (LENGTH - 1, 0)), constant_values=NO_SONG)
+            return jnp.concatenate([padded[:, -(LENGTH - 1) :], new], 1)
+
+        return jnp.swapaxes(self(with_last(xl.token, tokens), with_last(xl.song, song), position), 1, 2)
 
     def __call__(
         self, tokens: Int[Array, "B slots"], song: Int[Array, "B slots"], position: Int[Array, "B Q"]

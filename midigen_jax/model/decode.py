@@ -119,14 +119,14 @@ def _attention(
         slots = caches.valid_slots(cache.cache_index, ring, config.memory.xl)
         found = slots[1] > 0
         retrieve = partial(retrieve_one, memory=config.memory)
-        arguments = (inputs.context.reshape(scaled_q.shape), attention.context_scale[...], ring, *slots)
+        arguments = (inputs.context.reshape(scaled_q.shape), attention.knn.scale[...], ring, *slots)
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(retrieve, *arguments))
         hit_weights, token, lse_found = jax.lax.cond(found.any(), retrieve, lambda *_: nothing, *arguments)
-        share = attention.memory_share(
+        share = attention.knn.share(
             lse.reshape(rows, heads, 1), lse_found.reshape(rows, heads, 1), found[:, None, None]
         )
         y = (y.reshape(rows, heads, -1) * (1 - share)).astype(y.dtype)
-        logit_scale = attention.knn_logit_scale[...][:, None]
+        logit_scale = attention.knn.logit_scale[...][:, None]
         answer = sum_by_token(hit_weights * share * logit_scale, token, len(inputs.output))
         cache = cache._replace(ring=ring)
     y = y.reshape(rows, -1) @ out_weights

@@ -16,17 +16,15 @@ from ..shapes import Array, Bool, Float, Int
 from ..vocab import Vocabulary
 from . import memory as mem
 from . import retrieval
-from .attention import attend, normalize
-from .context_keys import LENGTH, ContextKeys
+from .attention import NORMALIZED_SCALE, attend, normalize
+from .context_keys import ContextKeys
 from .layers import OCTAVES, PITCH_CLASSES, FeedForward, dropout, fold_in, make_norm, pitch_features
 from .memory import ValidSlots, XLMemory
 from .positions import initial_bias, position_bias, rotate
-from .retrieval import Retrieval, RetrievalStatistics
+from .retrieval import KNNAttention, Retrieval
 
 BARS = 1024  # bar numbers are taken modulo this
 BEATS = 12  # positions in the bar are taken modulo this many beats
-KNN_LOGIT_SCALE = 2.0  # at the start: how strongly each head adds the tokens that its memory found
-NORMALIZED_SCALE = 16.0  # at the start: attention of unit vectors at scale 1 would be close to uniform
 
 _small = nnx.initializers.normal(0.02)
 # Variance 1 / fan-in, like nnx.Linear, for the shapes of the attention weights.
@@ -72,9 +70,7 @@ class Attention(nnx.Module):
         if self.normalized:
             self.scale = nnx.Param(jnp.full(heads, NORMALIZED_SCALE, jnp.float32))
         if self.has_knn:
-            self.context_scale = nnx.Param(jnp.full(heads, NORMALIZED_SCALE, jnp.float32))
-            self.knn_bias = nnx.Param(jnp.zeros(heads))
-            self.knn_logit_scale = nnx.Param(jnp.full(heads, KNN_LOGIT_SCALE, jnp.float32))
+            self.knn = KNNAttention(config)
 
     def __call__(self, x: Float[Array, "B Q D"], inputs: SegmentInputs) -> tuple[Array, tuple[Array, Array], Retrieval]:
         """Returns the output, the layer's keys and values with the new ones appended, and what the kNN memory did."""
@@ -94,50 +90,14 @@ class Attention(nnx.Module):
             y, lse = attend(*rotated, values, None, inputs.mask)
         found, answer = Retrieval(retrieval.no_statistics(self.config.model.heads)), None
         if self.has_knn and inputs.slots is not None and inputs.context is not None:
-            with jax.named_scope("knn"):
-                y, answer, found = self._retrieve(y, lse, inputs.context, inputs.slots, inputs)
+            arguments = inputs.context, inputs.slots, inputs.may_search, len(inputs.output)
+            y, answer, found = self.knn(y, lse, *arguments)
         y = jnp.einsum("bhtk,hkd->btd", y, self.out[...].astype(y.dtype))
         if self.out_bias is not None:
             y = y + self.out_bias[...].astype(y.dtype)
         if answer is not None:
             y = y + answer.astype(y.dtype) @ inputs.output
         return y, (keys, values), found
-
-    def _retrieve(
-        self, y: Array, lse: Array, context: Array, slots: ValidSlots, inputs: SegmentInputs
-    ) -> tuple[Array, Float[Array, "B Q V"], Retrieval]:
-        """The window's output scaled to its share of the attention, and the weights of the tokens found."""
-        memory, size, ages = self.config.memory, len(inputs.output), None
-        logit_scale = self.knn_logit_scale[...][:, None, None]
-        scaled = context * self.context_scale[...][:, None, None].astype(context.dtype)
-        found = retrieval.find(context, scaled, slots, inputs.may_search, memory, size)
-        share = self.memory_share(lse, found.lse, found.any[..., None])
-        if found.hits is None or found.hit_weights is None:  # the dense memory
-            assert found.token_weights is not None
-            weights = None
-            answer = jnp.sum(found.token_weights * share * logit_scale, 1)
-            hits = jnp.sum(found.any * slots.length[:, None, None], dtype=jnp.float32) * context.shape[1]
-            sum_of_ages = jnp.zeros(())
-        else:
-            weights = found.hit_weights * share
-            answer = retrieval.sum_by_token(weights * logit_scale, found.hits.next_token, size)
-            hits = jnp.sum(found.hits.found, dtype=jnp.float32)
-            ages = jnp.where(found.hits.found, mem.ages(slots, found.hits.slots, memory.xl), 0)
-            sum_of_ages = jnp.sum(ages, dtype=jnp.float32)
-        statistics = RetrievalStatistics(
-            found.any.mean(), hits, sum_of_ages, share.mean((0, 2, 3)), slots.length.mean()
-        )
-        remaining = (y.astype(jnp.float32) * (1 - share)).astype(y.dtype)
-        return remaining, answer, jax.lax.stop_gradient(Retrieval(statistics, ages, weights))
-
-    def memory_share(self, lse: Float[Array, "B H *Q 1"], lse_found: Array, found: Array) -> Float[Array, "B H *Q 1"]:
-        """The memory's share of one softmax over the window and the hits, whose scores are raised by the kNN bias.
-
-        The memory counts as much as it matches the query. A share that ignores the query, as the gate of Memorizing
-        Transformers, stays low until the memory is right on average.
-        """
-        bias = self.knn_bias[...].reshape(-1, *[1] * (lse.ndim - 2))
-        return jnp.where(found, nnx.sigmoid(lse_found + bias - lse), 0)
 
 
 class Block(nnx.Module):
@@ -206,14 +166,15 @@ class Decoder(nnx.Module):
         """
         window_song = jnp.concatenate([memory.xl.song, song], 1)
         window_token = jnp.concatenate([memory.xl.token, tokens], 1)
-        context = None if memory.knn is None else self._context(tokens, song, position, memory.xl)
+        context = None
+        if memory.knn is not None:
+            context = self.context_keys.of_segment(tokens, song, position, memory.xl).astype(self.config.model.dtype)
         inputs = self._segment_inputs(song, window_song, memory, context)
         with jax.named_scope("embed"):
             x = self.embed(tokens, bar, position)
-            first, queries = memory.xl.song.shape[1], song.shape[1]
+            here = slice(memory.xl.song.shape[1], window_song.shape[1])
             for distance in range(1, self.config.model.previous_tokens + 1):
                 # Pad first, so that every token has a slot at this distance.
-                here = slice(first, first + queries)
                 previous_song, previous_token = (
                     jnp.pad(slots, ((0, 0), (distance, 0)), constant_values=mem.NO_SONG)[:, here]
                     for slots in (window_song, window_token)
@@ -252,21 +213,11 @@ class Decoder(nnx.Module):
         """The output layer's weights, in the computation's dtype."""
         return self.embeddings() if self.config.model.tied else self.output[...].astype(self.config.model.dtype)
 
+    @jax.named_scope("logits")
     def logits(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-        with jax.named_scope("logits"):
-            weights = self.output_weights()
-            logits = jnp.einsum("...d,vd->...v", self.norm(x), weights, preferred_element_type=jnp.float32)
-            return logits + self.output_bias[...] if self.config.model.biases else logits
-
-    def _context(
-        self, tokens: Int[Array, "B Q"], song: Int[Array, "B Q"], position: Int[Array, "B Q"], xl: XLMemory
-    ) -> Float[Array, "B H Q Dh"]:
-        def with_last(old: Array, new: Array) -> Array:
-            padded = jnp.pad(old, ((0, 0), (LENGTH - 1, 0)), constant_values=mem.NO_SONG)
-            return jnp.concatenate([padded[:, -(LENGTH - 1) :], new], 1)
-
-        context = self.context_keys(with_last(xl.token, tokens), with_last(xl.song, song), position)
-        return jnp.swapaxes(context, 1, 2).astype(self.config.model.dtype)
+        weights = self.output_weights()
+        logits = jnp.einsum("...d,vd->...v", self.norm(x), weights, preferred_element_type=jnp.float32)
+        return logits + self.output_bias[...] if self.config.model.biases else logits
 
     def _segment_inputs(
         self, song: Int[Array, "B Q"], window_song: Int[Array, "B W"], memory: mem.Memory, context: Array | None

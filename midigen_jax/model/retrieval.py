@@ -8,14 +8,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from .. import config as cfg
 from ..shapes import Array, Bool, Float, Int
 from . import memory as mem
-from .attention import softmax
+from .attention import NORMALIZED_SCALE, softmax
 from .cache import Ring
 from .memory import ValidSlots
 from .search import Hits, in_range, resolve_backend, top_k
+
+LOGIT_SCALE = 2.0  # at the start: how strongly each head adds the tokens that its memory found
 
 
 class RetrievalStatistics(NamedTuple):
@@ -49,6 +52,65 @@ class Found(NamedTuple):
     hits: Hits | None
     lse: Float[Array, "B H Q 1"]  # logarithm of the softmax divisor; undefined where nothing was found
     any: Bool[Array, "#B 1 Q"] | Bool[Array, "B H Q"]  # whether anything was found
+
+
+class KNNAttention(nnx.Module):
+    """How the kNN memory shares the attention of its layer with the window."""
+
+    def __init__(self, config: cfg.Config):
+        heads = config.model.heads
+        self.memory = config.memory
+        self.scale = nnx.Param(jnp.full(heads, NORMALIZED_SCALE, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(heads))
+        self.logit_scale = nnx.Param(jnp.full(heads, LOGIT_SCALE, jnp.float32))
+
+    @jax.named_scope("knn")
+    def __call__(
+        self,
+        y: Float[Array, "B H Q Dh"],
+        lse: Float[Array, "B H Q 1"],
+        context: Float[Array, "B H Q Dh"],
+        slots: ValidSlots,
+        may_search: Bool[Array, "B Q"],
+        vocabulary: int,
+    ) -> tuple[Array, Float[Array, "B Q V"], Retrieval]:
+        """The window's output scaled to its share of the attention, and the weights of the tokens found.
+
+        Args:
+            y, lse: of the attention to the window.
+            context: context keys of the queries.
+            vocabulary: its size.
+        """
+        ages, logit_scale = None, self.logit_scale[...][:, None, None]
+        scaled = context * self.scale[...][:, None, None].astype(context.dtype)
+        found = find(context, scaled, slots, may_search, self.memory, vocabulary)
+        share = self.share(lse, found.lse, found.any[..., None])
+        if found.hits is None or found.hit_weights is None:  # the dense memory
+            assert found.token_weights is not None
+            weights = None
+            answer = jnp.sum(found.token_weights * share * logit_scale, 1)
+            hits = jnp.sum(found.any * slots.length[:, None, None], dtype=jnp.float32) * context.shape[1]
+            sum_of_ages = jnp.zeros(())
+        else:
+            weights = found.hit_weights * share
+            answer = sum_by_token(weights * logit_scale, found.hits.next_token, vocabulary)
+            hits = jnp.sum(found.hits.found, dtype=jnp.float32)
+            ages = jnp.where(found.hits.found, mem.ages(slots, found.hits.slots, self.memory.xl), 0)
+            sum_of_ages = jnp.sum(ages, dtype=jnp.float32)
+        statistics = RetrievalStatistics(
+            found.any.mean(), hits, sum_of_ages, share.mean((0, 2, 3)), slots.length.mean()
+        )
+        remaining = (y.astype(jnp.float32) * (1 - share)).astype(y.dtype)
+        return remaining, answer, jax.lax.stop_gradient(Retrieval(statistics, ages, weights))
+
+    def share(self, lse: Float[Array, "B H *Q 1"], lse_found: Array, found: Array) -> Float[Array, "B H *Q 1"]:
+        """The memory's share of one softmax over the window and the hits, whose scores are raised by the bias.
+
+        The memory counts as much as it matches the query. A share that ignores the query, as the gate of Memorizing
+        Transformers, stays low until the memory is right on average.
+        """
+        bias = self.bias[...].reshape(-1, *[1] * (lse.ndim - 2))
+        return jnp.where(found, nnx.sigmoid(lse_found + bias - lse), 0)
 
 
 def find(
