@@ -92,8 +92,8 @@ def write_tokens(grid, bars, scheme, tokens, bar, position, at):
 
 @kernel
 def _max_tokens(n_notes, last_onset):
-    """4 tokens per note, 2 for a rest before each, 2 for every MAX_DURATION of time, sos and eos."""
-    return 6 * n_notes + 2 * (last_onset // MAX_DURATION) + 4
+    """The tokens of each note, 2 for a rest before it, 2 for every MAX_DURATION of time, sos and eos."""
+    return (score.TOKENS_PER_NOTE + 2) * n_notes + 2 * (last_onset // MAX_DURATION) + 4
 
 
 @kernel

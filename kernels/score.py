@@ -15,6 +15,9 @@ from .meter import MAX_TIME, to_grid
 # Columns of the grid. A part is an instrument (a program, or vocab.DRUMS) if instruments are kept apart, else
 # 16 * track + channel, or the track in faithful mode.
 ONSET, DURATION, PITCH, PART, VELOCITY = range(5)
+COLUMNS = 5
+
+TOKENS_PER_NOTE = 4  # at most: an instrument, the pitch, a velocity and the duration
 
 REST = -1  # the pitch of a rest event
 DEFAULT_VELOCITY = 80  # if velocities are not kept
@@ -30,7 +33,7 @@ velocity_0 = kernel(vocab.velocity_0)
 @kernel
 def make_workspace(n_notes):
     """Arrays to quantize up to n_notes notes in: the grid, two arrays of packed notes, and counts by time."""
-    grid = np.empty((n_notes, 5), np.int32)
+    grid = np.empty((n_notes, COLUMNS), np.int32)
     keys = np.empty((2, n_notes), np.int64)
     counts = np.empty(MAX_TIME + 2, np.int32)
     return grid, keys, counts
@@ -190,7 +193,7 @@ def sparse_score(grid, part_index):
 @kernel
 def grid_from_sparse(score):
     """The notes of a sparse score: int32 [n, 5] in the order of `quantize`; parts are its indices."""
-    grid = np.empty((np.count_nonzero(score), 5), np.int32)
+    grid = np.empty((np.count_nonzero(score), COLUMNS), np.int32)
     n = 0
     for time in range(score.shape[0]):
         for pitch in range(127, -1, -1):
@@ -218,7 +221,7 @@ def position_score(grid, scheme):
     for i in range(len(grid)):
         n_rests += (grid[i, ONSET] - now + MAX_DURATION - 1) // MAX_DURATION
         now = grid[i, ONSET]
-    events = np.zeros((len(grid) + n_rests, 5), np.int32)
+    events = np.zeros((len(grid) + n_rests, COLUMNS), np.int32)
     now = 0
     e = 0
     for i in range(len(grid)):
@@ -241,7 +244,7 @@ def index_score(events, scheme):
 
     All tokens of an event have its onset; sos has that of the first event, eos that of the last.
     """
-    tokens = np.empty(4 * len(events) + 2, np.uint16)
+    tokens = np.empty(TOKENS_PER_NOTE * len(events) + 2, np.uint16)
     times = np.empty(len(tokens), np.int32)
     tokens[0] = SOS
     n = 1
@@ -276,7 +279,7 @@ def notes_from_tokens(tokens, scheme):
 
     Any sequence of tokens decodes: tokens that belong to no complete event are ignored.
     """
-    notes = np.empty((len(tokens) // 2, 5), np.int32)
+    notes = np.empty((len(tokens) // 2, COLUMNS), np.int32)
     first_velocity = velocity_0(scheme)
     n = 0
     now = 0

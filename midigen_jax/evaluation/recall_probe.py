@@ -81,7 +81,8 @@ def randomise_pitches(theme: Sequence[Bar], random: np.random.Generator, scheme:
 
 def join_bars(bars: Sequence[Bar], length: int, scheme: Scheme) -> Song:
     """A song of these bars, each of a length in grid steps."""
-    notes = np.concatenate([notes + np.array([i * length, 0, 0, 0, 0], np.int32) for i, notes in enumerate(bars)])
+    notes = np.concatenate(bars)
+    notes[:, 0] += length * np.repeat(np.arange(len(bars)), [len(bar) for bar in bars]).astype(np.int32)
     parts = notes[:, 3] if scheme.multi else 0 * notes[:, 3]
     notes = notes[np.lexsort((-notes[:, 2], parts, notes[:, 0]))]
     meter = np.array([[0, length, 4 * scheme.steps_per_beat]], np.int32)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import vocab
-from ..kernels import suffix_automaton
+from ..kernels import score, suffix_automaton
 
 
 class CommonExcerpt(NamedTuple):
@@ -26,8 +26,8 @@ def pitched(notes: np.ndarray, *, multi: bool = False) -> np.ndarray:
     Raises:
         ValueError: the notes have another shape.
     """
-    if notes.ndim != 2 or notes.shape[1] != 5:
-        raise ValueError(f"notes of shape {notes.shape}: give [N, 5], as in a song")
+    if notes.ndim != 2 or notes.shape[1] != score.COLUMNS:
+        raise ValueError(f"notes of shape {notes.shape}: give [N, {score.COLUMNS}], as in a song")
     if multi:
         notes = notes[notes[:, 3] != vocab.DRUMS]
     return notes[np.lexsort((-notes[:, 2], notes[:, 0]))]

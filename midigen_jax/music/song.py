@@ -63,7 +63,7 @@ def new_song(scheme: Scheme) -> Song:
     """An empty song in 4/4 at 120 beats per minute."""
     meters = np.array([[0, meter.BEATS_PER_BAR, 4]], np.int32)
     tempos = np.array([[0, meter.DEFAULT_TEMPO]], np.int32)
-    return make_song(np.empty((0, 5), np.int32), meters, tempos, scheme)
+    return make_song(np.empty((0, score.COLUMNS), np.int32), meters, tempos, scheme)
 
 
 class Prompt(NamedTuple):

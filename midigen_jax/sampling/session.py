@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import InputError
 from ..model import cache as caches
 from ..model.cache import Cache
-from ..music.song import Song, notes_of
+from ..music.song import Song, new_song, notes_of
 from ..run.tensors import by_path, read_tensors, write_tensors
 from ..vocab import Scheme, Vocabulary
 from .decode_state import DecodeState
@@ -110,7 +110,7 @@ def load_session(path: Path, abstract: Callable[[int], Any], model: str, scheme:
     rows = []
     for i, (prompt_end, end, next_time) in enumerate(metadata["rows"]):
         tables = [np.asarray(arrays[f"rows/{i}/{name}"]) for name in _TABLES]
-        song = Song(np.empty((0, 5), np.int32), tables[0].astype(np.int64), tables[1], tables[2], scheme)
+        song = new_song(scheme)._replace(bars=tables[0].astype(np.int64), meters=tables[1], tempos=tables[2])
         tokens = np.asarray(arrays[f"rows/{i}/tokens"]).astype(np.uint16)
         rows.append(Row(song, tokens, prompt_end, end, next_time))
     return Session(state, rows, model)

@@ -82,7 +82,7 @@ def check_fits(meta: dict[str, Any], config: cfg.Config, corpus: Corpus, run: Pa
                 f"{run}: its checkpoint has {key}={then}, the config {value}; --set {key}={then}, or start another run "
                 f"from it with --init-from {run} --workdir ANOTHER"
             )
-    if meta["vocabulary"] != corpus.vocabulary.to_json():
+    if Vocabulary.from_json(meta["vocabulary"]) != corpus.vocabulary:
         raise InputError(
             f"{run}: its checkpoint has another vocabulary than {corpus.path}; give the corpus that it was trained on"
         )
@@ -169,7 +169,7 @@ def check_compatible(meta: dict[str, Any], config: cfg.Config, corpus: Corpus, s
         has_memory = key == "memory.knn" and bool(then[key]) != bool(value)
         if then[key] != value and (shapes_parameters or has_memory or key == "memory.knn_layer"):
             raise InputError(f"--init-from {source}: its model has {key}={then[key]}; --set {key}={then[key]}")
-    if meta["vocabulary"] != corpus.vocabulary.to_json():
+    if Vocabulary.from_json(meta["vocabulary"]) != corpus.vocabulary:
         raise InputError(
             f"--init-from {source}: {corpus.path} has another vocabulary; give the folder of MIDI files, which is then "
             "encoded with the run's own"
