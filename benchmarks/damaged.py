@@ -50,7 +50,7 @@ def measure(data: bytes) -> dict[str, float]:
 def main() -> None:
     parser = _shared.parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="MIDI_DIR", help="files to be damaged")
-    parser.add_argument("--mutations", type=int, default=10_000, help="number of damaged files")
+    parser.add_argument("--mutations", type=int, default=100_000, help="number of damaged files")
     args = parser.parse_args()
     originals = [(args.data / name).read_bytes() for name in midi_files(args.data)]
     measure(originals[0])  # compiles the kernels
