@@ -46,7 +46,8 @@ def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """Calls a function of a benchmark in a process of its own; arguments and result are JSON."""
     module = Path(inspect.getfile(function)).stem
     code = f"import json, sys, {module}; print(json.dumps({module}.{function.__name__}(*json.load(sys.stdin))))"
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    # No empty entry, which would be the working folder: a library that looks for a package `kernels` would find ours.
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-P", "-c", code],  # -P: the working folder is not on the path
         input=json.dumps(arguments),

@@ -265,3 +265,10 @@ def test_every_benchmark_has_a_test_and_help(name, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="0"):
         script.main()
     assert "--results" in capsys.readouterr().out
+
+
+def test_a_new_process_imports_nothing_from_the_working_folder(tmp_path, monkeypatch):
+    (tmp_path / "argparse.py").write_text("raise ImportError")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert _shared.in_new_process(_shared.resident_megabytes) > 1
