@@ -268,6 +268,7 @@ def test_every_benchmark_has_a_test_and_help(name, monkeypatch, capsys):
 
 
 def test_a_new_process_imports_nothing_from_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.undo()
     (tmp_path / "argparse.py").write_text("raise ImportError")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONPATH", raising=False)
