@@ -133,7 +133,8 @@ def main() -> None:
     for key in ("config", "corpus", "songs"):
         if relevant(result.get(key, now[key])) != relevant(now[key]):
             raise InputError(f"{path}: its trials had another {key}; remove the file to begin again")
-    _shared.save(args.results, name, result | now)
+    result |= now
+    _shared.save(args.results, name, result)
     for variant, config in configs.items():
         side = None
         for seed in range(len(result["variants"][variant]["nats"]), args.seeds):
