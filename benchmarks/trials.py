@@ -3,8 +3,8 @@
     python benchmarks/trials.py --data CORPUS_OR_MIDI_DIR
 
 Validation bits per note after the same number of tokens, and the time per step of all variants, measured in turn. The
-base has no kNN memory: seeds differ in when that memory begins to contribute, by more than the other changes are worth.
-The same command resumes a run that was stopped.
+base has no kNN memory: what that gains after so few tokens differs between seeds by more than the other changes are
+worth. The same command resumes a run that was stopped; the environment in the file is that of the last start.
 """
 
 import json

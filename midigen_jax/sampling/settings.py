@@ -74,7 +74,7 @@ DEFAULTS = GenerationSettings()
 
 
 def check_rows(num: int | None) -> None:
-    """Raises InputError if so many continuations can't be sampled at once."""
+    """Raises InputError if this many continuations can't be sampled at once."""
     if num is not None and not 1 <= num <= MAX_ROWS:
         raise InputError(f"num {num}: give a number from 1 to {MAX_ROWS}")
 
