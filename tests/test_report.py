@@ -9,7 +9,9 @@ from test_model import build, changed
 
 from midigen_jax.cli import command, evaluate
 from midigen_jax.evaluation import ablations, plots, report
+from midigen_jax.evaluation.ablations import difference_name
 from midigen_jax.evaluation.bootstrap import Interval
+from midigen_jax.evaluation.copying import COPIER, INFINI_GRAM, INTERVALS
 from midigen_jax.evaluation.recall_probe import OTHER_THEME
 from midigen_jax.run.checkpoint import Checkpoints, meta_of
 
@@ -63,7 +65,10 @@ def test_the_figures_are_those_of_all_ablations(written):
     found = json.loads((written / "report.json").read_text())
     both, none = (found["runs"][name] for name in ("both", "none"))
     assert {ablations.NONE, ablations.XL, ablations.KNN, ablations.OTHER_KNN} <= set(both["losses"]["all"])
-    assert set(none["losses"]["all"]) == {ablations.NONE}
+    copied = {f"{ablations.NONE} + {name}" for name in (COPIER, INTERVALS, INFINI_GRAM)}
+    differences = {difference_name(name, ablations.NONE) for name in copied}
+    assert set(none["losses"]["all"]) == {ablations.NONE, *copied, *differences}
+    assert set(found["comparison with copiers"]) == {f"both minus none + {x}" for x in (COPIER, INTERVALS, INFINI_GRAM)}
     assert "retrieval analysis" in both
     assert "retrieval analysis" not in none
     assert set(found["generation metrics"]["written"]) == {"both", "none"}

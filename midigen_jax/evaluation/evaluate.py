@@ -21,7 +21,7 @@ from ..music.song import TokenSequence
 from ..run import environment
 from ..run.trained import TrainedModel, load_run
 from ..sampling.sampler import Sampler
-from . import ablations, generation_metrics, repeats, report
+from . import ablations, copying, generation_metrics, repeats, report
 from .ablations import SongReader, difference_name
 from .bootstrap import Interval, ratio
 from .generation_metrics import Pair
@@ -195,7 +195,7 @@ class Measured(NamedTuple):
     """The results of one run."""
 
     figures: dict[str, Any]
-    nats: list[np.ndarray]  # with all memories, for each song [N - 1]
+    nats: Nats  # with all memories, by what was copied: "" for nothing
     pairs: list[Pair]
 
 
@@ -213,7 +213,15 @@ def measure(
     reader = SongReader(model)
     usable = [x for x in reader.ablations if x != ablations.OTHER_KNN or len(songs.sequences) > 1]
     nats = {ablation: reader.nats(songs.sequences, ablation) for ablation in usable}
-    figures: dict[str, Any] = {"about": about(model), "losses": score(nats, songs)}
+    progress.set_description(f"{name}: copying")
+    copied = {"": nats[reader.complete]}
+    for copier, levels in copying.copiers(model.vocabulary).items():
+        levels_of_songs = [levels(sequence.tokens) for sequence in songs.sequences]
+        copied[copier] = copying.with_copying(copied[""], levels_of_songs)
+    with_copier = {copying.copied_name(reader.complete, copier): x for copier, x in copied.items() if copier}
+    differences = (*DIFFERENCES, *((copier, reader.complete) for copier in with_copier))
+    figures: dict[str, Any] = {"about": about(model), "losses": score(nats | with_copier, songs, differences)}
+    figures["complete"] = reader.complete
     progress.write(table(name, figures["losses"]))
     progress.update()
     progress.set_description(f"{name}: analysing the retrieval")
@@ -229,7 +237,7 @@ def measure(
     progress.set_description(f"{name}: continuing songs")
     pairs = generation_metrics.continue_songs(sampler, prompts, bars=options.bars, seed=options.seed)
     progress.update()
-    return Measured(figures, nats[reader.complete], pairs)
+    return Measured(figures, copied, pairs)
 
 
 def evaluate(runs: Sequence[Path], data: Path, out: Path, options: Options, *, command: str) -> None:
@@ -274,8 +282,13 @@ def evaluate(runs: Sequence[Path], data: Path, out: Path, options: Options, *, c
         },
         "runs": {name: x.figures for name, x in measured.items()},
         "comparison": {
-            difference_name(first, other): score({x: nats[x] for x in (first, other)}, songs, [(first, other)])
+            difference_name(first, other): score({x: nats[x][""] for x in (first, other)}, songs, [(first, other)])
             for other in others
+        },
+        "comparison with copiers": {
+            difference_name(first, name): score({first: nats[first][""], name: x}, songs, [(first, name)])
+            for other in others
+            for name, x in ((copying.copied_name(other, copier), x) for copier, x in nats[other].items() if copier)
         },
         "generation metrics": generation_metrics.compare_with_real(prompts, pairs, corpus),
     }

@@ -90,6 +90,12 @@ def introductions(reach: int) -> dict[str, str]:
             f"{RESAMPLES:,} resamples of the songs (percentile bootstrap, widened for few songs; paired for "
             "differences)."
         ),
+        "Copying": (
+            "What plain copying from the song so far adds to each model; what it adds, the model's memory has missed. "
+            "The copier predicts what followed the most recent of the longest earlier occurrences of the last tokens, "
+            "the second one also that of the last intervals, in the present key; the infini-gram model counts what "
+            "followed occurrences of every length. How far each is trusted is fitted to the other half of the songs."
+        ),
         "Recall probe": (
             "The model reads four bars, filler from other songs, then the first of the four bars again. Shown are its "
             "loss on the other three bars, and how many of their notes its greedy continuation contains. If the "
@@ -190,8 +196,7 @@ def _summary(runs: dict[str, Any]) -> str:
 def _runs_table(runs: dict[str, Any]) -> str:
     rows = []
     for name, run in runs.items():
-        about, losses = run["about"], run["losses"]
-        complete = next(x for x in (ablations.KNN, ablations.XL, ablations.NONE) if x in losses["all"])
+        about, losses, complete = run["about"], run["losses"], run["complete"]
         sizes = (f"{about[key]:,}" for key in ("parameters", "tokens", "XL memory", "kNN memory"))
         units = (cell(losses[f"bits per {unit}"][complete], 2) for unit in ("note", "beat", "second"))
         rows.append([escape(name), *sizes, *units, cell(losses["all"][complete])])
@@ -236,6 +241,28 @@ def _memories(result: dict[str, Any]) -> str:
             groups = [scores["all"], *scores["by bars"].values(), *scores["by repetition"].values()]
             rows.append([escape(name), *(cell(means.get(name)) for means in groups)])
         parts.append(table(head, rows))
+    return "\n".join(parts)
+
+
+def _copying(result: dict[str, Any]) -> str:
+    def row(name: str, losses: dict[str, Any], what: str, difference: str) -> list[str]:
+        groups = [losses["all"], *losses["by repetition"].values()]
+        bits = losses["bits per note"][what]
+        return [escape(name), cell(bits, 2), *(cell(x.get(what)) for x in groups), cell(losses["all"].get(difference))]
+
+    head = ["nats per token", "bits per note", "all", *repeats.KINDS]
+    parts = []
+    for name, run in result["runs"].items():
+        complete, losses = run["complete"], run["losses"]
+        copied = [x for x in losses["all"] if x.startswith(f"{complete} + ") and " minus " not in x]
+        rows = [row(x, losses, x, difference_name(x, complete)) for x in (complete, *copied)]
+        parts.append(f"<h3>{escape(name)}</h3>" + table([*head, "added by copying"], rows))
+    if result["comparison with copiers"]:
+        rows = []
+        for name, scores in result["comparison with copiers"].items():
+            groups = [scores["all"], *scores["by repetition"].values()]
+            rows.append([escape(name), *(cell(means.get(name)) for means in groups)])
+        parts.append(table(["nats per token", "all", *repeats.KINDS], rows))
     return "\n".join(parts)
 
 
@@ -318,6 +345,7 @@ def page(result: dict[str, Any], pairs: dict[str, list[Pair]], titles: Sequence[
         "Summary": _summary(runs) + _runs_table(runs),
         "Continuations": _continuations(pairs, titles),
         "Effect of the memories": _memories(result),
+        "Copying": _copying(result),
         "Recall probe": _recall_probe(runs),
         "Retrieval analysis": _retrieval_analysis(runs, corpus["names"]),
         "Generation metrics": _generation_metrics(result["generation metrics"]),
