@@ -53,6 +53,18 @@ def velocity_0(scheme: Scheme) -> int:
     return INSTRUMENT_0 + N_INSTRUMENTS * scheme.multi
 
 
+class Transposition(NamedTuple):
+    """How tokens sound in other keys. Tokens of one transposition class differ in key only.
+
+    What a token means depends on whether the drums play before it (index 1) or not (index 0): drums have no key.
+    """
+
+    token_class: np.ndarray  # int32 [2, V]
+    pitch: np.ndarray  # int32 [2, V], the lowest that can be transposed; -1 without any
+    drums_after: np.ndarray  # bool [2, V], whether they play after the token
+    token: np.ndarray  # int32 [classes, 128], by its class and pitch; that of pitch 0 without any. -1: there is none
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """The tokens of a corpus and of the models trained on it."""
@@ -126,6 +138,31 @@ class Vocabulary:
         next_state, _ = self.grammar
         first = np.array([parts[0] for parts in self.base_tokens])
         return (next_state[START] >= 0) & (first != SEP)
+
+    @cached_property
+    def transposition(self) -> Transposition:
+        token_class, pitch = np.zeros((2, 2, self.size), np.int32)
+        drums_after = np.zeros((2, self.size), bool)
+        classes: dict[tuple, int] = {}
+        tokens: list[np.ndarray] = []  # of each class, by pitch
+        for drums_before in (0, 1):
+            for token, parts in enumerate(self.base_tokens):
+                drums, notes = bool(drums_before), []
+                for part in parts:
+                    if self.scheme.multi and INSTRUMENT_0 <= part < velocity_0(self.scheme):
+                        drums = part == INSTRUMENT_0 + DRUMS
+                    notes.append(NOTE_0 <= part < DURATION_0 and not drums)
+                lowest = min((part - NOTE_0 for part, note in zip(parts, notes, strict=True) if note), default=-1)
+                relative = tuple(
+                    (note, part - lowest if note else part) for part, note in zip(parts, notes, strict=True)
+                )
+                i = classes.setdefault(relative, len(classes))
+                if i == len(tokens):
+                    tokens.append(np.full(DURATION_0 - NOTE_0, -1, np.int32))
+                tokens[i][max(lowest, 0)] = token
+                token_class[drums_before, token], pitch[drums_before, token] = i, lowest
+                drums_after[drums_before, token] = drums
+        return Transposition(token_class, pitch, drums_after, np.stack(tokens))
 
     @cached_property
     def expansions(self) -> tuple[np.ndarray, np.ndarray]:

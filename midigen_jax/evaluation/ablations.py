@@ -6,7 +6,7 @@ songs, N a song's tokens.
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,9 @@ from flax import nnx
 
 from .. import vocab
 from ..errors import InputError
+from ..model import alignment, pointer
 from ..model import memory as mem
+from ..model.alignment import AlignmentMemory
 from ..model.decoder import abstract_decoder
 from ..model.memory import KNNMemory, Memory
 from ..model.reader import Batch, Visible, read_segment
@@ -35,12 +37,21 @@ def difference_name(one: str, other: str) -> str:
 
 
 def without_knn(params: dict) -> dict:
-    """The same parameters, with the kNN memory's share of the attention at 0."""
+    """The same parameters, with the kNN memory's share at 0."""
 
     def hidden(path: tuple, x: Array) -> Array:
-        return jnp.full_like(x, -1e9) if [key.key for key in path[-2:]] == ["knn", "bias"] else x
+        name = [key.key for key in path[-2:]]
+        return jnp.full_like(x, pointer.NONE) if name in (["knn", "bias"], ["pointer", "bias"]) else x
 
     return jax.tree.map_with_path(hidden, params)
+
+
+class _Read(NamedTuple):
+    """Of a segment."""
+
+    nats: np.ndarray  # [B, T]
+    retrieval: Retrieval
+    knn_after: KNNMemory | AlignmentMemory | None
 
 
 class SongReader:
@@ -78,8 +89,8 @@ class SongReader:
         found: dict[int, np.ndarray] = {}
         for batch in self._batches(songs):
             some = [songs[i] for i in batch]
-            rings = self._rings_of_others(some) if ablation == OTHER_KNN else None
-            rows = np.concatenate([nats for nats, *_ in self._segments(some, ablation, rings)], 1)
+            others = self._memories_of_others(some) if ablation == OTHER_KNN else None
+            rows = np.concatenate([x.nats for x in self._segments(some, ablation, others)], 1)
             found |= {i: row[: n - 1] for i, row, n in zip(batch, rows, _lengths(some), strict=False)}
         return [found[i] for i in range(len(songs))]
 
@@ -97,7 +108,8 @@ class SongReader:
             raise InputError("this model has no kNN memory that is searched")
         for first in range(0, len(songs), self._lanes):
             some = songs[first : first + self._lanes]
-            parts = [(found.ages, found.weights) for _, _, found in self._segments(some, KNN)]
+            found = (x.retrieval for x in self._segments(some, KNN))
+            parts = [(x.ages, x.weights) for x in found]
             ages, weights = (np.concatenate(part, 2) for part in zip(*parts, strict=True))
             yield from ((ages[i, :, :n], weights[i, :, :n]) for i, n in enumerate(_lengths(some)))
 
@@ -108,33 +120,33 @@ class SongReader:
         for i in range(n_batches):
             yield ordered[i * len(ordered) // n_batches : (i + 1) * len(ordered) // n_batches]
 
-    def _rings_of_others(self, songs: Sequence[TokenSequence]) -> KNNMemory:
+    def _memories_of_others(self, songs: Sequence[TokenSequence]) -> KNNMemory | AlignmentMemory:
         """The kNN memory at the end of each song's neighbour in the batch."""
-        memory = None
-        for _, memory, _ in self._segments(songs, XL):  # noqa: B007  (the last one)
-            pass
-        assert memory is not None
-        assert memory.knn is not None
+        knn = None
+        for output in self._segments(songs, XL):
+            knn = output.knn_after
+        neighbours = np.r_[1 : len(songs), 0, len(songs) : self._lanes]
+        if isinstance(knn, AlignmentMemory):
+            return jax.tree.map(lambda x: x[neighbours], alignment.without_scores(knn))
+        assert knn is not None
         segment, lanes = self.config.data.segment, self._lanes
         lengths = np.pad(_lengths(songs), (0, lanes - len(songs)))
         read = -(-int(lengths.max()) // segment) * segment
         # The ring begins with the empty slots of the XL memory; after a shorter song it ends with padding.
         end = np.minimum(lengths + self.config.memory.xl, read) % self.config.memory.knn
-        ring = memory.knn._replace(write=jnp.asarray(end, jnp.int32))
-        neighbours = np.r_[1 : len(songs), 0, len(songs) : lanes]
-        return jax.tree.map(lambda x: x[neighbours], ring)
+        return jax.tree.map(lambda x: x[neighbours], knn._replace(write=jnp.asarray(end, jnp.int32)))
 
     def _segments(
-        self, songs: Sequence[TokenSequence], ablation: str, rings: KNNMemory | None = None
-    ) -> Iterator[tuple[np.ndarray, Memory, Retrieval]]:
-        """For each segment the losses [B, T], the memory after it, and what was retrieved."""
-        segment, visible = self.config.data.segment, _VISIBLE[ablation]._replace(other_knn=rings)
+        self, songs: Sequence[TokenSequence], ablation: str, others: KNNMemory | AlignmentMemory | None = None
+    ) -> Iterator["_Read"]:
+        segment, visible = self.config.data.segment, _VISIBLE[ablation]._replace(other_knn=others)
         memory = self._init_memory()
         batch = self._batch(songs)
         for begin in range(0, batch["tokens"].shape[1], segment):
             here: Any = {name: x[:, begin : begin + segment] for name, x in batch.items()}
-            nats, memory, retrieval = self._read(self.model.params, memory, here, visible)
-            yield np.asarray(nats), memory, retrieval
+            nats, retrieval, memory, other_knn = self._read(self.model.params, memory, here, visible)
+            visible = visible._replace(other_knn=other_knn)
+            yield _Read(np.asarray(nats), retrieval, memory.knn)
 
     def _batch(self, songs: Sequence[TokenSequence]) -> dict[str, np.ndarray]:
         """Whole songs, a lane each, padded to whole segments."""
@@ -152,10 +164,10 @@ class SongReader:
 
     def _read_segment(
         self, params: dict, memory: Memory, batch: Batch, visible: Visible
-    ) -> tuple[Float[Array, "B T"], Memory, Retrieval]:
+    ) -> tuple[Float[Array, "B T"], Retrieval, Memory, KNNMemory | AlignmentMemory | None]:
         """What is visible is an argument of the program: compiling one per ablation would take longer than reading."""
         output = read_segment(nnx.merge(self._graphdef, params), memory, batch, visible)
-        return output.nats, output.memory, output.retrieval
+        return output.nats, output.retrieval, output.memory, output.other_knn
 
 
 def _lengths(songs: Sequence[TokenSequence]) -> np.ndarray:

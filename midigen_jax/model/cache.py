@@ -5,7 +5,7 @@ context key goes to a ring of M more slots, and the token itself beside the key 
 slots are a row's current segment, XL memory and kNN memory depends on how many tokens the row has read in and before
 the current segment, so the end of a segment costs nothing and every row has its own. Letters of shapes are those of
 `shapes`; here B are rows, W = XL + T, and BH the heads of all rows in one dimension: XLA on the CPU copies a buffer
-whole if it is written in one shape and read in another.
+whole if it is written in one shape and read in another. A memory by alignment is the same as in training.
 """
 
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from .. import config as cfg
 from ..shapes import Array, Bool, Float, Int
 from . import context_keys
 from . import memory as mem
+from .alignment import AlignmentMemory
 
 PIECES = 4  # of a ring's keys
 
@@ -42,6 +43,7 @@ class Cache(NamedTuple):
     keys: tuple[Float[Array, "BH W Dh"], ...]  # one array per layer, as are the values
     values: tuple[Float[Array, "BH W Dh"], ...]
     ring: Ring | None
+    alignment: AlignmentMemory | None
     previous: Int[Array, "B n"]  # the tokens before the next one, newest first
     cache_index: CacheIndex
 
@@ -117,7 +119,8 @@ def align(cache: Cache) -> Cache:
     if ring is not None:
         ring = _make_ring(*(_move(x, index.lag) for x in (jnp.concatenate(ring.keys, 1), ring.next_token)))
     keys, values = (tuple(_move(x, index.lag) for x in layers) for layers in (cache.keys, cache.values))
-    return Cache(keys, values, ring, cache.previous, index._replace(lag=jnp.zeros_like(index.lag)))
+    index = index._replace(lag=jnp.zeros_like(index.lag))
+    return Cache(keys, values, ring, cache.alignment, cache.previous, index)
 
 
 def _move(buffer: Array, by: Int[Array, " B"]) -> Array:
@@ -141,14 +144,16 @@ def select_rows(cache: Cache, rows: Int[Array, " n"]) -> Cache:
 
 def cached_tokens(config: cfg.Config) -> int:
     """How many tokens before the next one are needed."""
-    return max(config.model.previous_tokens, bool(config.memory.knn) * (context_keys.LENGTH - 1))
+    return max(config.model.previous_tokens, config.memory.has_keys * (context_keys.LENGTH - 1))
 
 
 def _make_ring(keys: Float[Array, "BH R Dh"], next_token: Int[Array, "B R"]) -> Ring:
     return Ring(tuple(jnp.array_split(keys, PIECES, 1)), next_token)
 
 
-def from_segments(window: mem.XLMemory, knn: mem.KNNMemory | None, in_segment: Array, config: cfg.Config) -> Cache:
+def from_segments(
+    window: mem.XLMemory, knn: mem.KNNMemory | AlignmentMemory | None, in_segment: Array, config: cfg.Config
+) -> Cache:
     """The cache after segments that were read as in training.
 
     Args:
@@ -157,7 +162,7 @@ def from_segments(window: mem.XLMemory, knn: mem.KNNMemory | None, in_segment: A
     """
     memory = config.memory
     before = jnp.sum(window.song[:, : memory.xl] != mem.NO_SONG, 1, dtype=jnp.int32)
-    if knn is not None:
+    if isinstance(knn, mem.KNNMemory):
         before = before + jnp.sum(knn.song != mem.NO_SONG, 1, dtype=jnp.int32)
 
     def placed(slots: Array) -> Array:
@@ -167,7 +172,7 @@ def from_segments(window: mem.XLMemory, knn: mem.KNNMemory | None, in_segment: A
         )
 
     ring = None
-    if knn is not None:
+    if isinstance(knn, mem.KNNMemory):
 
         def in_order(old: Array, new: Array, axis: int) -> Array:
             oldest_first = jax.vmap(lambda row, write: jnp.roll(row, -write, axis - 1))(old, knn.write)
@@ -180,4 +185,5 @@ def from_segments(window: mem.XLMemory, knn: mem.KNNMemory | None, in_segment: A
     previous = jnp.take_along_axis(window.token, jnp.maximum(back, 0), 1)
     slot, ring_slot = jnp.zeros((2,), jnp.int32)
     index = CacheIndex(slot, ring_slot, in_segment, before, jnp.zeros_like(in_segment))
-    return Cache(tuple(map(placed, window.keys)), tuple(map(placed, window.values)), ring, previous, index)
+    keys, values = (tuple(map(placed, layers)) for layers in (window.keys, window.values))
+    return Cache(keys, values, ring, knn if isinstance(knn, AlignmentMemory) else None, previous, index)

@@ -13,12 +13,17 @@ import jax.numpy as jnp
 from ..shapes import Array, Bool, Float, Int
 from . import cache as caches
 from . import memory as mem
+from .alignment import NO_TOKEN
 from .attention import attend_one, normalize
 from .cache import Cache
 from .context_keys import LENGTH
 from .decoder import Attention, Block, Decoder
+from .pointer import Copies
 from .positions import rotate, t5_bucket
 from .retrieval import retrieve_one, sum_by_token
+
+SONG = 0  # the number of every row's song
+NEVER = -1e9  # log-odds at which the kNN memory is not used
 
 Weights = tuple[Float[Array, "D qkv"], Float[Array, "heads D"]]  # a layer's projections as matrices
 
@@ -34,6 +39,7 @@ class DecodeInputs(NamedTuple):
     knn_layer_bias: Float[Array, "H W"] | None
     context: Float[Array, "B H Dh"] | None
     output: Float[Array, "V D"]
+    copy: Float[Array, ""]
 
 
 def attention_weights(decoder: Decoder) -> list[Weights]:
@@ -55,13 +61,15 @@ def decode_token(
     weights: list[Weights],
     cache: Cache,
     active: Bool[Array, " B"],
-) -> tuple[Float[Array, "B V"], Cache]:
-    """Logits of the token after this one, and the cache with it.
+    copy: Float[Array, ""] | float = 0.0,
+) -> tuple[Float[Array, "B V"], Copies | None, Cache]:
+    """Logits of the token after this one, what a memory by alignment adds to them, and the cache with the token.
 
     Nothing is written in rows that are not active; before they are active again they need `cache.align`.
 
     Args:
         weights: of `attention_weights`.
+        copy: added to the log-odds with which the kNN memory is used; at NEVER it is not.
     """
     index, xl = cache.cache_index, decoder.config.memory.xl
     distance = caches.distances(index, cache.keys[0].shape[1])
@@ -71,13 +79,23 @@ def decode_token(
         bias, knn_layer_bias = (table[t5_bucket(distance)].T for table in decoder.bias[...])
     context = None if cache.ring is None else _context(decoder, token, position, cache, visible)
     mask = distance <= visible[:, None]
-    inputs = DecodeInputs(token, active, distance, mask, bias, knn_layer_bias, context, decoder.output_weights())
+    inputs = DecodeInputs(token, active, distance, mask, bias, knn_layer_bias, context, decoder.output_weights(), jnp.asarray(copy))
     x = decoder.embed(token, bar, position)
     for i in range(decoder.config.model.previous_tokens):
         x = x + decoder.embed_previous(i + 1, cache.previous[:, i], visible > i).astype(x.dtype)
+    if cache.alignment is not None:
+        song = jnp.where(active, SONG, mem.NO_SONG)
+        alignment, candidates = decoder.align(cache.alignment, token, position, song)
+        cache = cache._replace(alignment=alignment)
+        prior = decoder.pointer.prior(candidates._replace(token=jnp.where(copy > NEVER, candidates.token, NO_TOKEN)))
+        x = x + decoder.pointer.embed(prior).astype(x.dtype)
     for block, block_weights in zip(decoder.blocks, weights, strict=True):
         x, cache = _block(block, x, block_weights, cache, inputs)
-    return decoder.logits(x), caches.advance(cache, token, active, decoder.config)
+    logits, copies = decoder.logits(x), None
+    if cache.alignment is not None:
+        copies = decoder.pointer(prior, decoder.norm(x), logits)
+        copies = copies._replace(log_odds=jnp.where(copies.token >= 0, copies.log_odds + copy, copies.log_odds))
+    return logits, copies, caches.advance(cache, token, active, decoder.config)
 
 
 def _context(
@@ -122,9 +140,8 @@ def _attention(
         arguments = (inputs.context.reshape(scaled_q.shape), attention.knn.scale[...], ring, *slots)
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(retrieve, *arguments))
         hit_weights, token, lse_found = jax.lax.cond(found.any(), retrieve, lambda *_: nothing, *arguments)
-        share = attention.knn.share(
-            lse.reshape(rows, heads, 1), lse_found.reshape(rows, heads, 1), found[:, None, None]
-        )
+        lse_found = lse_found.reshape(rows, heads, 1) + inputs.copy
+        share = attention.knn.share(lse.reshape(rows, heads, 1), lse_found, found[:, None, None])
         y = (y.reshape(rows, heads, -1) * (1 - share)).astype(y.dtype)
         logit_scale = attention.knn.logit_scale[...][:, None]
         answer = sum_by_token(hit_weights * share * logit_scale, token, len(inputs.output))

@@ -15,11 +15,13 @@ from .. import config as cfg
 from ..shapes import Array, Bool, Float, Int
 from ..vocab import Vocabulary
 from . import memory as mem
-from . import retrieval
+from . import alignment, pointer, retrieval
+from .alignment import AlignmentMemory, Candidates
 from .attention import NORMALIZED_SCALE, attend, normalize
 from .context_keys import ContextKeys
 from .layers import OCTAVES, PITCH_CLASSES, FeedForward, dropout, fold_in, make_norm, pitch_features
-from .memory import ValidSlots, XLMemory
+from .memory import KNNMemory, ValidSlots, XLMemory
+from .pointer import Copies, Pointer
 from .positions import initial_bias, position_bias, rotate
 from .retrieval import KNNAttention, Retrieval
 
@@ -47,6 +49,7 @@ class SegmentInputs(NamedTuple):
 
 class Output(NamedTuple):
     logits: Float[Array, "B Q V"]
+    copies: Copies | None  # what the alignment memory adds to them
     window: XLMemory  # the XL memory with the new tokens appended
     retrieval: Retrieval
 
@@ -62,7 +65,7 @@ class Attention(nnx.Module):
         model = config.model
         heads, head_width = model.heads, model.width // model.heads
         self.config, self.layer = config, layer
-        self.has_knn = bool(config.memory.knn) and layer == config.memory.knn_layer - 1
+        self.has_knn = config.memory.has_keys and layer == config.memory.knn_layer - 1
         self.qkv = nnx.Param(_qkv(rngs.params(), (3, heads, model.width, head_width)))
         self.out = nnx.Param(_out(rngs.params(), (heads, head_width, model.width)) / (2 * model.layers) ** 0.5)
         self.out_bias = nnx.Param(jnp.zeros(model.width)) if model.biases else None
@@ -125,17 +128,18 @@ class Decoder(nnx.Module):
         def embedding(*shape: int) -> nnx.Param:
             return nnx.Param(_small(rngs.params(), (*shape, model.width)))
 
-        self.config = config
+        self.config, self.vocabulary = config, vocabulary
         self.token, self.bar = embedding(vocabulary.size), embedding(BARS)
         self.position = embedding(BEATS * vocabulary.scheme.steps_per_beat)
         if model.pitches:
             self.pitch = embedding(PITCH_CLASSES + OCTAVES)
-            self.vocabulary = vocabulary
         if model.previous_tokens:
             # To continue as after an earlier occurrence, a head looks for keys that know which tokens preceded them
             # (Olsson et al. 2022, "In-context learning and induction heads"). These embeddings say so from the start.
             self.previous = embedding(model.previous_tokens, vocabulary.size)
-        if config.memory.knn:
+        if config.memory.aligns:
+            self.pointer = Pointer(config, vocabulary, rngs=rngs)
+        if config.memory.has_keys:
             self.context_keys = ContextKeys(config, vocabulary, len(self.position[...]), rngs=rngs)
         if model.positions == "t5":
             # One table for the plain layers, one for the kNN layer.
@@ -155,6 +159,7 @@ class Decoder(nnx.Module):
         song: Int[Array, "B Q"],
         memory: mem.Memory,
         *,
+        candidates: Candidates | None = None,
         keys: Array | None = None,
     ) -> Output:
         """Logits of the next tokens.
@@ -162,12 +167,13 @@ class Decoder(nnx.Module):
         Args:
             position: in the bar, in grid steps.
             memory: its XL window ends where these tokens begin.
+            candidates: of a memory by alignment (`align`), for each token.
             keys: dropout keys, one per lane; None without dropout.
         """
         window_song = jnp.concatenate([memory.xl.song, song], 1)
         window_token = jnp.concatenate([memory.xl.token, tokens], 1)
         context = None
-        if memory.knn is not None:
+        if isinstance(memory.knn, KNNMemory):
             context = self.context_keys.of_segment(tokens, song, position, memory.xl).astype(self.config.model.dtype)
         inputs = self._segment_inputs(song, window_song, memory, context)
         with jax.named_scope("embed"):
@@ -180,6 +186,9 @@ class Decoder(nnx.Module):
                     for slots in (window_song, window_token)
                 )
                 x = x + self.embed_previous(distance, previous_token, previous_song == song).astype(x.dtype)
+            if candidates is not None:
+                prior = self.pointer.prior(candidates)
+                x = x + self.pointer.embed(prior).astype(x.dtype)
         extended, found = [], Retrieval(retrieval.no_statistics(self.config.model.heads))
         for i, block in enumerate(self.blocks):
             with jax.named_scope(f"block{i}"):
@@ -187,11 +196,27 @@ class Decoder(nnx.Module):
             extended.append(keys_and_values)
             if block.attention.has_knn:
                 found = block_found
-        logits = self.logits(x)
+        logits, copies = self.logits(x), None
+        if candidates is not None and isinstance(memory.knn, AlignmentMemory):
+            copies = self.pointer(prior, self.norm(x), logits)
+            found = pointer.retrieved(candidates, copies, memory.knn)
         xl_keys, xl_values = zip(*extended, strict=True)
         if context is not None and memory.xl.context is not None:
             context = jnp.concatenate([memory.xl.context, context], 2)
-        return Output(logits, XLMemory(xl_keys, xl_values, window_song, window_token, context), found)
+        return Output(logits, copies, XLMemory(xl_keys, xl_values, window_song, window_token, context), found)
+
+    def align(
+        self,
+        memory: AlignmentMemory,
+        tokens: Int[Array, "B *Q"],
+        position: Int[Array, "B *Q"],
+        song: Int[Array, "B *Q"],
+        *,
+        remembers: bool = True,
+    ) -> tuple[AlignmentMemory, Candidates]:
+        """`alignment.read_tokens`, or `read_token` for one token per row."""
+        read = alignment.read_token if tokens.ndim == 1 else alignment.read_tokens
+        return read(memory, tokens, position, song, self.vocabulary, self.config.memory.top_k, remembers=remembers)
 
     def embed(self, tokens: Int[Array, "*B"], bar: Array, position: Array) -> Float[Array, "*B D"]:
         table = self.embeddings()
@@ -229,7 +254,7 @@ class Decoder(nnx.Module):
         bias = knn_layer_bias = None
         if self.config.model.positions == "t5":
             bias, knn_layer_bias = (position_bias(table, first, queries, slots) for table in self.bias[...])
-        valid = None if memory.knn is None else mem.valid_slots(memory.knn, song[:, 0])
+        valid = mem.valid_slots(memory.knn, song[:, 0]) if isinstance(memory.knn, KNNMemory) else None
         weights = self.output_weights()
         return SegmentInputs(memory.xl, valid, song == song[:, :1], mask, bias, knn_layer_bias, context, weights)
 

@@ -18,6 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from .. import config as cfg
 from ..shapes import Array, Bool, Float, Int
 from ..vocab import NO_SONG
+from .alignment import AlignmentMemory, init_alignment
 from .search import Hits, search
 
 HITS = "hits"  # the name of the search results, for `jax.checkpoint`
@@ -44,7 +45,7 @@ class KNNMemory(NamedTuple):
 
 class Memory(NamedTuple):
     xl: XLMemory
-    knn: KNNMemory | None
+    knn: KNNMemory | AlignmentMemory | None
 
 
 def init_memory(config: cfg.Config, lanes: int) -> Memory:
@@ -59,8 +60,11 @@ def init_memory(config: cfg.Config, lanes: int) -> Memory:
 
     layers, xl, ring = range(config.model.layers), config.memory.xl, config.memory.knn
     xl_keys, xl_values = (tuple(empty(xl, config.model.dtype) for _ in layers) for _ in range(2))
-    knn = context = None
-    if ring:
+    knn: KNNMemory | AlignmentMemory | None = None
+    context = None
+    if ring and config.memory.retrieval == "alignment":
+        knn = init_alignment(lanes, ring)
+    elif ring:
         context = empty(xl, config.model.dtype)
         keys, next_token = empty(ring, config.memory.dtype), jnp.zeros((lanes, ring), jnp.int32)
         knn = KNNMemory(keys, next_token, no_songs(ring), jnp.zeros(lanes, jnp.int32))
@@ -72,8 +76,8 @@ def extend(xl: XLMemory, layer: int, keys: Array, values: Array) -> tuple[Array,
     return jnp.concatenate([xl.keys[layer], keys], 2), jnp.concatenate([xl.values[layer], values], 2)
 
 
-def roll(window: XLMemory, knn: KNNMemory | None, segment: int) -> Memory:
-    """The memories after a segment.
+def roll(window: XLMemory, knn: KNNMemory | AlignmentMemory | None, segment: int) -> Memory:
+    """The memories after a segment; a memory by alignment has read its tokens already.
 
     Args:
         window: XL memory with the segment's T tokens appended. Its oldest T slots move to the ring in order and the
@@ -86,8 +90,8 @@ def roll(window: XLMemory, knn: KNNMemory | None, segment: int) -> Memory:
         window.token[:, segment:],
         None if window.context is None else window.context[:, :, segment:],
     )
-    if knn is None:
-        return Memory(stay, None)
+    if not isinstance(knn, KNNMemory):
+        return Memory(stay, knn)
     assert window.context is not None
     ring = knn.song.shape[1]
 

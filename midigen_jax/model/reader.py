@@ -7,12 +7,14 @@ from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from ..shapes import Array, Bool, Float, Int
+from . import alignment, pointer
 from . import memory as mem
+from .alignment import AlignmentMemory
 from .decoder import Decoder
 from .memory import KNNMemory, Memory, XLMemory
+from .pointer import Copies
 from .retrieval import Retrieval, RetrievalStatistics
 
 
@@ -31,7 +33,8 @@ class Visible(NamedTuple):
 
     xl: Bool[Array, ""] | bool = True
     knn: Bool[Array, ""] | bool = True
-    other_knn: KNNMemory | None = None  # seen in place of the lane's own kNN memory, which is still written
+    # Seen in place of the lane's own kNN memory, which is still written.
+    other_knn: KNNMemory | AlignmentMemory | None = None
 
 
 EVERYTHING = Visible()
@@ -41,11 +44,13 @@ class SegmentOutput(NamedTuple):
     """Of one segment."""
 
     logits: Float[Array, "B T V"]
+    copies: Copies | None  # what the alignment memory adds to them
     nats: Float[Array, "B T"]  # loss of each target; 0 without one
     retrieval: Retrieval
     window: XLMemory  # XL memory with the segment appended
-    knn: KNNMemory | None  # the ring before the segment's end
+    knn: KNNMemory | AlignmentMemory | None  # before what leaves XL memory is written; a memory by alignment after it
     memory: Memory  # after the segment
+    other_knn: KNNMemory | AlignmentMemory | None  # as the next segment is to see it
 
 
 def read_segment(
@@ -57,21 +62,30 @@ def read_segment(
         batch: T tokens of every lane.
         keys: dropout keys, one per lane; None without dropout.
     """
-    xl, knn = memory
-    seen_knn = visible.other_knn or knn
+    (xl, knn), other_knn, candidates = memory, visible.other_knn, None
+    seen_knn = other_knn or knn
     if visible.xl is not True:
         xl = xl._replace(song=jnp.where(visible.xl, xl.song, mem.NO_SONG))
-    if seen_knn is not None and visible.knn is not True:
+    if isinstance(knn, AlignmentMemory):
+        knn, candidates = decoder.align(knn, batch["tokens"], batch["position"], batch["song"])
+        if isinstance(other_knn, AlignmentMemory):
+            arguments = batch["tokens"], batch["position"], batch["song"]
+            other_knn, candidates = decoder.align(other_knn, *arguments, remembers=False)
+        candidates = candidates._replace(token=jnp.where(visible.knn, candidates.token, alignment.NO_TOKEN))
+    elif isinstance(seen_knn, KNNMemory) and visible.knn is not True:
         seen_knn = seen_knn._replace(song=jnp.where(visible.knn, seen_knn.song, mem.NO_SONG))
     inputs = (batch["tokens"], batch["bar"], batch["position"], batch["song"])
-    output = decoder(*inputs, Memory(xl, seen_knn), keys=keys)
+    output = decoder(*inputs, Memory(xl, seen_knn), candidates=candidates, keys=keys)
     counted = batch["targets"] >= 0
-    nats = optax.softmax_cross_entropy_with_integer_labels(output.logits, jnp.maximum(batch["targets"], 0))
+    nats = pointer.nats(output.logits, output.copies, jnp.maximum(batch["targets"], 0))
     # The memories are kept as they are, whatever of them was visible.
     window = output.window._replace(song=jnp.concatenate([memory.xl.song, batch["song"]], 1))
-    knn = knn and mem.write_after(knn, output.logits)
+    if isinstance(knn, KNNMemory):
+        knn = mem.write_after(knn, output.logits)
     after = mem.roll(window, knn, batch["tokens"].shape[1])
-    return SegmentOutput(output.logits, nats * counted, output.retrieval, window, knn, after)
+    return SegmentOutput(
+        output.logits, output.copies, nats * counted, output.retrieval, window, knn, after, other_knn
+    )
 
 
 class Losses(NamedTuple):

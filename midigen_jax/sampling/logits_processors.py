@@ -4,6 +4,7 @@
 are those of `shapes`; B are rows.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -12,11 +13,15 @@ import numpy as np
 
 from .. import vocab
 from ..errors import InputError
+from ..model import pointer
+from ..model.decode import NEVER
+from ..model.pointer import Copies
 from ..shapes import Array, Bool, Float, Int
 from ..vocab import Vocabulary
 from .settings import GenerationSettings
 
 NO_INSTRUMENT = vocab.N_INSTRUMENTS  # where there are none, or before a song's first one
+ALWAYS = 20.0  # log-odds of copying wherever anything can be copied
 PITCHED, DRUMS, SILENCED = range(3)  # kinds of instruments, by what the settings let them play
 
 
@@ -24,6 +29,7 @@ class SettingArrays(NamedTuple):
     """`GenerationSettings` as arrays."""
 
     temperature: Float[Array, ""]
+    copy: Float[Array, ""]  # log-odds added to those of the kNN memory
     top_k: Int[Array, ""]
     top_p: Float[Array, ""]
     min_p: Float[Array, ""]
@@ -60,6 +66,7 @@ def make_setting_arrays(settings: GenerationSettings, vocabulary: Vocabulary) ->
                     allowed[before, token] &= playing == DRUMS or (playing == PITCHED and fits)
     return SettingArrays(
         temperature=jnp.asarray(settings.temperature, jnp.float32),
+        copy=jnp.asarray(_copy_log_odds(settings.copy), jnp.float32),
         top_k=jnp.asarray(settings.top_k or vocabulary.size, jnp.int32),
         top_p=jnp.asarray(settings.top_p, jnp.float32),
         min_p=jnp.asarray(settings.min_p, jnp.float32),
@@ -88,12 +95,25 @@ def instrument_after(instrument: Int[Array, " B"], token: Int[Array, " B"], voca
     return jnp.where(named == NO_INSTRUMENT, instrument, named)
 
 
-def process_logits(logits: Float[Array, "B V"], settings: SettingArrays) -> Float[Array, "B V"]:
+def _copy_log_odds(copy: float) -> float:
+    """0.5 leaves the memory's share of the prediction as it was learned."""
+    return NEVER if copy == 0 else min(math.log(copy) - math.log1p(-copy), ALWAYS) if copy < 1 else ALWAYS
+
+
+def process_logits(
+    logits: Float[Array, "B V"], copies: Copies | None, legal: Bool[Array, "B V"], settings: SettingArrays
+) -> Float[Array, "B V"]:
     """Applies temperature, top-k, top-p and min-p: tokens that are not drawn from get minus infinity.
 
-    The most likely token always stays. All three cuts are a threshold on the probability, the highest of them counts.
+    The temperature is that of what the decoder writes itself. What it copies keeps its probability, or a low
+    temperature would make the surest copies surer still, and music that repeats itself repeat for ever. The most likely
+    token always stays. All three cuts are a threshold on the probability, the highest of them counts.
     """
-    logits = logits / settings.temperature
+    logits = jnp.where(legal, logits, -jnp.inf) / settings.temperature
+    if copies is not None:
+        may_copy = (copies.token >= 0) & jnp.take_along_axis(legal, jnp.maximum(copies.token, 0), -1)
+        copies = copies._replace(log_odds=jnp.where(may_copy, copies.log_odds, pointer.NONE))
+        logits = jnp.log(pointer.probabilities(logits, copies))
     probabilities = jax.nn.softmax(logits)
     ranked = jnp.sort(probabilities, -1, descending=True)
     min_p = settings.min_p * ranked[:, 0]

@@ -13,6 +13,7 @@ from .. import config as cfg
 from .. import vocab
 from ..model import cache as caches
 from ..model import memory as mem
+from ..model.alignment import AlignmentMemory
 from ..model.decode import attention_weights, decode_token
 from ..model.decoder import abstract_decoder
 from ..model.reader import Batch, read_segment
@@ -53,8 +54,8 @@ class Programs:
 
     def _read_segment(
         self, params: dict, memory: mem.Memory, batch: Batch
-    ) -> tuple[mem.XLMemory, mem.KNNMemory | None, mem.Memory]:
-        """The window and the ring at the end of a segment, and the memories after it."""
+    ) -> tuple[mem.XLMemory, mem.KNNMemory | AlignmentMemory | None, mem.Memory]:
+        """The window and the kNN memory at the end of a segment, and the memories after it."""
         output = read_segment(nnx.merge(self._graphdef, params), memory, batch)
         return output.window, output.knn, output.memory
 
@@ -91,9 +92,10 @@ class Programs:
             (cache, decode), tokens, i = carry
             here = active(decode)
             bar, position, bar_length = bar_position(decode, timeline)
-            logits, cache = decode_token(decoder, decode.token, bar, position, weights, cache, here)
+            inputs = (decode.token, bar, position, weights, cache, here, settings.copy)
+            logits, copies, cache = decode_token(decoder, *inputs)
             legal = allowed_tokens(decode, timeline, bar_length, settings, self.vocabulary)
-            logits = process_logits(jnp.where(legal, logits, -jnp.inf), settings)
+            logits = process_logits(logits, copies, legal, settings)
             token = jnp.argmax(logits + noise[i], -1)
             decode = where_active(here, advance(decode, token, self.vocabulary), decode)
             return SamplerState(cache, decode), tokens.at[i].set(jnp.where(here, token, vocab.PAD)), i + 1

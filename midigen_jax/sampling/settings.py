@@ -19,6 +19,7 @@ class GenerationSettings:
 
     # Below 1 the kNN memory, which is confident already, is trusted even more, and music runs into loops.
     temperature: float = 1.0
+    copy: float = 0.5  # how readily the song's past is taken up: 0 not at all, 1 wherever it fits, 0.5 as learned
     top_k: int = 0  # draw from this many most likely tokens; 0: all
     top_p: float = 0.95  # from the most likely that together have this probability (Holtzman et al. 2020); 1: all
     min_p: float = 0.0  # from those at least this share as likely as the most likely (Nguyen et al. 2024)
@@ -31,6 +32,8 @@ class GenerationSettings:
     def __post_init__(self) -> None:
         if not 1e-3 <= self.temperature <= 1e3:  # beyond, logits overflow
             raise InputError(f"temperature {self.temperature}: give a number above 0, from 0.001 to 1000")
+        if not 0 <= self.copy <= 1:
+            raise InputError(f"copy {self.copy}: give a number from 0 (nothing of its past) to 1 (as much as fits)")
         if self.top_k < 0:
             raise InputError(f"top-k {self.top_k}: give how many tokens to draw from, or 0 for all")
         if not 0 < self.top_p <= 1:

@@ -19,7 +19,7 @@ from .state import TrainState, init_state
 CHANGEABLE = ("train.", "memory.backend", "data.location", "data.workers")
 # What the position in the music depends on, and what the memories depend on.
 LOADER_KEYS = ("data.lanes", "data.segment", "data.segments", "data.transpose", "data.velocity_offset", "data.seed")
-MEMORY_KEYS = (*LOADER_KEYS, "memory.xl", "memory.knn", "memory.dtype", "model.dtype")
+MEMORY_KEYS = (*LOADER_KEYS, "memory.xl", "memory.knn", "memory.retrieval", "memory.dtype", "model.dtype")
 
 
 def items_of(state: TrainState) -> dict[str, Any]:
@@ -167,7 +167,9 @@ def check_compatible(meta: dict[str, Any], config: cfg.Config, corpus: Corpus, s
     for key, value in cfg.flatten(config).items():
         shapes_parameters = key.startswith("model.") and key not in ("model.dropout", "model.dtype")
         has_memory = key == "memory.knn" and bool(then[key]) != bool(value)
-        if then[key] != value and (shapes_parameters or has_memory or key == "memory.knn_layer"):
+        other_kind = key == "memory.retrieval" and config.memory.knn
+        other_layer = key == "memory.knn_layer" and config.memory.has_keys
+        if then[key] != value and (shapes_parameters or has_memory or other_kind or other_layer):
             raise InputError(f"--init-from {source}: its model has {key}={then[key]}; --set {key}={then[key]}")
     if Vocabulary.from_json(meta["vocabulary"]) != corpus.vocabulary:
         raise InputError(

@@ -1,0 +1,133 @@
+"""How the candidates of the alignment memory and the decoder share the prediction of the next token.
+
+One softmax over the decoder and all candidates, as in Merity et al. 2017, "Pointer sentinel mixture models": a
+candidate has log-odds against the decoder's own distribution. They follow from how well and how long the passages
+agree, from what the decoder knows of the music, and from how likely the decoder itself holds the candidate. Letters of
+shapes are those of `shapes`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from .. import config as cfg
+from ..shapes import Array, Float, Int
+from ..vocab import Vocabulary
+from .alignment import EMPTY, ONE, AlignmentMemory, Candidates
+from .retrieval import Retrieval, RetrievalStatistics
+
+HIDDEN = 32  # of the network that gives a candidate's log-odds
+PRIOR = -3.0  # log-odds of a candidate at the start, whose score is 0 ...
+PRIOR_SLOPE = 1.0  # ... and how much they rise each time that the score doubles
+NONE = -1e9  # log-odds where there is no candidate
+
+
+class Copies(NamedTuple):
+    """Candidates for the next token."""
+
+    token: Int[Array, "*B k"]  # below 0 where there is no candidate
+    log_odds: Float[Array, "*B k"]  # against the decoder's own distribution
+
+
+def shares(log_odds: Float[Array, "*B k"]) -> Float[Array, "*B k"]:
+    """The probability that the prediction is each candidate's; what they leave is the decoder's."""
+    return jax.nn.softmax(jnp.pad(log_odds, [(0, 0)] * (log_odds.ndim - 1) + [(1, 0)]))[..., 1:]
+
+
+def nats(
+    logits: Float[Array, "*B V"], copies: Copies | None, targets: Int[Array, "*B"]
+) -> Float[Array, "*B"]:
+    """Minus the logarithm of the probability of each target under the mixture."""
+    own = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0] - jax.nn.logsumexp(logits, -1)
+    if copies is None:
+        return -own
+    named = jnp.where(copies.token == targets[..., None], copies.log_odds, NONE)
+    total = jnp.logaddexp(jax.nn.logsumexp(copies.log_odds, -1), 0)
+    return total - jnp.logaddexp(own, jax.nn.logsumexp(named, -1))
+
+
+def probabilities(logits: Float[Array, "*B V"], copies: Copies | None) -> Float[Array, "*B V"]:
+    """The mixture."""
+    own = jax.nn.softmax(logits)
+    if copies is None:
+        return own
+    weights = shares(copies.log_odds)
+    return own * (1 - weights.sum(-1, keepdims=True)) + by_token(copies.token, weights, logits.shape[-1])
+
+
+def by_token(token: Int[Array, "*B k"], weights: Float[Array, "*B k"], vocabulary: int) -> Float[Array, "*B V"]:
+    """The sum of the weights of all candidates that name each token."""
+    add = jax.vmap(lambda token, weights: jnp.zeros(vocabulary).at[jnp.maximum(token, 0)].add(weights))
+    shape = token.shape[:-1]
+    return add(token.reshape(-1, token.shape[-1]), weights.reshape(-1, token.shape[-1])).reshape(*shape, vocabulary)
+
+
+def retrieved(candidates: Candidates, copies: Copies, memory: AlignmentMemory) -> Retrieval:
+    """What the memory did for each token, as if by one head; `memory` is that before the segment."""
+    weights, found = shares(copies.log_odds), candidates.token >= 0
+    ages = jnp.where(found, candidates.lag, 0)
+    statistics = RetrievalStatistics(
+        found.any(-1).mean(),
+        jnp.sum(found, dtype=jnp.float32),
+        jnp.sum(ages, dtype=jnp.float32),
+        weights.sum(-1).mean()[None],
+        jnp.sum(memory.token_class != EMPTY, -1).mean(),
+    )
+    return jax.lax.stop_gradient(Retrieval(statistics, ages[:, None], weights[:, None]))
+
+
+class Pointer(nnx.Module):
+    def __init__(self, config: cfg.Config, vocabulary: Vocabulary, *, rngs: nnx.Rngs):
+        width = config.model.width
+        self.input = nnx.Linear(FEATURES, HIDDEN, rngs=rngs)
+        self.output = nnx.Linear(HIDDEN, 1, use_bias=False, kernel_init=nnx.initializers.zeros, rngs=rngs)
+        self.bias = nnx.Param(jnp.asarray(PRIOR))
+        self.slope = nnx.Param(jnp.asarray(PRIOR_SLOPE))
+        self.gate = nnx.Param(jnp.zeros(width))
+        self.agreement = nnx.Param(jnp.zeros(()))
+        # Of the token that the memory expects next; the embeddings of tokens read are others.
+        self.expected = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (vocabulary.size, width)))
+
+    def prior(self, candidates: Candidates) -> Copies:
+        """The log-odds that follow from how well the passages agree."""
+        features = _features(candidates)
+        hidden = jax.nn.relu(self.input(features))
+        log_odds = self.output(hidden)[..., 0] + self.slope[...] * features[..., 0] + self.bias[...]
+        return Copies(candidates.token, jnp.where(candidates.token >= 0, log_odds, NONE))
+
+    def embed(self, prior: Copies) -> Float[Array, "*B D"]:
+        """What the memory expects, for the residual stream: all layers know it before they say how music goes on."""
+        return by_token(prior.token, shares(prior.log_odds), len(self.expected[...])) @ self.expected[...]
+
+    def __call__(self, prior: Copies, x: Float[Array, "*B D"], logits: Float[Array, "*B V"]) -> Copies:
+        """The candidates of the mixture.
+
+        Args:
+            x: the last layer's output, normalised.
+        """
+        tokens = jnp.maximum(prior.token, 0)
+        own = jnp.take_along_axis(logits, tokens, -1) - jax.nn.logsumexp(logits, -1, keepdims=True)
+        gate = jnp.einsum("...d,d->...", x, self.gate[...].astype(x.dtype), preferred_element_type=jnp.float32)
+        log_odds = prior.log_odds + gate[..., None] + self.agreement[...] * own
+        return Copies(prior.token, jnp.where(prior.token >= 0, log_odds, NONE))
+
+
+FEATURES = 6
+
+
+def _features(candidates: Candidates) -> Float[Array, "*B k 6"]:
+    """What is known of a candidate, in numbers of about one size."""
+    same = candidates.token[..., None, :] == candidates.token[..., :, None]
+    return jnp.stack(
+        [
+            jnp.log2(1 + candidates.score / ONE),
+            jnp.log2(1 + candidates.pitch_score / ONE),
+            jnp.log2(candidates.lag) / 4,
+            jnp.log2(same.sum(-1)),
+            (candidates.shift != 0).astype(jnp.float32),
+            candidates.same_position.astype(jnp.float32),
+        ],
+        -1,
+    )
