@@ -2,7 +2,7 @@
 
     python train.py configs/large.py --data CORPUS_OR_MIDI_DIR --workdir runs/large
 
-87 M parameters. Nobody has trained it yet.
+88 M parameters. Nobody has trained it yet.
 """
 
 from midigen_jax.config import Config, Data, Memory, Model, Train

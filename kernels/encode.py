@@ -40,7 +40,7 @@ def _bar_of(time, bars, m, start, number):
 def write_tokens(grid, bars, scheme, tokens, bar, position, at):
     """Writes the tokens of a grid, with their bars and positions in the bar, from index `at` on; returns the end.
 
-    The same as `position_score`, `index_score` and `bar_positions` together. The arrays must have space for
+    The tests hold it to the blog's stages, one by one, and to `bar_positions`. The arrays must have space for
     `_max_tokens` more.
     """
     begin = at

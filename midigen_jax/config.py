@@ -116,6 +116,7 @@ class Config:
             *(f"train.{name}" for name in ("save_minutes", "sample_minutes")),
         ):
             self._need(get(self, key) >= 0, key, "can't be negative")
+        self._need(self.train.seed < 1 << 32, "train.seed", "must be below 2^32")
         for key in ("train.learning_rate", "train.clip"):
             self._need(get(self, key) > 0, key, "must be above 0")
         for key in ("model.dropout", "train.beta2"):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 
+import numpy as np
 import pytest
 from test_model import build, changed
 
@@ -11,9 +12,11 @@ from midigen_jax.cli import command, evaluate
 from midigen_jax.evaluation import ablations, plots, report
 from midigen_jax.evaluation.ablations import difference_name
 from midigen_jax.evaluation.bootstrap import Interval
-from midigen_jax.evaluation.copying import COPIER, INFINI_GRAM, INTERVALS
+from midigen_jax.evaluation.copying import COPIER, INTERVALS, NGRAMS
+from midigen_jax.evaluation.evaluate import read_songs, score
 from midigen_jax.evaluation.recall_probe import OTHER_THEME
 from midigen_jax.run.checkpoint import Checkpoints, meta_of
+from midigen_jax.training import losses
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +68,10 @@ def test_the_figures_are_those_of_all_ablations(written):
     found = json.loads((written / "report.json").read_text())
     both, none = (found["runs"][name] for name in ("both", "none"))
     assert {ablations.NONE, ablations.XL, ablations.KNN, ablations.OTHER_KNN} <= set(both["losses"]["all"])
-    copied = {f"{ablations.NONE} + {name}" for name in (COPIER, INTERVALS, INFINI_GRAM)}
+    copied = {f"{ablations.NONE} + {name}" for name in (COPIER, INTERVALS, NGRAMS)}
     differences = {difference_name(name, ablations.NONE) for name in copied}
     assert set(none["losses"]["all"]) == {ablations.NONE, *copied, *differences}
-    assert set(found["comparison with copiers"]) == {f"both minus none + {x}" for x in (COPIER, INTERVALS, INFINI_GRAM)}
+    assert set(found["comparison with copiers"]) == {f"both minus none + {x}" for x in (COPIER, INTERVALS, NGRAMS)}
     assert "retrieval analysis" in both
     assert "retrieval analysis" not in none
     assert set(found["generation metrics"]["written"]) == {"both", "none"}
@@ -116,4 +119,17 @@ def test_differences_in_words_claim_no_more_than_their_intervals():
     assert words == "0.200 nats per token lower than with XL memory alone (0.100 to 0.300)"
     assert "0.100 nats per token higher" in report.in_words(Interval(0.1, 0.05, 0.2))
     assert "no significant difference" in report.in_words(Interval(-0.1, -0.3, 0.1))
+    assert "exactly" in report.in_words(Interval(0, 0, 0))
     assert "for a single song" in report.in_words(Interval(-0.1, -0.1, -0.1))
+
+
+def test_scores_are_the_figures_of_validation(corpus):
+    """Both count the same tokens, notes and beats."""
+    index = corpus.songs_of("train")[:3]
+    songs = read_songs(corpus, index, 48)
+    nats = [np.linspace(0, 3, len(sequence.tokens) - 1) for sequence in songs.sequences]
+    expected = losses.figures(float(sum(x.sum() for x in nats)), corpus, index)
+    found = score({"model": nats}, songs)
+    assert found["all"]["model"][0] == pytest.approx(expected.nats_per_token)
+    assert found["bits per note"]["model"][0] == pytest.approx(expected.bits_per_note)
+    assert found["bits per beat"]["model"][0] == pytest.approx(expected.bits_per_beat)

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import stages
 from conftest import random_notes, write_midi
 from flax import nnx
 from test_model import OPTIONS, build, changed, logits_in_segments
@@ -166,7 +167,7 @@ def test_sampled_tokens_have_the_positions_of_the_song(small, prompt, monkeypatc
         """Rests are left out: a random model may write two in a row, where encoding writes one."""
         return [row for row in rows if vocab.NOTE_0 <= row[0] < vocab.DURATION_0]
 
-    tokens, times = score.index_score(score.position_score(take.song.notes, Scheme()), Scheme())
+    tokens, times = stages.index_score(stages.position_score(take.song.notes, Scheme()), Scheme())
     expected = notes_alone(np.stack([tokens, *meter.bar_positions(times, bars)], 1).tolist())
     expected = expected[len(begun.song.notes) :]
     compared = len(expected) - 1  # sampling continues beyond the end

@@ -4,6 +4,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+import stages
 from conftest import examples, random_notes, write_midi
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -113,7 +114,7 @@ def check(notes, division, meters, scheme):
     assert grid.tolist() == reference_grid(notes, division, scheme)
     if len(grid) == 0:
         return
-    tokens, times = score.index_score(score.position_score(grid, scheme), scheme)
+    tokens, times = stages.index_score(stages.position_score(grid, scheme), scheme)
     assert (names(tokens, scheme), times.tolist()) == reference_tokens(grid.tolist(), scheme)
     if scheme.faithful:
         assert names(tokens) == midigen_tokens(notes, division)
@@ -169,7 +170,7 @@ def check_file(path, scheme, tmp_path):
 
 def test_the_example_of_the_blog():
     grid = np.array([[0, 4, 1, 0, 80], [1, 2, 3, 0, 80], [6, 2, 3, 0, 80], [6, 2, 2, 0, 80]], np.int32)
-    tokens, times = score.index_score(score.position_score(grid, Scheme()), Scheme())
+    tokens, times = stages.index_score(stages.position_score(grid, Scheme()), Scheme())
     assert names(tokens) == "sos n1 d4 sep d1 n3 d2 sep d5 n3 d2 n2 d2 eos"
     assert times.tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1, 6, 6, 6, 6, 6]
 
@@ -200,10 +201,10 @@ def test_sparse_score_agrees_with_the_hot_path():
     notes = notes_at(*((*random.integers(1, 900, 2), random.integers(0, 128), t, 0) for t in (0, 1, 2) * 30))
     grid = score.quantize(notes, 96, Scheme())
     parts, index = np.unique(grid[:, score.PART], return_inverse=True)
-    sparse = score.sparse_score(grid, index)
+    sparse = stages.sparse_score(grid, index)
     assert sparse.shape == (grid[-1, 0] + 1, len(parts), 128)
     assert np.count_nonzero(sparse) == len(grid)
-    again = score.grid_from_sparse(sparse)
+    again = stages.grid_from_sparse(sparse)
     assert again[:, [0, 1, 2, 4]].tolist() == grid[:, [0, 1, 2, 4]].tolist()
     assert parts[again[:, 3]].tolist() == grid[:, 3].tolist()
 
@@ -221,14 +222,14 @@ def test_the_longest_note_of_a_cell_is_kept_and_drums_are_dropped():
 
 def test_long_rests_and_all_pitches_are_kept():
     notes = notes_at((0, 12, 127, 0, 0), (7200, 3072, 0, 0, 0))
-    tokens, times = score.index_score(score.position_score(score.quantize(notes, 96, Scheme()), Scheme()), Scheme())
+    tokens, times = stages.index_score(stages.position_score(score.quantize(notes, 96, Scheme()), Scheme()), Scheme())
     assert names(tokens) == "sos n127 d1 sep d256 sep d256 sep d88 n0 d256 eos"
     assert times.tolist() == [0, 0, 0, 0, 0, 256, 256, 512, 512, 600, 600, 600]
 
 
 def test_the_faithful_mode_has_the_losses_of_midigen():
     notes = notes_at((0, 12, 127, 0, 0), (0, 5, 60, 0, 0), (7200, 3072, 0, 0, 0))
-    tokens, times = score.index_score(score.position_score(score.quantize(notes, 96, FAITHFUL), FAITHFUL), FAITHFUL)
+    tokens, times = stages.index_score(stages.position_score(score.quantize(notes, 96, FAITHFUL), FAITHFUL), FAITHFUL)
     assert names(tokens) == "sos sep d256 n0 d256 eos"
     assert times.tolist() == [344, 344, 344, 600, 600, 600]
 
@@ -280,8 +281,8 @@ def test_merges_are_reversible_and_keep_their_times(scheme, band_folder):
 def test_transposing_keeps_drums_and_the_range_of_pitches():
     scheme = Scheme(multi=True)
     rows = [(0, 96, 60, 64, 0, 0, 40), (0, 48, 38, 64, 0, 9, 0), (96, 96, 120, 64, 0, 0, 40)]
-    tokens, _ = score.index_score(
-        score.position_score(score.quantize(np.array(rows, np.int32), 96, scheme), scheme), scheme
+    tokens, _ = stages.index_score(
+        stages.position_score(score.quantize(np.array(rows, np.int32), 96, scheme), scheme), scheme
     )
     assert names(score.transpose(tokens, 2, scheme), scheme) == names(tokens, scheme).replace("n60", "n62").replace(
         "n120", "n122"

@@ -92,6 +92,7 @@ class Songs(NamedTuple):
     numbers: np.ndarray  # in the corpus
     sequences: list[TokenSequence]
     kinds: list[np.ndarray]  # for each song [N - 1]: the kind of the bar that each token is in
+    copiers: dict[str, list[list[copying.Level]]]  # by name, for each song
 
     @property
     def groups(self) -> dict[str, dict[str, list[np.ndarray]]]:
@@ -119,7 +120,9 @@ def read_songs(corpus: Corpus, index: np.ndarray, reach: int) -> Songs:
     for song, sequence in zip(index.tolist(), sequences, strict=True):
         of_bars = np.array([*repeats.kinds_of_bars(corpus.song(song), sequence.bar, reach), repeats.SPARSE])
         kinds.append(of_bars[np.minimum(sequence.bar[1:], len(of_bars) - 1)])
-    return Songs(corpus, index, sequences, kinds)
+    levels = [copying.copiers(sequence.tokens, corpus.vocabulary) for sequence in sequences]
+    copiers = {name: [of_song[name] for of_song in levels] for name in levels[0]} if levels else {}
+    return Songs(corpus, index, sequences, kinds, copiers)
 
 
 def score(nats: Nats, songs: Songs, differences: Sequence[tuple[str, str]] = DIFFERENCES) -> dict[str, Any]:
@@ -215,9 +218,7 @@ def measure(
     nats = {ablation: reader.nats(songs.sequences, ablation) for ablation in usable}
     progress.set_description(f"{name}: copying")
     copied = {"": nats[reader.complete]}
-    for copier, levels in copying.copiers(model.vocabulary).items():
-        levels_of_songs = [levels(sequence.tokens) for sequence in songs.sequences]
-        copied[copier] = copying.with_copying(copied[""], levels_of_songs)
+    copied |= {copier: copying.with_copying(copied[""], levels) for copier, levels in songs.copiers.items()}
     with_copier = {copying.copied_name(reader.complete, copier): x for copier, x in copied.items() if copier}
     differences = (*DIFFERENCES, *((copier, reader.complete) for copier in with_copier))
     figures: dict[str, Any] = {"about": about(model), "losses": score(nats | with_copier, songs, differences)}

@@ -18,7 +18,7 @@ from ..music import audio
 from ..music.midi import write_song
 from ..music.piano_roll import draw
 from ..music.song import Song
-from . import ablations, plots, repeats
+from . import ablations, copying, plots, repeats
 from .ablations import difference_name
 from .bootstrap import RESAMPLES, Interval
 from .generation_metrics import Pair
@@ -91,10 +91,11 @@ def introductions(reach: int) -> dict[str, str]:
             "differences)."
         ),
         "Copying": (
-            "What plain copying from the song so far adds to each model; what it adds, the model's memory has missed. "
-            "The copier predicts what followed the most recent of the longest earlier occurrences of the last tokens, "
-            "the second one also that of the last intervals, in the present key; the infini-gram model counts what "
-            "followed occurrences of every length. How far each is trusted is fitted to the other half of the songs."
+            "What plain copying from the song so far adds to each model. The copier predicts what followed the most "
+            "recent of the longest earlier occurrences of the last tokens; what it adds, the model's memory has "
+            "missed. That of tokens and intervals copies what is transposed, too. The n-grams of the song count what "
+            f"followed the last {copying.LENGTHS[0]} to {copying.LENGTHS[-1]} tokens and know the song's scale and "
+            "habits as well. How far each is trusted is fitted to the other half of the songs."
         ),
         "Recall probe": (
             "The model reads four bars, filler from other songs, then the first of the four bars again. Shown are its "
@@ -122,6 +123,8 @@ def in_words(interval: Interval | None) -> str:
     if interval is None:
         return "not measured"
     x, low, high = interval
+    if x == low == high == 0:
+        return "exactly the loss of XL memory alone"
     if low == high:
         return f"{x:+.3f} nats per token compared with XL memory alone, for a single song"
     if low <= 0 <= high:
