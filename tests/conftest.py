@@ -161,7 +161,7 @@ def small() -> cfg.Config:
     """A config that compiles and runs in seconds."""
     return cfg.Config(
         model=cfg.Model(layers=2, width=32, heads=2, ff_width=64, qk_norm=False, previous_tokens=2, dropout=0.1),
-        memory=cfg.Memory(xl=24, knn=64, knn_layer=2, top_k=4),
+        memory=cfg.Memory(xl=24, knn=64, retrieval="context", knn_layer=2, top_k=4),
         data=cfg.Data(lanes=3, segment=16, segments=2),
         train=cfg.Train(
             steps=12, warmup=2, learning_rate=3e-3, log_every=4, validate_every=6, save_every=6, sample_minutes=0.0

@@ -134,9 +134,10 @@ def read_token(
     lags = _best_lags(jnp.where(token_class == EMPTY, 0, score), k)
     at_lags = partial(jnp.take_along_axis, indices=lags, axis=1)
     candidate_class, candidate_pitch, shifts = at_lags(token_class), at_lags(pitch), at_lags(shift)
-    same = jnp.asarray(tables.token)[candidate_class, jnp.where(candidate_pitch >= 0, candidate_pitch + shifts, 0)]
+    shifted = jnp.where(candidate_pitch >= 0, candidate_pitch + shifts, 0)
+    exists = (at_lags(score) > 0) & (candidate_class != EMPTY) & (shifted >= 0) & (shifted < tables.token.shape[1])
     candidates = Candidates(
-        jnp.where((at_lags(score) > 0) & (candidate_class != EMPTY), same, NO_TOKEN),
+        jnp.where(exists, jnp.asarray(tables.token)[candidate_class, shifted], NO_TOKEN),
         at_lags(score),
         at_lags(pitch_score),
         shifts,

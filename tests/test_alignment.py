@@ -1,0 +1,299 @@
+"""The memory by alignment, and how its candidates share the prediction with the decoder."""
+
+from functools import lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from midigen_jax import vocab
+from midigen_jax.kernels import score
+from midigen_jax.model import alignment, pointer
+from midigen_jax.model.alignment import HIGHEST, KEPT, NO_TOKEN, ONE, init_alignment, read_token, read_tokens
+from midigen_jax.model.pointer import NONE, Copies
+from midigen_jax.vocab import NO_SONG, Scheme, Vocabulary
+
+LAGS, K = 256, 16
+
+
+@lru_cache
+def reader(vocabulary=Vocabulary(), k=K, remembers=True):  # noqa: B008  (it is frozen)
+    return jax.jit(partial(read_tokens, vocabulary=vocabulary, k=k, remembers=remembers))
+
+
+def read(tokens, position=None, song=None, *, lags=LAGS, memory=None, **options):
+    """Candidates of each token of one lane or of several."""
+    tokens = np.atleast_2d(tokens)
+    position, song = (np.zeros_like(tokens) if x is None else np.atleast_2d(x) for x in (position, song))
+    memory = init_alignment(len(tokens), lags) if memory is None else memory
+    arrays = (jnp.asarray(x, jnp.int32) for x in (tokens, position, song))
+    memory, candidates = reader(**options)(memory, *arrays)
+    return memory, jax.tree.map(np.asarray, candidates)
+
+
+def is_note(token):
+    return vocab.NOTE_0 <= token < vocab.DURATION_0
+
+
+def by_definition(tokens, position, lags, k):
+    """For each token of a song without drums, by lag modulo k: score, next token, pitch score, shift and lag."""
+    scores, pitch_scores, shifts = np.zeros((3, lags + 1), int)
+    for t in range(len(tokens)):
+        best = {}
+        for lag in range(1, min(t, lags) + 1):
+            now, then, after = tokens[t], tokens[t - lag], tokens[t - lag + 1]
+            notes = is_note(now) and is_note(then)
+            if now - then == shifts[lag] if notes else now == then:
+                scores[lag] = min(scores[lag] + ONE, HIGHEST)
+                if notes:
+                    pitch_scores[lag] = min(pitch_scores[lag] + ONE, HIGHEST)
+            else:
+                scores[lag] = scores[lag] * KEPT // 8
+                pitch_scores[lag] = pitch_scores[lag] * KEPT // 8
+                if notes and pitch_scores[lag] < ONE // 2:
+                    shifts[lag] = now - then
+            if is_note(after):
+                after = after + shifts[lag] if is_note(after + shifts[lag]) else NO_TOKEN
+            if scores[lag] > best.get((lag - 1) % k, (0,))[0]:
+                same = position[t] == position[t - lag]
+                best[(lag - 1) % k] = (scores[lag], after, pitch_scores[lag], shifts[lag], lag, same)
+        yield best
+
+
+def check(candidates, expected, lane=0, begin=0):
+    names = ("score", "token", "pitch_score", "shift", "lag", "same_position")
+    for t, best in enumerate(expected, begin):
+        for i in range(K):
+            found = tuple(getattr(candidates, name)[lane, t, i] for name in names)
+            if i in best and best[i][1] != NO_TOKEN:
+                assert found == best[i], (t, i)
+            else:
+                assert found[1] == NO_TOKEN, (t, i)
+
+
+def random_song(n, seed=0, pitches=4):
+    """Notes of few pitches and durations, so that much agrees by chance."""
+    rng = np.random.default_rng(seed)
+    tokens = np.empty(n, int)
+    tokens[0::2] = vocab.NOTE_0 + 60 + rng.integers(0, pitches, len(tokens[0::2]))
+    tokens[1::2] = vocab.DURATION_0 + rng.integers(1, 4, len(tokens[1::2]))
+    rests = rng.random(len(tokens[0::2])) < 0.3
+    tokens[0::2][rests] = vocab.SEP
+    return tokens, rng.integers(0, 4, n)
+
+
+def test_candidates_are_those_of_the_definition():
+    """With more tokens than lags, and pitches at both ends of the range."""
+    tokens, position = random_song(400)
+    tokens[200:300][[is_note(x) for x in tokens[200:300]]] += 66 - 3  # up to the highest pitch
+    _, candidates = read(tokens, position)
+    check(candidates, by_definition(tokens, position, LAGS, K))
+
+
+def test_songs_are_kept_apart_and_padding_is_ignored():
+    """Two songs in a lane, the second with a pause in its middle, as where a batch's row has ended."""
+    (first, first_position), (second, second_position) = random_song(100), random_song(60, seed=1)
+    padding = np.full(40, vocab.PAD)
+    tokens = np.concatenate([first, second[:30], padding, second[30:]])
+    position = np.concatenate([first_position, second_position[:30], padding, second_position[30:]])
+    song = np.repeat([0, 1, NO_SONG, 1], [100, 30, 40, 30])
+    _, candidates = read(tokens, position, song)
+    expected = list(by_definition(second, second_position, LAGS, K))
+    check(candidates, expected[:30], begin=100)
+    check(candidates, expected[30:], begin=170)
+
+
+def test_segments_and_single_tokens_are_read_alike():
+    tokens, position = (jnp.asarray(x, jnp.int32)[None] for x in random_song(96))
+    song, whole = jnp.zeros_like(tokens), read(tokens, position)
+    memory, parts = init_alignment(1, LAGS), []
+    for begin in range(0, 96, 32):
+        here = slice(begin, begin + 32)
+        memory, found = read(tokens[:, here], position[:, here], memory=memory)
+        parts.append(found)
+    joined = [np.concatenate(x, 1) for x in zip(*parts, strict=True)]
+    jax.tree.map(np.testing.assert_array_equal, (memory, type(parts[0])(*joined)), whole)
+    one = jax.jit(partial(read_token, vocabulary=Vocabulary(), k=K))
+    memory, parts = init_alignment(1, LAGS), []
+    for t in range(96):
+        memory, found = one(memory, tokens[:, t], position[:, t], song[:, t])
+        parts.append(found)
+    joined = [np.stack(x, 1) for x in zip(*parts, strict=True)]
+    jax.tree.map(np.testing.assert_array_equal, (memory, type(parts[0])(*joined)), whole)
+
+
+def test_no_candidate_depends_on_a_later_token():
+    tokens, position = random_song(96)
+    _, candidates = read(tokens, position)
+    for t in (1, 40, 95):
+        changed = tokens.copy()
+        changed[t:] = random_song(96, seed=2)[0][t:]
+        _, others = read(changed, position)
+        for name in candidates._fields:
+            np.testing.assert_array_equal(getattr(others, name)[:, :t], getattr(candidates, name)[:, :t])
+
+
+@pytest.mark.parametrize("shift", [-40, -1, 5, 40])
+def test_a_song_in_another_key_has_the_same_candidates_in_that_key(shift):
+    tokens, position = random_song(200)
+    notes = np.array([is_note(x) for x in tokens])
+    _, candidates = read(tokens, position)
+    _, others = read(tokens + shift * notes, position)
+    transposed = candidates.token + shift * np.vectorize(is_note)(candidates.token)
+    np.testing.assert_array_equal(others.token, transposed)
+    for name in candidates._fields[1:]:
+        np.testing.assert_array_equal(getattr(others, name), getattr(candidates, name))
+
+
+def theme_and_return(filler, shift, changed, *, notes=32, seed=0):
+    """A theme of so many notes, a filler, and the theme again, transposed, with a share of its notes changed.
+
+    Returns:
+        The tokens, and which of those of the return are as they were.
+    """
+    rng = np.random.default_rng(seed)
+
+    def melody(n):
+        pitches, durations = rng.integers(40, 80, n), rng.integers(1, 9, n)
+        return np.stack([vocab.NOTE_0 + pitches, vocab.DURATION_0 + durations], 1)
+
+    theme = melody(notes)
+    again, other = theme.copy(), rng.permutation(notes) < round(changed * notes)
+    again[:, 0] += shift
+    again[other, 0] += rng.choice([-2, -1, 1, 2], other.sum())
+    kept = np.stack([~other, np.ones(notes, bool)], 1).ravel()
+    return np.concatenate([theme.ravel(), melody(filler // 2).ravel(), again.ravel()]), kept
+
+
+def found_in_return(tokens, kept, lags):
+    """The share of the kept tokens of the return, after its first eight notes, that the best candidate names."""
+    _, candidates = read(tokens, lags=lags)
+    begin = len(tokens) - len(kept)
+    at = begin + np.flatnonzero(kept[16:]) + 16 - 1
+    scores = np.where(candidates.token[0, at] >= 0, candidates.score[0, at], -1)
+    best = np.take_along_axis(candidates.token[0, at], scores.argmax(-1)[:, None], 1)[:, 0]
+    return (best == tokens[at + 1]).mean()
+
+
+@pytest.mark.parametrize("filler", [0, 64, 128, 416])
+@pytest.mark.parametrize("shift", [0, *range(1, 12)])
+def test_a_transposed_passage_is_found_at_every_age(filler, shift):
+    """Up to that at which the memory is just long enough."""
+    tokens, kept = theme_and_return(filler, shift, 0)
+    assert found_in_return(tokens, kept, 480) == 1
+
+
+@pytest.mark.parametrize("filler", [0, 128, 416])
+@pytest.mark.parametrize(("changed", "least"), [(0.1, 0.97), (0.2, 0.93), (0.3, 0.85)])
+@pytest.mark.parametrize("shift", [0, 3, 11])
+def test_a_varied_passage_is_found_at_every_age(filler, changed, least, shift):
+    """Of the notes that are as they were, which and how long."""
+    found = [found_in_return(*theme_and_return(filler, shift, changed, seed=seed), 480) for seed in range(8)]
+    assert np.mean(found) >= least
+
+
+def test_a_passage_older_than_the_memory_is_not_found():
+    tokens, kept = theme_and_return(416, 0, 0)
+    assert found_in_return(tokens, kept, 464) < 0.2
+
+
+RICH = Scheme(multi=True, velocities=True)
+
+
+def test_drums_have_no_key():
+    """A melody with drums returns a fourth higher: the melody is shifted, the drums are not."""
+    piano, drums = vocab.INSTRUMENT_0, vocab.INSTRUMENT_0 + vocab.DRUMS
+    loud = vocab.velocity_0(RICH) + 20
+    melody = np.random.default_rng(0).integers(40, 80, 20) + vocab.NOTE_0
+    kick = [vocab.NOTE_0 + 36, loud, vocab.DURATION_0 + 1]
+    bar = [[piano, pitch, loud, vocab.DURATION_0 + 2, drums, *kick, vocab.SEP, vocab.DURATION_0 + 4] for pitch in melody]
+    theme = np.concatenate(bar).astype(np.uint16)
+    again = score.transpose(theme, 5, RICH)
+    tokens = np.concatenate([theme, again]).astype(int)
+    _, candidates = read(tokens, vocabulary=Vocabulary(RICH), lags=400)
+    at = np.arange(len(theme) + 40, len(tokens) - 1)
+    here = candidates.lag[0, at] == len(theme)
+    assert here.any(-1).all()
+    assert (candidates.token[0, at][here] == tokens[at + 1]).all()
+
+
+def test_merges_are_transposed_as_a_whole():
+    note, rest = [vocab.NOTE_0 + 60, vocab.DURATION_0 + 2], [vocab.SEP, vocab.DURATION_0 + 2]
+    higher = [vocab.NOTE_0 + 65, vocab.DURATION_0 + 2]
+    merges = (tuple(note + rest), tuple(higher + rest), tuple(rest + note), tuple(note + higher))
+    vocabulary = Vocabulary(Scheme(), merges)
+    first = vocabulary.scheme.size
+    tables = vocabulary.transposition
+    classes = tables.token_class[0, first:]
+    assert classes[0] == classes[1]
+    assert len(set(classes.tolist())) == 3
+    assert tables.pitch[0, first:].tolist() == [60, 65, 60, 60]
+    assert tables.token[classes[0], [60, 65, 61]].tolist() == [first, first + 1, NO_TOKEN]
+    # Read four times, the melody is known; a fourth higher, only those merges go on that there are.
+    tokens = np.tile([first, first + 2], 8)
+    _, candidates = read(np.r_[tokens, first + 1, first + 2], vocabulary=vocabulary)
+    assert first in candidates.token[0, 15]
+
+
+@pytest.mark.parametrize("scheme", [Scheme(), RICH])
+def test_transposition_agrees_with_the_kernel(scheme):
+    """Tokens of one class are those that the kernel turns into each other; drums stay."""
+    tables, size = Vocabulary(scheme).transposition, scheme.size
+    tokens = np.arange(size, dtype=np.uint16)
+    movable = tokens[tokens != vocab.DURATION_0 - 1]  # the highest pitch has none above it
+    shifted = score.transpose(movable, 1, scheme)
+    assert (shifted != movable).sum() == 127
+    moved = shifted != movable
+    assert (tables.pitch[0, movable[moved]] + 1 == tables.pitch[0, shifted[moved]]).all()
+    assert (tables.token_class[0, movable] == tables.token_class[0, shifted]).all()
+    for before in range(1 + scheme.multi):
+        named = tables.token[tables.token_class[before], np.maximum(tables.pitch[before], 0)]
+        np.testing.assert_array_equal(named, tokens)
+    if scheme.multi:
+        assert tables.drums_after[0].nonzero()[0].tolist() == [vocab.INSTRUMENT_0 + vocab.DRUMS]
+        assert (tables.pitch[1] == -1).all()
+
+
+def test_a_memory_that_does_not_remember_is_compared_with_only_what_it_held():
+    """The song of another: its theme is found, the song's own is not."""
+    theme, kept = theme_and_return(64, 0, 0)
+    memory, _ = read(theme, lags=480)
+    other = alignment.without_scores(memory)
+    _, candidates = read(theme[:64], lags=480, memory=other, remembers=False)
+    at = np.arange(16, 63)
+    assert (candidates.token[0, at] == theme[at + 1, None]).any(-1).all()
+    unknown = np.tile(theme_and_return(0, 0, 0, seed=9)[0][:16], 4)
+    _, candidates = read(unknown, lags=480, memory=other, remembers=False)
+    scores = np.where(candidates.token[0] >= 0, candidates.score[0], 0)
+    assert scores[32:].max() < 4 * ONE
+
+
+def mixture():
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(size=(3, 5, 12)), jnp.float32)
+    token = rng.integers(-1, 12, (3, 5, 4))
+    log_odds = np.where(token >= 0, rng.normal(size=token.shape) * 3, NONE)
+    return logits, Copies(jnp.asarray(token), jnp.asarray(log_odds, jnp.float32))
+
+
+def test_the_mixture_is_one_softmax():
+    """Against its formula: each candidate counts as one more outcome, the decoder's as one of weight 1."""
+    logits, copies = mixture()
+    own = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    weights = np.exp(np.asarray(copies.log_odds, float))
+    for token, weight in zip(np.moveaxis(copies.token, -1, 0), np.moveaxis(weights, -1, 0), strict=True):
+        own = own + weight[..., None] * (np.arange(12) == token[..., None])
+    expected = own / (1 + weights.sum(-1, keepdims=True))
+    np.testing.assert_allclose(pointer.probabilities(logits, copies), expected, atol=1e-6)
+    targets = jnp.asarray(np.random.default_rng(1).integers(0, 12, (3, 5)))
+    picked = np.take_along_axis(expected, np.asarray(targets)[..., None], -1)[..., 0]
+    np.testing.assert_allclose(pointer.nats(logits, copies, targets), -np.log(picked), atol=1e-5)
+
+
+def test_without_candidates_the_decoder_alone_decides():
+    logits, copies = mixture()
+    nothing = Copies(copies.token * 0 - 1, copies.log_odds * 0 + NONE)
+    np.testing.assert_allclose(pointer.probabilities(logits, nothing), jax.nn.softmax(logits), atol=1e-7)
+    gradient = jax.grad(lambda x: pointer.nats(logits, nothing._replace(log_odds=x), jnp.zeros((3, 5), int)).sum())
+    assert (gradient(nothing.log_odds) == 0).all()
