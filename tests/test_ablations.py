@@ -34,7 +34,7 @@ def random_songs(lengths, seed=0):
 def copier_config():
     return cfg.Config(
         model=cfg.Model(layers=1, width=128, heads=2, ff_width=8, previous_tokens=0, qk_norm=False),
-        memory=cfg.Memory(xl=16, knn=256, knn_layer=1, top_k=4),
+        memory=cfg.Memory(xl=16, knn=256, retrieval="context", knn_layer=1, top_k=4),
         data=cfg.Data(lanes=2, segment=16),
     )
 

@@ -10,6 +10,7 @@ from flax import nnx
 from midigen_jax import config as cfg
 from midigen_jax import vocab
 from midigen_jax.model import memory as mem
+from midigen_jax.model import pointer
 from midigen_jax.model.decoder import Decoder, abstract_decoder, init_params
 from midigen_jax.model.layers import dropout, pitch_features
 from midigen_jax.model.memory import NO_SONG
@@ -58,6 +59,11 @@ def batch_of(config: cfg.Config, n_segments: int, songs: list[list[int]], *, see
     return {name: jnp.asarray(x, jnp.int32) for name, x in arrays.items()}
 
 
+def prediction(output):
+    """Logits, or log-probabilities where a memory by alignment has its share in them."""
+    return output.logits if output.copies is None else jnp.log(pointer.probabilities(output.logits, output.copies))
+
+
 def read_tape(graphdef, params, config, batch, *, segment=None):
     """A tape read segment by segment: logits [B, n], the memory at its end, and [B, n / T] how many slots of the ring
     the song had that was running at each segment's start."""
@@ -66,8 +72,10 @@ def read_tape(graphdef, params, config, batch, *, segment=None):
     @jax.jit
     def read(params, memory, part):
         output = read_segment(nnx.merge(graphdef, params), memory, part)
-        in_ring = mem.valid_slots(memory.knn, part["song"][:, 0]).length if memory.knn else part["song"][:, 0]
-        return output.memory, output.logits, in_ring
+        in_ring = part["song"][:, 0]
+        if isinstance(memory.knn, mem.KNNMemory):
+            in_ring = mem.valid_slots(memory.knn, in_ring).length
+        return output.memory, prediction(output), in_ring
 
     memory, parts, in_ring = mem.init_memory(config, len(batch["tokens"])), [], []
     for begin in range(0, batch["tokens"].shape[1], segment):
@@ -95,25 +103,35 @@ OPTIONS = {
         "biases": False,
     },
 }
+BACKENDS = {name: {"memory__backend": name} for name in ("faiss", "xla", "dense")}
+MEMORIES = BACKENDS | {"alignment": {"memory__retrieval": "alignment"}}
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_no_logit_depends_on_a_later_token(small, options):
+@pytest.mark.parametrize(
+    "changes",
+    [*({f"model__{name}": x for name, x in options.items()} for options in OPTIONS.values()), MEMORIES["alignment"]],
+    ids=[*OPTIONS, "alignment"],
+)
+def test_no_logit_depends_on_a_later_token(small, changes):
     """Each depends on all tokens of the segment up to its own and on none after it, with both memories filled.
 
     By the gradient, and, since a search has none, to the bit when later tokens change.
     """
-    config = changed(small, **{f"model__{name}": value for name, value in options.items()})
+    config = changed(small, **changes)
     graphdef, params = build(config)
     batch = batch_of(config, 5, [[80]])
+    if config.memory.aligns:  # tokens must repeat, or nothing agrees
+        batch |= {"tokens": batch["tokens"] % 5}
     earlier, last = ({name: x[:, part] for name, x in batch.items()} for part in (np.s_[:64], np.s_[64:]))
     memory = logits_in_segments(graphdef, params, config, earlier)[1]
     bars = jnp.arange(50, 66)[None]  # all different: a row of the bars' table is a place
 
     @jax.jit
     def logits_of(bar_table, tokens):
-        output = nnx.merge(graphdef, params | {"bar": bar_table})(tokens, bars, last["position"], last["song"], memory)
-        return output.logits[0], output.retrieval.statistics.hit_rate
+        output = read_segment(
+            nnx.merge(graphdef, params | {"bar": bar_table}), memory, last | {"tokens": tokens, "bar": bars}
+        )
+        return prediction(output)[0], output.retrieval.statistics.hit_rate
 
     logits, hit_rate = logits_of(params["bar"], last["tokens"])
     assert hit_rate == 1
@@ -185,32 +203,34 @@ def test_knn_memory_of_everything_tells_what_followed_each_context(small):
         np.testing.assert_allclose(logits[:, begin : begin + 16], expected, atol=2e-4)
 
 
-@pytest.mark.parametrize("backend", ["faiss", "xla", "dense"])
-def test_a_lane_never_hears_another_song(small, backend):
+@pytest.mark.parametrize("changes", MEMORIES.values(), ids=MEMORIES)
+def test_a_lane_never_hears_another_song(small, changes):
     """Changing song A leaves all logits of the songs before and after it, and of other lanes, as they are, to the bit.
 
     Every song is long enough to reach the ring, which holds two songs of a lane at once.
     """
-    config = changed(small, memory__backend=backend)
+    config = changed(small, **changes)
     graphdef, params = build(config)
     batch = batch_of(config, 13, [[70, 66, 72], [20, 188]])
     song_a = np.s_[0, 70:136]
     other = batch | {"tokens": (batch["tokens"].at[song_a].add(7)) % 389, "bar": batch["bar"].at[song_a].add(1)}
     (one, memory, in_ring), (two, other_memory, _) = (read_tape(graphdef, params, config, x) for x in (batch, other))
-    assert set(np.unique(memory.knn.song[0])) == {1, 2}
-    for song in (0, 1, 2):
-        starts = np.asarray(batch["song"][0, ::16]) == song
-        assert in_ring[0, starts].max() > config.memory.top_k, "searches of this song hit"
+    if config.memory.has_keys:
+        assert set(np.unique(memory.knn.song[0])) == {1, 2}
+        for song in (0, 1, 2):
+            starts = np.asarray(batch["song"][0, ::16]) == song
+            assert in_ring[0, starts].max() > config.memory.top_k, "searches of this song hit"
+        assert (memory.knn.keys[0] != other_memory.knn.keys[0]).any()  # song A is still in the ring
     elsewhere = np.ones(one.shape[:2], bool)
     elsewhere[song_a] = False
     assert (one[elsewhere] == two[elsewhere]).all()
     assert (one[song_a] != two[song_a]).any(-1).all()
-    assert (memory.knn.keys[0] != other_memory.knn.keys[0]).any()  # song A is still in the ring
 
 
-def test_the_knn_memory_changes_what_comes_after_it(small):
-    """What has left the XL window still matters, through the ring alone."""
-    config = changed(small, model__layers=1, memory__knn_layer=1, memory__xl=16)
+@pytest.mark.parametrize("retrieval", ["context", "alignment"])
+def test_the_knn_memory_changes_what_comes_after_it(small, retrieval):
+    """What has left the XL window still matters, through the kNN memory alone."""
+    config = changed(small, model__layers=1, memory__knn_layer=1, memory__xl=16, memory__retrieval=retrieval)
     graphdef, params = build(config)
     batch = batch_of(config, 4, [[64]])
     other = batch | {"tokens": batch["tokens"].at[0, :16].add(7) % 389}
@@ -243,6 +263,20 @@ def test_backends_give_the_same_loss_and_gradients(small):
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(gradient_one))
 
 
+def test_a_memory_by_alignment_with_jit_equals_eager(small):
+    config = changed(small, **MEMORIES["alignment"])
+    graphdef, params = build(config)
+    batch = batch_of(config, 4, [[64], [50, 14], [64]])
+
+    def read(params):
+        return read_segments(nnx.merge(graphdef, params), mem.init_memory(config, 3), batch)
+
+    jitted = jax.jit(read)(params)
+    with jax.disable_jit():
+        eager = read(params)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), eager, jitted)
+
+
 def test_jit_equals_eager_and_statistics_count_hits(small):
     graphdef, params = build(small)
     batch = batch_of(small, 4, [[64], [50, 14], [64]])
@@ -271,8 +305,9 @@ def test_dropout_keeps_the_mean():
     assert dropout(x, 0.25, None) is x
 
 
-def test_padding_and_bfloat16_give_finite_gradients(small):
-    config = changed(small, model__dtype="bfloat16")
+@pytest.mark.parametrize("retrieval", ["context", "alignment"])
+def test_padding_and_bfloat16_give_finite_gradients(small, retrieval):
+    config = changed(small, model__dtype="bfloat16", memory__retrieval=retrieval)
     graphdef, params = build(config)
     batch = batch_of(config, 4, [[64], [64], [64]])
     batch["song"] = batch["song"].at[1, 20:].set(NO_SONG)

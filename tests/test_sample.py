@@ -5,12 +5,13 @@ import pytest
 import stages
 from conftest import random_notes, write_midi
 from flax import nnx
-from test_model import OPTIONS, build, changed, logits_in_segments
+from test_model import MEMORIES, OPTIONS, build, changed, logits_in_segments
 
 from midigen_jax import vocab
 from midigen_jax.errors import InputError
 from midigen_jax.kernels import meter, score
 from midigen_jax.model import cache as caches
+from midigen_jax.model import pointer
 from midigen_jax.model.decode import attention_weights, decode_token
 from midigen_jax.model.decoder import init_params
 from midigen_jax.music import midi
@@ -41,15 +42,15 @@ def prompt(tmp_path):
     return midi.read_song(path, Scheme())
 
 
-@pytest.mark.parametrize("backend", ["faiss", "xla", "dense"])
+@pytest.mark.parametrize("memory", MEMORIES.values(), ids=MEMORIES)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_token_by_token_equals_training_in_segments(small, backend, options):
+def test_token_by_token_equals_training_in_segments(small, memory, options):
     """The same logits as reading the songs in segments, both memories included, wherever sampling takes over.
 
     Prompts of other lengths, among them of whole segments; all songs go on until the ring of 64 slots has wrapped
     around, one of them after it stood still for a while.
     """
-    config = changed(small, memory__backend=backend, **{f"model__{name}": value for name, value in options.items()})
+    config = changed(small, **memory, **{f"model__{name}": value for name, value in options.items()})
     graphdef, params = build(config)
     random, prompts, n = np.random.default_rng(0), [1, 16, 17, 40, 130], 160
     highs = {"tokens": 389, "bar": 99, "position": 96}
@@ -73,11 +74,14 @@ def test_token_by_token_equals_training_in_segments(small, backend, options):
         if i == 21:
             cache = jax.jit(caches.align)(cache)
         here = np.minimum(at, n - 1)
-        logits, cache = decode(*(x[rows, here] for x in batch.values()), cache, jnp.asarray(active))
+        logits, copies, cache = decode(*(x[rows, here] for x in batch.values()), cache, jnp.asarray(active))
+        if copies is not None:
+            logits = jnp.log(pointer.probabilities(logits, copies))
         np.testing.assert_allclose(logits[active], expected[rows, here][active], atol=2e-4)
         at += active
     assert (at == n).all()
-    assert (cache.cache_index.before_segment == 24 + 64).all()
+    if config.memory.has_keys:
+        assert (cache.cache_index.before_segment == 24 + 64).all()
 
 
 def same_notes(some, others):
@@ -288,7 +292,7 @@ def test_controls_rule_tokens_out(settings, kept):
     if "top_k" not in settings:
         rules = rules._replace(top_k=jnp.int32(4))  # all that there are here
     logits = jnp.log(jnp.array([[0.05, 0.5, 0.15, 0.3]]))
-    restricted = np.asarray(logits_processors.process_logits(logits, rules))[0]
+    restricted = np.asarray(logits_processors.process_logits(logits, None, jnp.ones((1, 4), bool), rules))[0]
     order = [1, 3, 2, 0]
     assert np.isfinite(restricted[order]).tolist() == [True] * kept + [False] * (4 - kept)
     expected = logits[0][jnp.array(order[:kept])] / settings["temperature"]
