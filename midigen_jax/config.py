@@ -1,8 +1,10 @@
 """The settings of a run: frozen dataclasses, one Python file per experiment in `configs/`."""
 
 import dataclasses
+import difflib
 import importlib.util
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -118,7 +120,7 @@ class Config:
             self._need(get(self, key) >= 0, key, "can't be negative")
         self._need(self.train.seed < 1 << 32, "train.seed", "must be below 2^32")
         for key in ("train.learning_rate", "train.clip"):
-            self._need(get(self, key) > 0, key, "must be above 0")
+            self._need(0 < get(self, key) < math.inf, key, "must be a finite number above 0")
         for key in ("model.dropout", "train.beta2"):
             self._need(0 <= get(self, key) < 1, key, "must be from 0 up to, not including, 1")
         self._need(self.model.width % self.model.heads == 0, "model.heads", f"must divide width={self.model.width}")
@@ -167,8 +169,11 @@ def from_flat(values: dict[str, Any], where: str) -> Config:
         section, _, name = key.partition(".")
         hints = get_type_hints(sections[section]) if section in sections else {}
         if name not in hints:
-            known = [k for k in flatten(Config()) if k.startswith(f"{section}.")] or list(sections)
-            raise InputError(f"{where}: unknown config key {key}; known are {', '.join(known)}")
+            settings = list(flatten(Config()))
+            close = difflib.get_close_matches(key, settings, 1) or [k for k in settings if k.endswith(f".{key}")]
+            meant = f"did you mean {close[0]}? " if close else ""
+            known = [k for k in settings if k.startswith(f"{section}.")] or list(sections)
+            raise InputError(f"{where}: unknown config key {key}; {meant}known are {', '.join(known)}")
         changes[section][name] = _checked(value, hints[name], f"{where}: {key}")
     return Config(**{section: cls(**changes[section]) for section, cls in sections.items()})
 

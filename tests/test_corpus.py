@@ -233,7 +233,7 @@ def test_a_song_in_words(tmp_path, monkeypatch, capsys):
         "  beat 1       C4 for 1",
     ]
     assert len(describe.describe(corpus.song(0), bars=1)) == 2
-    assert [describe.find_song(corpus, song) for song in ("a.mid", "0")] == [0, 0]
+    assert [describe.find_song(corpus, song) for song in ("a.mid", "a", "0")] == [0, 0, 0]
     with pytest.raises(InputError, match="b: no such song in"):
         describe.find_song(corpus, "b")
     named = corpus._replace(names=["a.mid", "a.kar", "../b.mid"], semitones=np.array([-1, 0, 0]))

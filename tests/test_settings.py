@@ -1,3 +1,6 @@
+import dataclasses
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -211,3 +214,16 @@ def test_names_of_pitches_and_keys():
     for wrong in ("H major", "C dorian", "", "C#x"):
         with pytest.raises(InputError, match="no key"):
             parse_key(wrong)
+
+
+@pytest.mark.parametrize("settings", [{"bars": "8"}, {"bars": 1.5}, {"seconds": "8"}, {"min_bars": "8", "eos": True}])
+def test_lengths_that_are_no_numbers_are_refused(settings):
+    """As a user's call does; here the type checks of the tests would refuse them first."""
+    with pytest.raises(InputError, match="give a"):
+        Length.__post_init__(SimpleNamespace(**dataclasses.asdict(Length()) | settings))
+
+
+@pytest.mark.parametrize("settings", [{"temperature": "hot"}, {"top_k": None}, {"top_p": "0.9"}])
+def test_settings_that_are_no_numbers_are_refused(settings):
+    with pytest.raises(InputError, match="give a number"):
+        GenerationSettings.__post_init__(SimpleNamespace(**dataclasses.asdict(GenerationSettings()) | settings))

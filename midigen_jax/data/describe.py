@@ -19,7 +19,7 @@ def label(corpus: Corpus, i: int) -> str:
 
 
 def find_song(corpus: Corpus, song: str) -> int:
-    """The index of a song by its label or number.
+    """The index of a song by its label, with or without the suffix of its file, or by its number.
 
     Raises:
         InputError: there is no such song.
@@ -27,6 +27,8 @@ def find_song(corpus: Corpus, song: str) -> int:
     labels = [label(corpus, i) for i in range(len(corpus.names))]
     if song in labels:
         return labels.index(song)
+    if (without := [i for i, name in enumerate(labels) if name.rpartition(".")[0] == song]) and len(without) == 1:
+        return without[0]
     if song.isdecimal() and int(song) < len(labels):
         return int(song)
     alike = [name for name in labels if song in name]

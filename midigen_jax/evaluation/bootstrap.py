@@ -16,7 +16,8 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        between = f" [{self.low:.3f}, {self.high:.3f}]" if self.low < self.high else ""  # a single song has none
+        return f"{self.value:.3f}{between}"
 
 
 def ratio(sums: np.ndarray, counts: np.ndarray, *, seed: int = 0) -> Interval | None:

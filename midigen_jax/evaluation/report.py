@@ -95,7 +95,8 @@ def introductions(reach: int) -> dict[str, str]:
             "recent of the longest earlier occurrences of the last tokens; what it adds, the model's memory has "
             "missed. That of tokens and intervals copies what is transposed, too. The n-grams of the song count what "
             f"followed the last {copying.LENGTHS[0]} to {copying.LENGTHS[-1]} tokens and know the song's scale and "
-            "habits as well. How far each is trusted is fitted to the other half of the songs."
+            "habits as well. How far each is trusted is fitted to the other half of the songs "
+            "(for a single song to none)."
         ),
         "Recall probe": (
             "The model reads four bars, filler from other songs, then the first of the four bars again. Shown are its "
@@ -115,7 +116,7 @@ def cell(interval: Interval | None, digits: int = 3) -> str:
     if interval is None:
         return NOTHING
     x, low, high = (f"{number:.{digits}f}" for number in interval)
-    return f"{x}<small>{low} to {high}</small>"
+    return f"{x}<small>{low} to {high}</small>" if interval.low < interval.high else x  # a single song has none
 
 
 def in_words(interval: Interval | None) -> str:

@@ -49,8 +49,9 @@ class Continuation:
         return f"<Continuation: {self.summary()}>"
 
     def save(self, stem: Path | str, *, title: str = "") -> None:
-        """Writes stem.mid, stem.png and stem.wav."""
-        write_sample(self.song, Path(stem), prompt_end=self.start or None, title=title or Path(stem).name)
+        """Writes stem.mid, stem.png and stem.wav; a stem that ends in .mid is taken without it."""
+        stem = Path(stem).with_suffix("") if Path(stem).suffix == ".mid" else Path(stem)
+        write_sample(self.song, stem, prompt_end=self.start or None, title=title or stem.name)
 
     def save_state(self, path: Path | str) -> None:
         """Writes all that this song, or others from here, can be continued from."""

@@ -30,6 +30,9 @@ class GenerationSettings:
     instruments: tuple[int, ...] = ()  # programs from 0, vocab.DRUMS for the drums; empty: all
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_k", "top_p", "min_p", "loop_bars"):
+            if not isinstance(value := getattr(self, name), int | float):
+                raise InputError(f"{name.replace('_', '-')} {value!r}: give a number")
         if not 1e-3 <= self.temperature <= 1e3:  # beyond, logits overflow
             raise InputError(f"temperature {self.temperature}: give a number above 0, from 0.001 to 1000")
         if not 0 <= self.copy <= 1:
@@ -101,6 +104,10 @@ class Length:
     def __post_init__(self) -> None:
         for name in ("bars", "seconds"):
             value, least = getattr(self, name), getattr(self, f"min_{name}")
+            for given, number in ((name, value), (f"min-{name}", least)):
+                if number is not None and not isinstance(number, int if name == "bars" else int | float):
+                    kind = "a whole number" if name == "bars" else "a number"
+                    raise InputError(f"{given} {number!r}: give {kind}")
             if value is not None and not value > 0:
                 raise InputError(f"{name} {value}: give a number above 0")
             if least is not None and not least >= 0:

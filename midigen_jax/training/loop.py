@@ -61,7 +61,9 @@ def train(config: cfg.Config, source: Path, run: Path, init_from: Path | None = 
     """
     settings = config.train
     if has_checkpoint(run):
-        init_from = None  # it resumes from its own
+        if init_from is not None:
+            print(f"{run}: has checkpoints, so it goes on from those, not from {init_from}")
+            init_from = None
         restore.check_format(run)
     vocabulary = 0 if init_from is None else restore.vocabulary_of(init_from)
     corpus = hosts.main_process_first(lambda: open_or_encode(source, run, vocabulary))

@@ -78,9 +78,12 @@ def check_fits(meta: dict[str, Any], config: cfg.Config, corpus: Corpus, run: Pa
     for key, value in cfg.flatten(config).items():
         then = before[key]
         if then != value and (not key.startswith(CHANGEABLE) or key == "train.seed"):
+            another = f"from it with --init-from {run} --workdir ANOTHER"
+            if _needs_same(key, config, before):
+                another = "with another --workdir"
             raise InputError(
                 f"{run}: its checkpoint has {key}={then}, the config {value}; --set {key}={then}, or start another run "
-                f"from it with --init-from {run} --workdir ANOTHER"
+                f"{another}"
             )
     if Vocabulary.from_json(meta["vocabulary"]) != corpus.vocabulary:
         raise InputError(
@@ -161,15 +164,20 @@ def _changes(meta: dict[str, Any], config: cfg.Config, keys: tuple[str, ...]) ->
     )
 
 
+def _needs_same(key: str, config: cfg.Config, then: dict[str, Any]) -> bool:
+    """Whether a run with another value of this setting can't use the parameters."""
+    shapes_parameters = key.startswith("model.") and key not in ("model.dropout", "model.dtype")
+    has_memory = key == "memory.knn" and bool(then[key]) != bool(cfg.get(config, key))
+    other_kind = key == "memory.retrieval" and config.memory.knn > 0
+    other_layer = key == "memory.knn_layer" and config.memory.has_keys
+    return shapes_parameters or has_memory or other_kind or other_layer
+
+
 def check_compatible(meta: dict[str, Any], config: cfg.Config, corpus: Corpus, source: Path) -> None:
     """Raises InputError if a run of this config can't use another run's parameters."""
     then = _config_of(meta)
     for key, value in cfg.flatten(config).items():
-        shapes_parameters = key.startswith("model.") and key not in ("model.dropout", "model.dtype")
-        has_memory = key == "memory.knn" and bool(then[key]) != bool(value)
-        other_kind = key == "memory.retrieval" and config.memory.knn
-        other_layer = key == "memory.knn_layer" and config.memory.has_keys
-        if then[key] != value and (shapes_parameters or has_memory or other_kind or other_layer):
+        if then[key] != value and _needs_same(key, config, then):
             raise InputError(f"--init-from {source}: its model has {key}={then[key]}; --set {key}={then[key]}")
     if Vocabulary.from_json(meta["vocabulary"]) != corpus.vocabulary:
         raise InputError(
