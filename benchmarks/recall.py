@@ -24,7 +24,7 @@ from midigen_jax import vocab
 from midigen_jax.cli import command
 from midigen_jax.errors import InputError
 from midigen_jax.model.decoder import abstract_decoder
-from midigen_jax.model.memory import Memory, init_memory
+from midigen_jax.model.memory import KNNMemory, Memory, init_memory
 from midigen_jax.model.reader import Batch, Visible, read_segment
 from midigen_jax.run import runtime
 from midigen_jax.shapes import Array
@@ -94,7 +94,7 @@ def make_reader(side: Ours) -> Callable[[Memory, Batch, str], tuple[Memory, Arra
     @partial(jax.jit, donate_argnums=1)
     def read(params: dict, memory: Memory, batch: Batch, sees_knn: bool, lanes: Array) -> tuple[Memory, Array, Array]:
         knn, visible = memory.knn, Visible()
-        if knn is not None:
+        if isinstance(knn, KNNMemory):
             # The slots keep the songs of their lane, so that as many are valid as in its own ring.
             other = knn._replace(keys=knn.keys[lanes], next_token=knn.next_token[lanes])
             visible = Visible(knn=sees_knn, other_knn=other)

@@ -29,6 +29,7 @@ from midigen_jax.data.corpus import Corpus, open_corpus
 from midigen_jax.data.encode import open_or_encode
 from midigen_jax.errors import InputError
 from midigen_jax.model.attention import normalize
+from midigen_jax.model.memory import KNNMemory
 from midigen_jax.run import runtime
 from midigen_jax.training.state import TrainState
 
@@ -141,7 +142,7 @@ def compare(config: cfg.Config, corpus: Corpus, steps: int, warmup: int) -> dict
 def fill_ring(state: TrainState, song: int, vocabulary: int) -> TrainState:
     """The state with a ring that is full of random entries of one song."""
     knn = state.memory.knn
-    assert knn is not None
+    assert isinstance(knn, KNNMemory)
     keys = normalize(jax.random.normal(jax.random.key(0), knn.keys.shape)).astype(knn.keys.dtype)
     next_token = jax.random.randint(jax.random.key(1), knn.next_token.shape, 0, vocabulary, knn.next_token.dtype)
     full = knn._replace(keys=keys, next_token=next_token, song=jnp.full_like(knn.song, song))
@@ -230,8 +231,8 @@ def main() -> None:
     parser.add_argument("--product", type=int, help="width of the matrices whose product gives the peak speed")
     args = parser.parse_args()
     config = cfg.override(cfg.load(args.config), args.set)
-    if not config.memory.knn:
-        raise InputError("memory.knn=0: this benchmark measures the kNN memory; give a config that has one")
+    if not config.memory.has_keys:
+        raise InputError("this benchmark measures a kNN memory with keys; give a config that has one")
     corpus = open_or_encode(args.data, args.workdir)
     rows = compare(config, corpus, args.steps, args.warmup)
     for name, row in rows.items():

@@ -36,8 +36,8 @@ class Model:
 class Memory:
     xl: int = 256  # slots of Transformer-XL memory, in every layer
     knn: int = 8192  # slots of the kNN memory, a multiple of the segment; 0: none
-    # By what it finds them: how the song aligns with itself, in any key; or keys that describe the last tokens.
-    retrieval: Literal["alignment", "context"] = "alignment"
+    # How similar passages are found: by keys that describe the last tokens, or by aligning the song with itself.
+    retrieval: Literal["context", "alignment"] = "context"
     knn_layer: int = 3  # the layer that uses such keys, counted from 1
     top_k: int = 16
     backend: Literal["auto", "faiss", "xla", "dense"] = "auto"  # dense: attention to all slots, for comparison

@@ -12,6 +12,8 @@ from midigen_jax.kernels import score
 from midigen_jax.model import alignment, pointer
 from midigen_jax.model.alignment import HIGHEST, KEPT, NO_TOKEN, ONE, init_alignment, read_token, read_tokens
 from midigen_jax.model.pointer import NONE, Copies
+from midigen_jax.sampling.logits_processors import make_setting_arrays, process_logits
+from midigen_jax.sampling.settings import GenerationSettings
 from midigen_jax.vocab import NO_SONG, Scheme, Vocabulary
 
 LAGS, K = 256, 16
@@ -207,8 +209,9 @@ def test_drums_have_no_key():
     loud = vocab.velocity_0(RICH) + 20
     melody = np.random.default_rng(0).integers(40, 80, 20) + vocab.NOTE_0
     kick = [vocab.NOTE_0 + 36, loud, vocab.DURATION_0 + 1]
-    bar = [[piano, pitch, loud, vocab.DURATION_0 + 2, drums, *kick, vocab.SEP, vocab.DURATION_0 + 4] for pitch in melody]
-    theme = np.concatenate(bar).astype(np.uint16)
+    rest = [vocab.SEP, vocab.DURATION_0 + 4]
+    beats = [[piano, pitch, loud, vocab.DURATION_0 + 2, drums, *kick, *rest] for pitch in melody]
+    theme = np.concatenate(beats).astype(np.uint16)
     again = score.transpose(theme, 5, RICH)
     tokens = np.concatenate([theme, again]).astype(int)
     _, candidates = read(tokens, vocabulary=Vocabulary(RICH), lags=400)
@@ -257,7 +260,7 @@ def test_transposition_agrees_with_the_kernel(scheme):
 
 def test_a_memory_that_does_not_remember_is_compared_with_only_what_it_held():
     """The song of another: its theme is found, the song's own is not."""
-    theme, kept = theme_and_return(64, 0, 0)
+    theme, _ = theme_and_return(64, 0, 0)
     memory, _ = read(theme, lags=480)
     other = alignment.without_scores(memory)
     _, candidates = read(theme[:64], lags=480, memory=other, remembers=False)
@@ -289,6 +292,45 @@ def test_the_mixture_is_one_softmax():
     targets = jnp.asarray(np.random.default_rng(1).integers(0, 12, (3, 5)))
     picked = np.take_along_axis(expected, np.asarray(targets)[..., None], -1)[..., 0]
     np.testing.assert_allclose(pointer.nats(logits, copies, targets), -np.log(picked), atol=1e-5)
+
+
+def drawn_from(logits, copies, legal=None, **settings):
+    """Probabilities with which tokens are drawn."""
+    arrays = make_setting_arrays(GenerationSettings(**{"top_p": 1.0} | settings), Vocabulary())
+    arrays = arrays._replace(top_k=jnp.int32(logits.shape[-1]))
+    copies = copies._replace(log_odds=jnp.where(copies.token >= 0, copies.log_odds + arrays.copy, NONE))
+    legal = jnp.ones(logits.shape, bool) if legal is None else legal
+    return jax.nn.softmax(process_logits(logits, copies, legal, arrays))
+
+
+def test_copy_is_monotone():
+    """The more of it, the likelier the candidates; none at 0, nothing else at 1."""
+    logits, copies = (jax.tree.map(lambda x: x[0], x) for x in mixture())
+    named = np.zeros(logits.shape, bool)
+    for row, tokens in enumerate(np.asarray(copies.token)):
+        named[row, tokens[tokens >= 0]] = True
+    assert named.any(-1).all()
+    shares = [
+        np.where(named, drawn_from(logits, copies, copy=copy), 0).sum(-1) for copy in (0.0, 0.1, 0.3, 0.5, 0.8, 1.0)
+    ]
+    assert (np.diff(shares, axis=0) > 0).all()
+    own = jax.nn.softmax(logits)
+    np.testing.assert_allclose(drawn_from(logits, copies, copy=0.0), own, atol=1e-6)
+    np.testing.assert_allclose(shares[-1], 1, atol=1e-6)
+    as_learned = drawn_from(logits, copies, copy=0.5)
+    np.testing.assert_allclose(as_learned, pointer.probabilities(logits, copies), atol=1e-6)
+
+
+def test_temperature_is_that_of_what_is_not_copied():
+    logits, copies = (jax.tree.map(lambda x: x[0], x) for x in mixture())
+    expected = pointer.probabilities(logits / 0.5, copies)
+    np.testing.assert_allclose(drawn_from(logits, copies, temperature=0.5), expected, atol=1e-6)
+
+
+def test_no_copy_is_drawn_that_the_settings_rule_out():
+    logits, copies = (jax.tree.map(lambda x: x[0], x) for x in mixture())
+    legal = jnp.ones(logits.shape, bool).at[:, copies.token[0, 0]].set(False)
+    assert (drawn_from(logits, copies, legal, copy=1.0)[:, copies.token[0, 0]] == 0).all()
 
 
 def test_without_candidates_the_decoder_alone_decides():

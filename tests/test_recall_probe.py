@@ -3,12 +3,15 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_ablations import copier_model, copier_params
+from test_ablations import copier_config, copier_model, copier_params
+from test_model import changed
 
 from midigen_jax.errors import InputError
 from midigen_jax.evaluation import ablations, recall_probe
-from midigen_jax.evaluation.recall_probe import OTHER_THEME, RANDOM, UNSEEN
+from midigen_jax.evaluation.recall_probe import OTHER_THEME, RANDOM, TRANSPOSED, UNSEEN, VARIED
+from midigen_jax.model import decoder
 from midigen_jax.music.song import new_song
+from midigen_jax.run.trained import TrainedModel
 from midigen_jax.sampling.sampler import Sampler
 from midigen_jax.vocab import DRUMS, Scheme, Vocabulary
 
@@ -53,6 +56,48 @@ def test_random_pitches_keep_rhythm_range_and_drums():
         assert len({tuple(note) for note in after[~drums][:, [0, 2]].tolist()}) == (~drums).sum()
         assert after[~drums, 2].min() >= 40
         assert after[~drums, 2].max() < 88
+
+
+def test_returns_in_another_key_and_varied():
+    scheme = Scheme(8, multi=True)
+    theme = recall_probe.bars_of(random_song(1, 4), 32)
+    for notes in theme:
+        notes[::4, 3] = DRUMS
+    shifts, shares = set(), []
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        moved, varied = (change(theme, random, scheme) for change in (recall_probe.transpose, recall_probe.vary))
+        for before, *others in zip(theme, moved, varied, strict=True):
+            drums = before[:, 3] == DRUMS
+            for after in others:
+                assert (before[:, [0, 1, 3, 4]] == after[:, [0, 1, 3, 4]]).all()
+                assert (before[drums] == after[drums]).all()
+            shifts |= set((others[0] - before)[~drums, 2].tolist())
+        shares.append(np.mean(np.concatenate([(a != b)[:, 2] for a, b in zip(theme, varied, strict=True)])))
+    assert shifts == set(range(1, 12))
+    assert 0.1 < np.mean(shares) < 0.2  # of all notes, drums among them
+    high = [notes.copy() for notes in theme]
+    for notes in high:
+        notes[:, 2] += 127 - notes[:, 2].max()
+    assert min(notes[:, 2].min() for notes in recall_probe.transpose(high, np.random.default_rng(0), Scheme())) >= 0
+
+
+def aligned_model():
+    """One that trusts what agrees, whatever else it holds likely."""
+    config = changed(copier_config(), memory__retrieval="alignment", memory__top_k=16)
+    params = decoder.init_params(config, Vocabulary(), seed=0)[1]
+    params["pointer"]["slope"] = jnp.asarray(4.0)
+    return TrainedModel(config, params, Vocabulary())
+
+
+def test_alignment_recalls_what_returns_transposed_or_varied():
+    found = recall_probe.probe(
+        Sampler(aligned_model()), recall_probe.find_themes([random_song(seed, 12) for seed in range(5)], 3), furthest=4
+    )
+    for kind, least in ((RANDOM, 0.9), (TRANSPOSED, 0.8), (VARIED, 0.5)):
+        f1 = found[kind]["F1"]
+        assert min(value.value for value in f1[ablations.KNN]) > least
+        assert max(value.value for case in (ablations.XL, OTHER_THEME) for value in f1[case]) < 0.3
 
 
 def test_a_model_that_copies_recalls_at_every_distance_and_another_theme_does_not_help():

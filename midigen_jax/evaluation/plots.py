@@ -91,7 +91,7 @@ def differences(series: dict[str, tuple[dict[str, Any], str, str]], y: str) -> F
 
 def recall(probed: dict[str, Any], kinds: Sequence[str], memory_end: float | None) -> Figure:
     """Loss and F1 by distance; a dotted line at the length of the memories in training, in contexts."""
-    figure = _figure(10, 5.8)
+    figure = _figure(5 * len(kinds), 5.8)
     panels = figure.subplots(2, len(kinds), sharex=True, sharey="row", squeeze=False)
     for column, kind in enumerate(kinds):
         for row, (what, y) in enumerate((("nats", "nats per token"), ("F1", "note F1 of the greedy continuation"))):

@@ -1,8 +1,9 @@
 """A recall probe: a theme, a long filler, then the theme's first bar again. What does the model know of the rest?
 
 Themes are bars of songs that the model was not trained on, and the same bars with random pitches, which no weights can
-know. The filler is music of other songs. In the control the theme before the filler is another song's. The ring is made
-as long as the probe needs, whatever its length in training: it has no parameters.
+know; these return as they were, transposed, or with some notes changed. The filler is music of other songs. In the
+control the theme before the filler is another song's. The kNN memory is made as long as the probe needs, whatever its
+length in training: it has no parameters.
 """
 
 import dataclasses
@@ -28,6 +29,10 @@ THEME_BARS, FEWEST = 4, 4  # bars of a theme, and the fewest notes in each of th
 SPARE_TOKENS = 4096  # of the ring, for the theme and for the filler's last bar
 OTHER_THEME = "XL and kNN, another theme"  # the control
 UNSEEN, RANDOM = "themes of songs not trained on", "random pitches"
+TRANSPOSED, VARIED = "random pitches, transposed", "random pitches, varied"  # when they return
+KINDS = (UNSEEN, RANDOM, TRANSPOSED, VARIED)
+SHIFTS = range(1, 12)  # semitones by which a theme is transposed
+CHANGED = (0.1, 0.3)  # the share of its notes that are changed when it is varied is drawn from between these
 
 Bar = np.ndarray  # its notes, int32 [N, 5] as of a `Song`, from time 0
 
@@ -37,7 +42,7 @@ class Trial(NamedTuple):
 
     shown: list[Bar]  # the theme; in the control another one
     filler: list[Bar]
-    theme: list[Bar]
+    theme: list[Bar]  # as it returns
 
 
 def most_common_bar_length(songs: Sequence[Song]) -> int:
@@ -64,7 +69,7 @@ def find_theme(bars: Sequence[Bar]) -> list[Bar] | None:
 
 def randomise_pitches(theme: Sequence[Bar], random: np.random.Generator, scheme: Scheme) -> list[Bar]:
     """The same rhythms with pitches drawn from the theme's range, all pitches of a chord different. Drums stay."""
-    pitched = np.concatenate([notes if not scheme.multi else notes[notes[:, 3] != vocab.DRUMS] for notes in theme])
+    pitched = np.concatenate([_pitched(notes, scheme) for notes in theme])
     low, high = (int(pitched[:, 2].min()), int(pitched[:, 2].max())) if len(pitched) else (0, 0)
     drawn = []
     for notes in theme:
@@ -77,6 +82,39 @@ def randomise_pitches(theme: Sequence[Bar], random: np.random.Generator, scheme:
             notes[chord, 2] = min(low, 128 - n_pitches) + random.permutation(n_pitches)[: chord.sum()]
         drawn.append(notes)
     return drawn
+
+
+def transpose(theme: Sequence[Bar], random: np.random.Generator, scheme: Scheme) -> list[Bar]:
+    """The theme in another key, higher or, where there is no room above it, lower. Drums stay."""
+    highest = max((int(_pitched(notes, scheme)[:, 2].max(initial=0)) for notes in theme), default=0)
+    shift = int(random.choice(SHIFTS))
+    return [_moved(notes, shift if highest + shift < 128 else -shift, scheme) for notes in theme]
+
+
+def vary(theme: Sequence[Bar], random: np.random.Generator, scheme: Scheme) -> list[Bar]:
+    """The theme with some pitches up to two semitones higher or lower. Drums stay."""
+    share, varied = random.uniform(*CHANGED), []
+    for notes in theme:
+        notes = notes.copy()
+        free = set(range(128)) - set(notes[:, 2].tolist())  # no two notes become one
+        for i in np.flatnonzero(random.random(len(notes)) < share).tolist():
+            near = [pitch for pitch in range(notes[i, 2] - 2, notes[i, 2] + 3) if pitch in free]
+            if near and not (scheme.multi and notes[i, 3] == vocab.DRUMS):
+                notes[i, 2] = random.choice(near)
+                free.discard(int(notes[i, 2]))
+        varied.append(notes)
+    return varied
+
+
+def _pitched(notes: Bar, scheme: Scheme) -> np.ndarray:
+    return notes[notes[:, 3] != vocab.DRUMS] if scheme.multi else notes
+
+
+def _moved(notes: Bar, shift: int, scheme: Scheme) -> Bar:
+    notes = notes.copy()
+    which = notes[:, 3] != vocab.DRUMS if scheme.multi else np.ones(len(notes), bool)
+    notes[which, 2] += shift
+    return notes
 
 
 def join_bars(bars: Sequence[Bar], length: int, scheme: Scheme) -> Song:
@@ -149,7 +187,14 @@ def probe(sampler: Sampler, source: Themes, *, furthest: float = DISTANCES[-1], 
         for theme, filler in zip(source.themes, source.filler, strict=True)
     ]
     random = np.random.default_rng(seed)
-    random_themes = [randomise_pitches(theme, random, vocabulary.scheme) for theme in source.themes]
+    scheme = vocabulary.scheme
+    random_themes = [randomise_pitches(theme, random, scheme) for theme in source.themes]
+    returns = {
+        UNSEEN: (source.themes, source.themes),
+        RANDOM: (random_themes, random_themes),
+        TRANSPOSED: (random_themes, [transpose(theme, random, scheme) for theme in random_themes]),
+        VARIED: (random_themes, [vary(theme, random, scheme) for theme in random_themes]),
+    }
     # A lane for each theme, and a ring that holds the longest trial.
     slots = -(-int(max(distances) * context + SPARE_TOKENS) // config.data.segment) * config.data.segment
     config = dataclasses.replace(
@@ -160,10 +205,10 @@ def probe(sampler: Sampler, source: Themes, *, furthest: float = DISTANCES[-1], 
     model = dataclasses.replace(model, config=config)
     reader, long_sampler = SongReader(model), Sampler(model)
     found: dict[str, Any] = {"context": context, "themes": len(source.themes), "distances": list(distances)}
-    for name, themes in ((UNSEEN, source.themes), (RANDOM, random_themes)):
+    for name, (themes, returning) in returns.items():
         rows = []
         for i in range(len(distances)):
-            trials = [Trial(theme, filler[i], theme) for theme, filler in zip(themes, fillers, strict=True)]
+            trials = [Trial(*x) for x in zip(themes, (filler[i] for filler in fillers), returning, strict=True)]
             others = [*themes[1:], themes[0]]
             controls = [trial._replace(shown=other) for trial, other in zip(trials, others, strict=True)]
             rows.append(_at_one_distance(reader, long_sampler, trials, controls, source.length))

@@ -23,7 +23,7 @@ from .ablations import difference_name
 from .bootstrap import RESAMPLES, Interval
 from .generation_metrics import Pair
 from .plots import COLOURS, RUNS
-from .recall_probe import OTHER_THEME, RANDOM, UNSEEN
+from .recall_probe import CHANGED, KINDS, OTHER_THEME, RANDOM, SHIFTS
 
 OWN = difference_name(ablations.KNN, ablations.XL)
 OTHER = difference_name(ablations.OTHER_KNN, ablations.XL)
@@ -101,7 +101,9 @@ def introductions(reach: int) -> dict[str, str]:
         "Recall probe": (
             "The model reads four bars, filler from other songs, then the first of the four bars again. Shown are its "
             "loss on the other three bars, and how many of their notes its greedy continuation contains. If the "
-            "pitches are drawn at random, nothing that the model learned in training can help."
+            "pitches are drawn at random, nothing that the model learned in training can help. These themes return as "
+            f"they were, 1 to {SHIFTS[-1]} semitones transposed, or with {CHANGED[0]:.0%} to {CHANGED[1]:.0%} of "
+            "their notes changed."
         ),
         "Generation metrics": (
             "The models' continuations beside the real ones, over the same bars: means over songs. They are sampled "
@@ -282,7 +284,7 @@ def _recall_probe(runs: dict[str, Any]) -> str:
                     memory_end = contexts
                 caption += " The ring of the probe holds all of it; that of training ends"
                 caption += f" after {contexts:.1f} contexts{' (dotted)' if memory_end else ''}."
-            parts.append(plot(plots.recall(probed, (UNSEEN, RANDOM), memory_end), caption))
+            parts.append(plot(plots.recall(probed, KINDS, memory_end), caption))
     return "\n".join(parts)
 
 

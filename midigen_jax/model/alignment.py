@@ -55,8 +55,9 @@ class Candidates(NamedTuple):
 
 def init_alignment(lanes: int, lags: int) -> AlignmentMemory:
     token_class = jnp.full((lanes, lags), EMPTY, jnp.uint16)
-    zeros = (jnp.zeros((lanes, lags), jnp.int16) for _ in range(5))
-    return AlignmentMemory(token_class, *zeros, jnp.full(lanes, NO_SONG, jnp.int32), jnp.zeros(lanes, jnp.int32))
+    pitch, position, score, pitch_score, shift = (jnp.zeros((lanes, lags), jnp.int16) for _ in range(5))
+    song, drums = jnp.full(lanes, NO_SONG, jnp.int32), jnp.zeros(lanes, jnp.int32)
+    return AlignmentMemory(token_class, pitch, position, score, pitch_score, shift, song, drums)
 
 
 def without_scores(memory: AlignmentMemory) -> AlignmentMemory:

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from ..shapes import Array, Bool, Float, Int
+from . import alignment
 from . import cache as caches
 from . import memory as mem
-from .alignment import NO_TOKEN
 from .attention import attend_one, normalize
 from .cache import Cache
 from .context_keys import LENGTH
@@ -23,7 +23,6 @@ from .positions import rotate, t5_bucket
 from .retrieval import retrieve_one, sum_by_token
 
 SONG = 0  # the number of every row's song
-NEVER = -1e9  # log-odds at which the kNN memory is not used
 
 Weights = tuple[Float[Array, "D qkv"], Float[Array, "heads D"]]  # a layer's projections as matrices
 
@@ -69,7 +68,7 @@ def decode_token(
 
     Args:
         weights: of `attention_weights`.
-        copy: added to the log-odds with which the kNN memory is used; at NEVER it is not.
+        copy: added to the log-odds with which the kNN memory is used; at `pointer.NONE` it is not.
     """
     index, xl = cache.cache_index, decoder.config.memory.xl
     distance = caches.distances(index, cache.keys[0].shape[1])
@@ -79,22 +78,24 @@ def decode_token(
         bias, knn_layer_bias = (table[t5_bucket(distance)].T for table in decoder.bias[...])
     context = None if cache.ring is None else _context(decoder, token, position, cache, visible)
     mask = distance <= visible[:, None]
-    inputs = DecodeInputs(token, active, distance, mask, bias, knn_layer_bias, context, decoder.output_weights(), jnp.asarray(copy))
+    inputs = DecodeInputs(
+        token, active, distance, mask, bias, knn_layer_bias, context, decoder.output_weights(), jnp.asarray(copy)
+    )
     x = decoder.embed(token, bar, position)
     for i in range(decoder.config.model.previous_tokens):
         x = x + decoder.embed_previous(i + 1, cache.previous[:, i], visible > i).astype(x.dtype)
     if cache.alignment is not None:
         song = jnp.where(active, SONG, mem.NO_SONG)
-        alignment, candidates = decoder.align(cache.alignment, token, position, song)
-        cache = cache._replace(alignment=alignment)
-        prior = decoder.pointer.prior(candidates._replace(token=jnp.where(copy > NEVER, candidates.token, NO_TOKEN)))
-        x = x + decoder.pointer.embed(prior).astype(x.dtype)
+        arguments = token, position, song, decoder.vocabulary, decoder.config.memory.top_k
+        after, candidates = alignment.read_token(cache.alignment, *arguments)
+        cache = cache._replace(alignment=after)
     for block, block_weights in zip(decoder.blocks, weights, strict=True):
         x, cache = _block(block, x, block_weights, cache, inputs)
-    logits, copies = decoder.logits(x), None
+    hidden = decoder.norm(x)
+    logits, copies = decoder.logits(hidden), None
     if cache.alignment is not None:
-        copies = decoder.pointer(prior, decoder.norm(x), logits)
-        copies = copies._replace(log_odds=jnp.where(copies.token >= 0, copies.log_odds + copy, copies.log_odds))
+        copies = decoder.pointer(candidates, hidden, logits)
+        copies = copies._replace(log_odds=copies.log_odds + copy)
     return logits, copies, caches.advance(cache, token, active, decoder.config)
 
 

@@ -15,13 +15,12 @@ from .. import config as cfg
 from ..shapes import Array, Bool, Float, Int
 from ..vocab import Vocabulary
 from . import memory as mem
-from . import alignment, pointer, retrieval
-from .alignment import AlignmentMemory, Candidates
+from . import retrieval
 from .attention import NORMALIZED_SCALE, attend, normalize
 from .context_keys import ContextKeys
 from .layers import OCTAVES, PITCH_CLASSES, FeedForward, dropout, fold_in, make_norm, pitch_features
 from .memory import KNNMemory, ValidSlots, XLMemory
-from .pointer import Copies, Pointer
+from .pointer import Pointer
 from .positions import initial_bias, position_bias, rotate
 from .retrieval import KNNAttention, Retrieval
 
@@ -49,7 +48,7 @@ class SegmentInputs(NamedTuple):
 
 class Output(NamedTuple):
     logits: Float[Array, "B Q V"]
-    copies: Copies | None  # what the alignment memory adds to them
+    hidden: Float[Array, "B Q D"]  # the last layer's output, normalised
     window: XLMemory  # the XL memory with the new tokens appended
     retrieval: Retrieval
 
@@ -138,7 +137,7 @@ class Decoder(nnx.Module):
             # (Olsson et al. 2022, "In-context learning and induction heads"). These embeddings say so from the start.
             self.previous = embedding(model.previous_tokens, vocabulary.size)
         if config.memory.aligns:
-            self.pointer = Pointer(config, vocabulary, rngs=rngs)
+            self.pointer = Pointer(config, rngs=rngs)
         if config.memory.has_keys:
             self.context_keys = ContextKeys(config, vocabulary, len(self.position[...]), rngs=rngs)
         if model.positions == "t5":
@@ -159,7 +158,6 @@ class Decoder(nnx.Module):
         song: Int[Array, "B Q"],
         memory: mem.Memory,
         *,
-        candidates: Candidates | None = None,
         keys: Array | None = None,
     ) -> Output:
         """Logits of the next tokens.
@@ -167,7 +165,6 @@ class Decoder(nnx.Module):
         Args:
             position: in the bar, in grid steps.
             memory: its XL window ends where these tokens begin.
-            candidates: of a memory by alignment (`align`), for each token.
             keys: dropout keys, one per lane; None without dropout.
         """
         window_song = jnp.concatenate([memory.xl.song, song], 1)
@@ -186,9 +183,6 @@ class Decoder(nnx.Module):
                     for slots in (window_song, window_token)
                 )
                 x = x + self.embed_previous(distance, previous_token, previous_song == song).astype(x.dtype)
-            if candidates is not None:
-                prior = self.pointer.prior(candidates)
-                x = x + self.pointer.embed(prior).astype(x.dtype)
         extended, found = [], Retrieval(retrieval.no_statistics(self.config.model.heads))
         for i, block in enumerate(self.blocks):
             with jax.named_scope(f"block{i}"):
@@ -196,27 +190,13 @@ class Decoder(nnx.Module):
             extended.append(keys_and_values)
             if block.attention.has_knn:
                 found = block_found
-        logits, copies = self.logits(x), None
-        if candidates is not None and isinstance(memory.knn, AlignmentMemory):
-            copies = self.pointer(prior, self.norm(x), logits)
-            found = pointer.retrieved(candidates, copies, memory.knn)
+        hidden = self.norm(x)
         xl_keys, xl_values = zip(*extended, strict=True)
         if context is not None and memory.xl.context is not None:
             context = jnp.concatenate([memory.xl.context, context], 2)
-        return Output(logits, copies, XLMemory(xl_keys, xl_values, window_song, window_token, context), found)
-
-    def align(
-        self,
-        memory: AlignmentMemory,
-        tokens: Int[Array, "B *Q"],
-        position: Int[Array, "B *Q"],
-        song: Int[Array, "B *Q"],
-        *,
-        remembers: bool = True,
-    ) -> tuple[AlignmentMemory, Candidates]:
-        """`alignment.read_tokens`, or `read_token` for one token per row."""
-        read = alignment.read_token if tokens.ndim == 1 else alignment.read_tokens
-        return read(memory, tokens, position, song, self.vocabulary, self.config.memory.top_k, remembers=remembers)
+        return Output(
+            self.logits(hidden), hidden, XLMemory(xl_keys, xl_values, window_song, window_token, context), found
+        )
 
     def embed(self, tokens: Int[Array, "*B"], bar: Array, position: Array) -> Float[Array, "*B D"]:
         table = self.embeddings()
@@ -239,9 +219,9 @@ class Decoder(nnx.Module):
         return self.embeddings() if self.config.model.tied else self.output[...].astype(self.config.model.dtype)
 
     @jax.named_scope("logits")
-    def logits(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         weights = self.output_weights()
-        logits = jnp.einsum("...d,vd->...v", self.norm(x), weights, preferred_element_type=jnp.float32)
+        logits = jnp.einsum("...d,vd->...v", hidden, weights, preferred_element_type=jnp.float32)
         return logits + self.output_bias[...] if self.config.model.biases else logits
 
     def _segment_inputs(

@@ -14,10 +14,10 @@ from flax import nnx
 
 from .. import config as cfg
 from ..shapes import Array, Float, Int
-from ..vocab import Vocabulary
 from .alignment import EMPTY, ONE, AlignmentMemory, Candidates
 from .retrieval import Retrieval, RetrievalStatistics
 
+FEATURES = 6  # of a candidate
 HIDDEN = 32  # of the network that gives a candidate's log-odds
 PRIOR = -3.0  # log-odds of a candidate at the start, whose score is 0 ...
 PRIOR_SLOPE = 1.0  # ... and how much they rise each time that the score doubles
@@ -36,9 +36,7 @@ def shares(log_odds: Float[Array, "*B k"]) -> Float[Array, "*B k"]:
     return jax.nn.softmax(jnp.pad(log_odds, [(0, 0)] * (log_odds.ndim - 1) + [(1, 0)]))[..., 1:]
 
 
-def nats(
-    logits: Float[Array, "*B V"], copies: Copies | None, targets: Int[Array, "*B"]
-) -> Float[Array, "*B"]:
+def nats(logits: Float[Array, "*B V"], copies: Copies | None, targets: Int[Array, "*B"]) -> Float[Array, "*B"]:
     """Minus the logarithm of the probability of each target under the mixture."""
     own = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0] - jax.nn.logsumexp(logits, -1)
     if copies is None:
@@ -79,45 +77,30 @@ def retrieved(candidates: Candidates, copies: Copies, memory: AlignmentMemory) -
 
 
 class Pointer(nnx.Module):
-    def __init__(self, config: cfg.Config, vocabulary: Vocabulary, *, rngs: nnx.Rngs):
-        width = config.model.width
+    def __init__(self, config: cfg.Config, *, rngs: nnx.Rngs):
         self.input = nnx.Linear(FEATURES, HIDDEN, rngs=rngs)
         self.output = nnx.Linear(HIDDEN, 1, use_bias=False, kernel_init=nnx.initializers.zeros, rngs=rngs)
         self.bias = nnx.Param(jnp.asarray(PRIOR))
         self.slope = nnx.Param(jnp.asarray(PRIOR_SLOPE))
-        self.gate = nnx.Param(jnp.zeros(width))
+        self.gate = nnx.Param(jnp.zeros(config.model.width))
         self.agreement = nnx.Param(jnp.zeros(()))
-        # Of the token that the memory expects next; the embeddings of tokens read are others.
-        self.expected = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (vocabulary.size, width)))
 
-    def prior(self, candidates: Candidates) -> Copies:
-        """The log-odds that follow from how well the passages agree."""
-        features = _features(candidates)
-        hidden = jax.nn.relu(self.input(features))
-        log_odds = self.output(hidden)[..., 0] + self.slope[...] * features[..., 0] + self.bias[...]
-        return Copies(candidates.token, jnp.where(candidates.token >= 0, log_odds, NONE))
-
-    def embed(self, prior: Copies) -> Float[Array, "*B D"]:
-        """What the memory expects, for the residual stream: all layers know it before they say how music goes on."""
-        return by_token(prior.token, shares(prior.log_odds), len(self.expected[...])) @ self.expected[...]
-
-    def __call__(self, prior: Copies, x: Float[Array, "*B D"], logits: Float[Array, "*B V"]) -> Copies:
-        """The candidates of the mixture.
+    def __call__(self, candidates: Candidates, hidden: Float[Array, "*B D"], logits: Float[Array, "*B V"]) -> Copies:
+        """The candidates' log-odds against the decoder's own distribution.
 
         Args:
-            x: the last layer's output, normalised.
+            hidden: the last layer's output, normalised.
+            logits: the decoder's own.
         """
-        tokens = jnp.maximum(prior.token, 0)
-        own = jnp.take_along_axis(logits, tokens, -1) - jax.nn.logsumexp(logits, -1, keepdims=True)
-        gate = jnp.einsum("...d,d->...", x, self.gate[...].astype(x.dtype), preferred_element_type=jnp.float32)
-        log_odds = prior.log_odds + gate[..., None] + self.agreement[...] * own
-        return Copies(prior.token, jnp.where(prior.token >= 0, log_odds, NONE))
+        token, features = candidates.token, _features(candidates)
+        own = jnp.take_along_axis(logits, jnp.maximum(token, 0), -1) - jax.nn.logsumexp(logits, -1, keepdims=True)
+        gate = jnp.einsum("...d,d->...", hidden.astype(jnp.float32), self.gate[...])[..., None]
+        log_odds = self.output(jax.nn.relu(self.input(features)))[..., 0] + self.slope[...] * features[..., 0]
+        log_odds = log_odds + self.bias[...] + gate + self.agreement[...] * own
+        return Copies(token, jnp.where(token >= 0, log_odds, NONE))
 
 
-FEATURES = 6
-
-
-def _features(candidates: Candidates) -> Float[Array, "*B k 6"]:
+def _features(candidates: Candidates) -> Float[Array, "*B k features"]:
     """What is known of a candidate, in numbers of about one size."""
     same = candidates.token[..., None, :] == candidates.token[..., :, None]
     return jnp.stack(
@@ -125,7 +108,7 @@ def _features(candidates: Candidates) -> Float[Array, "*B k 6"]:
             jnp.log2(1 + candidates.score / ONE),
             jnp.log2(1 + candidates.pitch_score / ONE),
             jnp.log2(candidates.lag) / 4,
-            jnp.log2(same.sum(-1)),
+            jnp.log2(same.sum(-1)),  # how many candidates name its token
             (candidates.shift != 0).astype(jnp.float32),
             candidates.same_position.astype(jnp.float32),
         ],

@@ -3,10 +3,12 @@
 Letters of shapes are those of `shapes`.
 """
 
+from functools import partial
 from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from ..shapes import Array, Bool, Float, Int
 from . import alignment, pointer
@@ -46,6 +48,9 @@ class SegmentOutput(NamedTuple):
     logits: Float[Array, "B T V"]
     copies: Copies | None  # what the alignment memory adds to them
     nats: Float[Array, "B T"]  # loss of each target; 0 without one
+    # What training minimises. With a memory by alignment the decoder's own loss counts too: a candidate that explains a
+    # token would leave it nothing to learn there, and it would write worse where nothing repeats.
+    objective: Float[Array, "B T"]
     retrieval: Retrieval
     window: XLMemory  # XL memory with the segment appended
     knn: KNNMemory | AlignmentMemory | None  # before what leaves XL memory is written; a memory by alignment after it
@@ -67,29 +72,36 @@ def read_segment(
     if visible.xl is not True:
         xl = xl._replace(song=jnp.where(visible.xl, xl.song, mem.NO_SONG))
     if isinstance(knn, AlignmentMemory):
-        knn, candidates = decoder.align(knn, batch["tokens"], batch["position"], batch["song"])
+        arguments = batch["tokens"], batch["position"], batch["song"], decoder.vocabulary, decoder.config.memory.top_k
+        knn, candidates = alignment.read_tokens(knn, *arguments)
         if isinstance(other_knn, AlignmentMemory):
-            arguments = batch["tokens"], batch["position"], batch["song"]
-            other_knn, candidates = decoder.align(other_knn, *arguments, remembers=False)
+            other_knn, candidates = alignment.read_tokens(other_knn, *arguments, remembers=False)
         candidates = candidates._replace(token=jnp.where(visible.knn, candidates.token, alignment.NO_TOKEN))
+        candidates = jax.tree.map(partial(checkpoint_name, name=mem.HITS), candidates)
     elif isinstance(seen_knn, KNNMemory) and visible.knn is not True:
         seen_knn = seen_knn._replace(song=jnp.where(visible.knn, seen_knn.song, mem.NO_SONG))
     inputs = (batch["tokens"], batch["bar"], batch["position"], batch["song"])
-    output = decoder(*inputs, Memory(xl, seen_knn), candidates=candidates, keys=keys)
-    counted = batch["targets"] >= 0
-    nats = pointer.nats(output.logits, output.copies, jnp.maximum(batch["targets"], 0))
+    output = decoder(*inputs, Memory(xl, seen_knn), keys=keys)
+    retrieval, copies = output.retrieval, None
+    if candidates is not None and isinstance(memory.knn, AlignmentMemory):
+        copies = decoder.pointer(candidates, output.hidden, output.logits)
+        retrieval = pointer.retrieved(candidates, copies, memory.knn)
+    counted, targets = batch["targets"] >= 0, jnp.maximum(batch["targets"], 0)
+    nats = pointer.nats(output.logits, copies, targets) * counted
+    objective = nats
+    if copies is not None:
+        objective = nats + pointer.nats(output.logits, None, targets) * counted
     # The memories are kept as they are, whatever of them was visible.
     window = output.window._replace(song=jnp.concatenate([memory.xl.song, batch["song"]], 1))
     if isinstance(knn, KNNMemory):
         knn = mem.write_after(knn, output.logits)
     after = mem.roll(window, knn, batch["tokens"].shape[1])
-    return SegmentOutput(
-        output.logits, output.copies, nats * counted, output.retrieval, window, knn, after, other_knn
-    )
+    return SegmentOutput(output.logits, copies, nats, objective, retrieval, window, knn, after, other_knn)
 
 
 class Losses(NamedTuple):
     nats: Float[Array, ""]  # sum over the targets
+    objective: Float[Array, ""]  # what training minimises, also a sum
     targets: Int[Array, ""]  # number of targets
     statistics: RetrievalStatistics  # means over the segments
 
@@ -107,7 +119,7 @@ def read_segments(decoder: Decoder, memory: Memory, batch: Batch, keys: Array | 
         segment_keys = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, i)
         output = read_segment(decoder, memory, here, keys=segment_keys)
         targets = jnp.sum(here["targets"] >= 0)
-        return output.memory, Losses(output.nats.sum(), targets, output.retrieval.statistics)
+        return output.memory, Losses(output.nats.sum(), output.objective.sum(), targets, output.retrieval.statistics)
 
     if decoder.config.train.remat:
         # The hits are kept: recomputing them would search again, and the scan would keep every segment's ring for it.
@@ -117,7 +129,7 @@ def read_segments(decoder: Decoder, memory: Memory, batch: Batch, keys: Array | 
     n_segments = segments["tokens"].shape[0]
     memory, losses = jax.lax.scan(one_segment, memory, (segments, jnp.arange(n_segments)))
     mean_statistics = jax.tree.map(lambda x: x.mean(0), losses.statistics)
-    return Losses(losses.nats.sum(), losses.targets.sum(), mean_statistics), memory
+    return Losses(losses.nats.sum(), losses.objective.sum(), losses.targets.sum(), mean_statistics), memory
 
 
 def split_segments(x: Int[Array, "B tokens"], segment: int) -> Int[Array, "S B T"]:

@@ -14,7 +14,6 @@ import numpy as np
 from .. import vocab
 from ..errors import InputError
 from ..model import pointer
-from ..model.decode import NEVER
 from ..model.pointer import Copies
 from ..shapes import Array, Bool, Float, Int
 from ..vocab import Vocabulary
@@ -97,7 +96,7 @@ def instrument_after(instrument: Int[Array, " B"], token: Int[Array, " B"], voca
 
 def _copy_log_odds(copy: float) -> float:
     """0.5 leaves the memory's share of the prediction as it was learned."""
-    return NEVER if copy == 0 else min(math.log(copy) - math.log1p(-copy), ALWAYS) if copy < 1 else ALWAYS
+    return pointer.NONE if copy == 0 else min(math.log(copy) - math.log1p(-copy), ALWAYS) if copy < 1 else ALWAYS
 
 
 def process_logits(

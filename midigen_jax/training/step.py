@@ -45,10 +45,10 @@ def make_train_step(
         def loss(params: dict) -> tuple[Array, tuple[Losses, mem.Memory]]:
             decoder = nnx.merge(graphdef, params)
             losses, memory_after = read_segments(decoder, memory, batch, keys if config.model.dropout else None)
-            return losses.nats, (losses, memory_after)
+            return losses.objective, (losses, memory_after)
 
-        (nats, (losses, memory_after)), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-        nats, targets, gradients = jax.lax.psum((nats, losses.targets, gradients), "lanes")
+        (_, (losses, memory_after)), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        nats, targets, gradients = jax.lax.psum((losses.nats, losses.targets, gradients), "lanes")
         gradients = jax.tree.map(lambda x: x / targets, gradients)
         return nats / targets, gradients, memory_after, jax.lax.pmean(losses.statistics, "lanes")
 
