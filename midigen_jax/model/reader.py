@@ -82,7 +82,7 @@ def read_segment(
     window = output.window._replace(song=jnp.concatenate([memory.xl.song, batch["song"]], 1))
     if isinstance(knn, KNNMemory):
         knn = mem.write_after(knn, output.logits)
-    after = mem.roll(window, knn, batch["tokens"].shape[1])
+    after = mem.roll(window, knn, batch["tokens"].shape[1], decoder.config.memory.knn_layer)
     return SegmentOutput(
         output.logits, output.copies, nats * counted, output.retrieval, window, knn, after, other_knn
     )
