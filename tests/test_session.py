@@ -185,8 +185,9 @@ def test_a_state_is_refused_where_it_does_not_belong(small, sampler, file, tmp_p
         sampler.load_state(tmp_path / "model")
 
 
-def test_states_of_a_bfloat16_model(small, file, tmp_path):
-    config = changed(small, model__dtype="bfloat16", memory__dtype="bfloat16")
+@pytest.mark.parametrize("retrieval", ["context", "attention"])
+def test_states_of_a_bfloat16_model(small, file, tmp_path, retrieval):
+    config = changed(small, model__dtype="bfloat16", memory__dtype="bfloat16", memory__retrieval=retrieval)
     sampler = Sampler(TrainedModel(config, build(config)[1], Vocabulary()))
     (take,) = sampler.continue_(file, prompt_bars=4, bars=4)
     take.save_state(tmp_path / "a.state")
