@@ -134,7 +134,9 @@ def test_retrieval_finds_only_the_running_song(small, backend):
 
 
 def test_ages_count_tokens_along_the_tape(small):
-    knn = mem.init_memory(small, 1).knn._replace(write=jnp.array([16]))
+    knn = mem.init_memory(small, 1).knn
+    assert isinstance(knn, KNNMemory)
+    knn = knn._replace(write=jnp.array([16]))
     slots = jnp.array([[[[15, 14], [15, 16]]]])
     assert mem.ages(mem.valid_slots(knn, jnp.array([0])), slots, 24).tolist() == [[[[25, 26], [26, 89]]]]
 

@@ -1,5 +1,6 @@
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +91,7 @@ def logits_in_segments(graphdef, params, config, batch, *, segment=None):
     return read_tape(graphdef, params, config, batch, segment=segment)[:2]
 
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "t5": {},
     "rotary": {"positions": "rotary"},
     "all options": {

@@ -96,8 +96,9 @@ def test_without_copying_the_knn_memory_is_not_used(small, changes):
 
     def logits(params, copy):
         decoder = nnx.merge(graphdef, params)
-        arguments = (*jnp.array([[7], [3], [5]]), attention_weights(decoder), cache, jnp.array([True]))
-        return decode_token(decoder, *arguments, copy)[0]
+        token, bar, position = jnp.array([[7], [3], [5]])
+        weights = attention_weights(decoder)
+        return decode_token(decoder, token, bar, position, weights, cache, jnp.array([True]), copy)[0]
 
     without = logits(params, NOT_USED)
     np.testing.assert_allclose(without, logits(without_knn(params), 0.0), atol=1e-5)

@@ -99,7 +99,8 @@ class KNNAttention(nnx.Module):
             sum_of_ages = jnp.sum(ages, dtype=jnp.float32)
         mixed = y.astype(jnp.float32) * (1 - share)
         if found.total is None:
-            assert found.hits is not None and weights is not None
+            assert found.hits is not None
+            assert weights is not None
             answer = sum_by_token(weights * self.logit_scale[...][:, None, None], found.hits.values, vocabulary)
         elif self.memory.has_context_keys:
             answer = jnp.sum(found.total * share * self.logit_scale[...][:, None, None], 1)
@@ -165,9 +166,7 @@ def attend_hits(q: Float[Array, "B H Q Dh"], hits: Hits) -> tuple[Float[Array, "
     return softmax(jnp.where(found, scores, jnp.where(found.any(-1, keepdims=True), -jnp.inf, 0.0)))
 
 
-def weighted_sum(
-    weights: Float[Array, "B H *Q k"], values: Float[Array, "B H *Q k Dh"]
-) -> Float[Array, "B H *Q Dh"]:
+def weighted_sum(weights: Float[Array, "B H *Q k"], values: Float[Array, "B H *Q k Dh"]) -> Float[Array, "B H *Q Dh"]:
     return jnp.einsum("...k,...kd->...d", weights, values.astype(jnp.float32))
 
 
