@@ -96,7 +96,7 @@ def make_reader(side: Ours) -> Callable[[Memory, Batch, str], tuple[Memory, Arra
         knn, visible = memory.knn, Visible()
         if isinstance(knn, KNNMemory):
             # The slots keep the songs of their lane, so that as many are valid as in its own ring.
-            other = knn._replace(keys=knn.keys[lanes], next_token=knn.next_token[lanes])
+            other = knn._replace(keys=knn.keys[lanes], values=knn.values[lanes])
             visible = Visible(knn=sees_knn, other_knn=other)
         output = read_segment(nnx.merge(graphdef, params), memory, batch, visible)
         return output.memory, output.nats, output.logits.argmax(-1) == batch["targets"]

@@ -83,9 +83,10 @@ def fill_ring(state: SamplerState, config: cfg.Config) -> SamplerState:
     index, ring = state.cache.cache_index, state.cache.ring
     assert ring is not None
     keys = tuple(normalize(jax.random.normal(jax.random.key(i), x.shape, x.dtype)) for i, x in enumerate(ring.keys))
-    next_token = jax.random.randint(jax.random.key(9), ring.next_token.shape, vocab.NOTE_0, vocab.DURATION_0)
+    values = jax.random.randint(jax.random.key(9), ring.values.shape, vocab.NOTE_0, vocab.DURATION_0)
+    values = values.astype(ring.values.dtype)  # tokens, or numbers in the place of a layer's values
     index = index._replace(before_segment=jnp.full_like(index.before_segment, config.memory.xl + config.memory.knn))
-    return state._replace(cache=state.cache._replace(ring=Ring(keys, next_token), cache_index=index))
+    return state._replace(cache=state.cache._replace(ring=Ring(keys, values), cache_index=index))
 
 
 def start(name: str, sampler: Sampler, rows: int) -> Any:

@@ -144,8 +144,9 @@ def fill_ring(state: TrainState, song: int, vocabulary: int) -> TrainState:
     knn = state.memory.knn
     assert isinstance(knn, KNNMemory)
     keys = normalize(jax.random.normal(jax.random.key(0), knn.keys.shape)).astype(knn.keys.dtype)
-    next_token = jax.random.randint(jax.random.key(1), knn.next_token.shape, 0, vocabulary, knn.next_token.dtype)
-    full = knn._replace(keys=keys, next_token=next_token, song=jnp.full_like(knn.song, song))
+    # Tokens, or numbers in the place of a layer's values.
+    values = jax.random.randint(jax.random.key(1), knn.values.shape, 0, vocabulary).astype(knn.values.dtype)
+    full = knn._replace(keys=keys, values=values, song=jnp.full_like(knn.song, song))
     return state._replace(memory=state.memory._replace(knn=jax.device_put(full, knn.keys.sharding)))
 
 

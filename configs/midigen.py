@@ -1,4 +1,4 @@
-"""The large model of MIDIGen (its chapter 7), with this project's masks, attention scale and kNN memory.
+"""The large model of MIDIGen (its chapter 7), with this project's masks, attention scale and search per head.
 
     python train.py configs/midigen.py --data CORPUS_OR_MIDI_DIR --workdir runs/midigen
 
@@ -26,7 +26,7 @@ def config() -> Config:
             dropout=0.2,
             dtype="bfloat16",
         ),
-        memory=Memory(xl=256, knn=8192, knn_layer=5, top_k=16, dtype="bfloat16"),
+        memory=Memory(xl=256, knn=8192, retrieval="attention", knn_layer=5, mixing="gate", top_k=16, dtype="bfloat16"),
         data=Data(lanes=32, segment=256),
         train=Train(
             steps=100_000,

@@ -36,12 +36,16 @@ class Model:
 class Memory:
     xl: int = 256  # slots of Transformer-XL memory, in every layer
     knn: int = 8192  # slots of the kNN memory, a multiple of the segment; 0: none
-    # How similar passages are found: by keys that describe the last tokens, or by aligning the song with itself.
-    retrieval: Literal["context", "alignment"] = "context"
+    # By what it finds what is similar: keys that describe the last tokens; the queries and keys of a layer's attention,
+    # with its values (Wu et al. 2022, "Memorizing Transformers"); or by aligning the song with itself, in any key.
+    retrieval: Literal["context", "attention", "alignment"] = "context"
     knn_layer: int = 3  # the layer that uses such keys, counted from 1
+    # How that layer weighs the memory against its window: by one softmax over both, or by a learned gate per head that
+    # ignores the query, as in Memorizing Transformers. A memory by alignment ignores it.
+    mixing: Literal["softmax", "gate"] = "softmax"
     top_k: int = 16
     backend: Literal["auto", "faiss", "xla", "dense"] = "auto"  # dense: attention to all slots, for comparison
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the keys
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the keys, and of the values of a layer
 
     @property
     def aligns(self) -> bool:
@@ -52,6 +56,11 @@ class Memory:
     def has_keys(self) -> bool:
         """Whether there is a kNN memory of keys, which one layer searches."""
         return self.knn > 0 and self.retrieval != "alignment"
+
+    @property
+    def has_context_keys(self) -> bool:
+        """Whether these keys describe the last tokens."""
+        return self.knn > 0 and self.retrieval == "context"
 
 
 @dataclass(frozen=True)
@@ -128,12 +137,12 @@ class Config:
         self._need(rotary_fits, "model.heads", "must leave each head an even width for rotary positions")
         multiple = self.memory.knn % self.data.segment == 0
         self._need(multiple, "memory.knn", f"must be a multiple of data.segment={self.data.segment}, or 0")
-        has_keys = self.memory.has_keys
-        follows = self.memory.xl > 0 or not has_keys
+        has_context_keys = self.memory.has_context_keys
+        follows = self.memory.xl > 0 or not has_context_keys
         self._need(follows, "memory.xl", "must be at least 1, since the kNN memory stores the token that followed")
-        wide = self.model.width // self.model.heads >= CONTEXT_LENGTH or not has_keys
+        wide = self.model.width // self.model.heads >= CONTEXT_LENGTH or not has_context_keys
         self._need(wide, "model.heads", f"must leave each head a width of at least {CONTEXT_LENGTH} for the kNN memory")
-        one_of_them = 1 <= self.memory.knn_layer <= self.model.layers or not has_keys
+        one_of_them = 1 <= self.memory.knn_layer <= self.model.layers or not self.memory.has_keys
         self._need(one_of_them, "memory.knn_layer", f"must be one of the {self.model.layers} layers, from 1")
 
     def _need(self, holds: bool, key: str, what: str) -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from test_model import build, changed
+from test_model import KINDS, build, changed
 
 from midigen_jax import config as cfg
 from midigen_jax import vocab
@@ -97,9 +97,10 @@ def test_hits_are_where_the_theme_was(copier):
     assert (ages[:, :32] == 0).all()  # nothing has left the window yet
 
 
-def test_each_ablation_hides_what_it_says(small):
+@pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
+def test_each_ablation_hides_what_it_says(small, changes):
     """Of a random model: all memories, as in training; none, each segment as if it were the first; and XL alone."""
-    config = changed(small, model__dropout=0.0)
+    config = changed(small, model__dropout=0.0, **changes)
     graphdef, params = build(config)
     songs = [sequence_of(tokens) for tokens in random_songs([150, 97, 33])]
     model = TrainedModel(config, params, Vocabulary())

@@ -68,21 +68,25 @@ LANES, HEADS, WIDTH, HEAD_WIDTH, SIZE = 5, 2, 32, 16, 12
 RING, SEGMENT, XL, K = 32, 8, 12, 5
 
 
-def knn_config(backend: str, top_k: int) -> cfg.Config:
+KINDS = [("context", "softmax"), ("context", "gate"), ("attention", "softmax"), ("attention", "gate")]
+
+
+def knn_config(**memory) -> cfg.Config:
     return cfg.Config(
         model=cfg.Model(layers=1, width=WIDTH, heads=HEADS),
-        memory=cfg.Memory(xl=XL, knn=RING, knn_layer=1, top_k=top_k, backend=backend),
+        memory=cfg.Memory(xl=XL, knn=RING, knn_layer=1, **memory),
         data=cfg.Data(segment=SEGMENT),
     )
 
 
-@pytest.fixture(scope="module")
-def scene():
+@pytest.fixture(scope="module", params=KINDS, ids=" ".join)
+def scene(request):
     """Random weights, input and memories, in the middle of five songs, by name.
 
     The ring holds: of lane 0's song 20 slots around the end, of lane 1's all 32, of lane 2's three, fewer than k, of
     lane 3's none, for it begins in this segment, and of lane 4's 16 slots, but the song ends inside the segment.
     """
+    retrieval, mixing = request.param
     random = np.random.default_rng(0)
 
     def normal(*shape):
@@ -97,12 +101,11 @@ def scene():
         "out": normal(HEADS, HEAD_WIDTH, WIDTH) / 4,
         "out_bias": normal(WIDTH),
         "scale": np.array([4.0, 9.0], np.float32),
-        "knn": {
-            "bias": np.array([0.8, -0.4], np.float32),
-            "scale": np.array([9.0, 4.0], np.float32),
-            "logit_scale": np.array([0.7, 1.3], np.float32),
-        },
+        "knn": {"bias": np.array([0.8, -0.4], np.float32)},
     }
+    if retrieval == "context":
+        params["knn"]["scale"] = np.array([9.0, 4.0], np.float32)
+        params["knn"]["logit_scale"] = np.array([0.7, 1.3], np.float32)
     write, count = np.array([10, 16, 0, 8, 24], np.int32), np.array([20, 32, 3, 0, 16])
     age = (write[:, None] - 1 - np.arange(RING)) % RING
     ring_song = np.where(age < count[:, None], 7, [[6], [6], [NO_SONG], [6], [6]]).astype(np.int32)
@@ -111,7 +114,9 @@ def scene():
     window_song = np.full((LANES, XL), 7, np.int32)
     window_song[3] = 6
     window_song[2, :4] = NO_SONG
-    ring = KNNMemory(unit(LANES, HEADS, RING, HEAD_WIDTH), random.integers(0, SIZE, (LANES, RING)), ring_song, write)
+    tokens, values = random.integers(0, SIZE, (LANES, RING)), normal(LANES, HEADS, RING, HEAD_WIDTH)
+    ring_values = tokens if retrieval == "context" else values
+    ring = KNNMemory(unit(LANES, HEADS, RING, HEAD_WIDTH), ring_values, ring_song, write)
     xl_keys, xl_values = unit(LANES, HEADS, XL, HEAD_WIDTH), normal(LANES, HEADS, XL, HEAD_WIDTH)
     window = XLMemory((xl_keys,), (xl_values,), window_song, np.zeros_like(window_song), None)
     slot, query = np.arange(XL + SEGMENT), np.arange(SEGMENT)[:, None]
@@ -124,15 +129,17 @@ def scene():
         "ring": ring,
         "song": song,
         "mask": mask[:, None],
-        "context": unit(LANES, HEADS, SEGMENT, HEAD_WIDTH),
+        "context": unit(LANES, HEADS, SEGMENT, HEAD_WIDTH) if retrieval == "context" else None,
         "output": normal(SIZE, WIDTH),
+        "retrieval": retrieval,
+        "mixing": mixing,
     }
 
 
-@partial(jax.jit, static_argnames=("backend", "top_k"))
-def layer_output(params, x, table, window, ring, song, mask, context, output, *, backend, top_k):
+@partial(jax.jit, static_argnames=("retrieval", "mixing", "backend", "top_k"))
+def layer_output(params, x, table, window, ring, song, mask, context, output, **memory):
     """Output and statistics of `Attention`."""
-    layer = nnx.eval_shape(lambda: Attention(knn_config(backend, top_k), 0, rngs=nnx.Rngs(0)))
+    layer = nnx.eval_shape(lambda: Attention(knn_config(**memory), 0, rngs=nnx.Rngs(0)))
     bias = positions.position_bias(table, XL, SEGMENT, XL + SEGMENT)
     slots = ring and mem.valid_slots(ring, song[:, 0])
     inputs = SegmentInputs(window, slots, song == song[:, :1], mask, jnp.zeros_like(bias), bias, context, output)
@@ -145,7 +152,7 @@ def softmax(x):
     return y / y.sum()
 
 
-def formula(params, x, table, window, ring, song, mask, context, output, *, top_k):
+def formula(params, x, table, window, ring, song, mask, context, output, *, retrieval, mixing, top_k):
     """Plain NumPy, one query at a time.
 
     Returns:
@@ -164,15 +171,25 @@ def formula(params, x, table, window, ring, song, mask, context, output, *, top_
         scores = scale * (k[b, h, seen] @ q[b, h, t]) + table[bucket[XL + t - seen], h]
         # Only a token of the song that was running at the segment's start has anything in the ring.
         valid = np.flatnonzero(ring.song[b] == song[b, t]) if song[b, t] == song[b, 0] else np.array([], int)
+        local, found = softmax(scores), np.array([])  # the weights
         if len(valid):
-            in_ring = ring.keys[b, h, valid] @ context[b, h, t]
+            query = q if retrieval == "attention" else context
+            in_ring = ring.keys[b, h, valid] @ query[b, h, t]
             best = np.argsort(-in_ring)[:top_k]
-            scores = np.append(scores, params["knn"]["scale"][h] * in_ring[best] + params["knn"]["bias"][h])
             slots[b, h, t, : len(best)] = valid[best]
-        weights = softmax(scores)
-        y[b, h, t], share[b, h, t] = weights[: len(seen)] @ v[b, h, seen], weights[len(seen) :].sum()
-        for slot, weight in zip(slots[b, h, t], weights[len(seen) :], strict=False):
-            answer[b, t] += params["knn"]["logit_scale"][h] * weight * output[ring.next_token[b, slot]]
+            knn_scores = in_ring[best] * (scale if retrieval == "attention" else params["knn"]["scale"][h])
+            bias = params["knn"]["bias"][h]
+            if mixing == "softmax":
+                local, found = np.split(softmax(np.append(scores, knn_scores + bias)), [len(seen)])
+            else:
+                gate = 1 / (1 + np.exp(-bias))
+                local, found = (1 - gate) * local, gate * softmax(knn_scores)
+        y[b, h, t], share[b, h, t] = local @ v[b, h, seen], found.sum()
+        for slot, weight in zip(slots[b, h, t], found, strict=False):
+            if retrieval == "attention":
+                y[b, h, t] += weight * ring.values[b, h, slot]
+            else:
+                answer[b, t] += params["knn"]["logit_scale"][h] * weight * output[ring.values[b, slot]]
     return np.einsum("bhtk,hkd->btd", y, params["out"]) + params["out_bias"] + answer, slots, share
 
 
@@ -232,11 +249,16 @@ def test_gradients_reach_queries_and_weights_but_no_entry_of_the_ring(scene, bac
     random = np.random.default_rng(2)
     weights = random.normal(size=scene["x"].shape)
     ring = scene["ring"]
-    names = ("params", "x", "table", "context", "output")
-    at = {name: scene[name] for name in names} | {"keys": ring.keys}
+    names, in_ring = ["params", "x", "table"], ["keys"]
+    if scene["retrieval"] == "attention":
+        in_ring.append("values")
+    else:
+        names += ["context", "output"]
+    at = {name: scene[name] for name in names} | {name: getattr(ring, name) for name in in_ring}
 
     def scene_at(x):
-        return scene | {name: x[name] for name in names} | {"ring": ring._replace(keys=x["keys"])}
+        changed_ring = ring._replace(**{name: x[name] for name in in_ring})
+        return scene | {name: x[name] for name in names} | {"ring": changed_ring}
 
     def slope(direction):
         """Of the formula, in float64."""
@@ -253,7 +275,7 @@ def test_gradients_reach_queries_and_weights_but_no_entry_of_the_ring(scene, bac
         directions[i] = random.normal(size=derivative.shape)
         expected = slope(jax.tree.unflatten(structure, directions))
         assert abs(expected) > 0.1
-        if path[0].key == "keys":
+        if path[0].key in in_ring:
             assert not derivative.any()
         else:
             assert np.vdot(derivative, directions[i]) == pytest.approx(expected, rel=1e-3, abs=1e-3), path

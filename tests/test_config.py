@@ -33,7 +33,8 @@ def test_overrides_take_the_type_of_their_key():
         ("model.dtype=float64", "give one of float32, bfloat16"),
         ("model.heads=3", r"model\.heads=3: must divide width=256"),
         ("memory.knn=1000", r"memory\.knn=1000: must be a multiple of data\.segment=256"),
-        ("memory.knn_layer=9", "must be one of the 4 layers"),
+        ("memory.retrieval=all", "give one of alignment, context, attention"),
+        ("memory.mixing=sum", "give one of softmax, gate"),
         ("data.lanes=0", "must be at least 1"),
         ("model.heads=0", "must be at least 1"),
         ("data.segment=0", "must be at least 1"),
@@ -50,6 +51,20 @@ def test_overrides_take_the_type_of_their_key():
 def test_bad_overrides_name_the_key_and_the_mend(assignment, message):
     with pytest.raises(InputError, match=message):
         cfg.override(cfg.Config(), [assignment])
+
+
+@pytest.mark.parametrize("retrieval", ["context", "attention"])
+def test_a_knn_memory_of_keys_needs_its_layer(retrieval):
+    with pytest.raises(InputError, match="must be one of the 4 layers"):
+        cfg.override(cfg.Config(), [f"memory.retrieval={retrieval}", "memory.knn_layer=9"])
+    cfg.override(cfg.Config(), ["memory.knn_layer=9"])  # another kind ignores it
+
+
+def test_only_context_keys_need_xl_memory_and_wide_heads():
+    for change, message in (("memory.xl=0", "must be at least 1"), ("model.heads=32", "a width of at least 16")):
+        with pytest.raises(InputError, match=message):
+            cfg.override(cfg.Config(), ["memory.retrieval=context", change])
+        cfg.override(cfg.Config(), ["memory.retrieval=attention", change])
 
 
 def test_bad_config_files_are_named(tmp_path):

@@ -85,4 +85,4 @@ def test_every_distance_has_a_rotation_of_its_own(head_width):
 
 def test_heads_too_narrow_for_the_order_are_refused():
     with pytest.raises(InputError, match=r"model\.heads=32: must leave each head a width of at least 16"):
-        cfg.Config(model=cfg.Model(width=256, heads=32))
+        cfg.Config(model=cfg.Model(width=256, heads=32), memory=cfg.Memory(retrieval="context"))

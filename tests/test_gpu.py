@@ -44,11 +44,11 @@ def on_gpu(value: Any) -> Any:
 @pytest.mark.parametrize("backend", [faiss, "xla"])
 def test_search_agrees_with_numpy(backend, dtype):
     queries, keys, start, count, scores, expected = case(K, dtype)
-    next_token = 100 * jnp.arange(len(RANGES), dtype=jnp.int32)[:, None] + jnp.arange(RING, dtype=jnp.int32)
-    hits = jax.jit(search, static_argnums=(5, 6))(queries, keys, next_token, start, count, K, backend)
+    tokens = 100 * jnp.arange(len(RANGES), dtype=jnp.int32)[:, None] + jnp.arange(RING, dtype=jnp.int32)
+    hits = jax.jit(search, static_argnums=(5, 6))(queries, keys, tokens, start, count, K, backend)
     assert_same_but_for_ties(hits.slots, expected, scores)
     slots, lanes = np.asarray(hits.slots), np.arange(len(RANGES))[:, None, None, None]
-    assert (np.asarray(hits.next_token) == 100 * lanes + slots)[slots >= 0].all()
+    assert (np.asarray(hits.values) == 100 * lanes + slots)[slots >= 0].all()
 
 
 def train(config: cfg.Config, steps: int) -> list[float]:
@@ -72,10 +72,12 @@ def train(config: cfg.Config, steps: int) -> list[float]:
 float32 = pytest.param("float32", marks=[] if jax.default_backend() == "gpu" else pytest.mark.slow)
 
 
+@pytest.mark.parametrize("retrieval", ["context", "attention"])
 @pytest.mark.parametrize("dtype", [float32, on_gpu("bfloat16")])
-def test_training_is_the_same_with_every_backend_and_lowers_the_loss(small, dtype):
+def test_training_is_the_same_with_every_backend_and_lowers_the_loss(small, dtype, retrieval):
     """With as many neighbours as the ring has slots, the search and the dense memory compute the same."""
     small = changed(small, model__layers=1, model__dtype=dtype, memory__knn_layer=1, memory__dtype=dtype)
+    small = changed(small, memory__retrieval=retrieval)
     losses = {}
     for backend in ("xla", "dense", *["faiss"] * has_faiss()):
         losses[backend] = train(changed(small, memory__backend=backend, memory__top_k=small.memory.knn), 20)

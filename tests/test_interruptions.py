@@ -60,8 +60,11 @@ def one_lane_of_whole_epochs(folder: Path, steps: int) -> tuple[Path, int]:
     raise AssertionError
 
 
-@pytest.mark.parametrize("stops", [(10,), pytest.param((2, 10, 13), marks=pytest.mark.slow)])
-def test_stopping_and_resuming_in_new_processes_gives_the_same_bits(small, tmp_path, stops):
+@pytest.mark.parametrize(
+    ("retrieval", "stops"),
+    [("context", (10,)), ("attention", (10,)), pytest.param("context", (2, 10, 13), marks=pytest.mark.slow)],
+)
+def test_stopping_and_resuming_in_new_processes_gives_the_same_bits(small, tmp_path, retrieval, stops):
     """Stopped at an epoch's end, in the middle of a song and of an epoch; with other loaders each time."""
     path, tokens = one_lane_of_whole_epochs(tmp_path, steps=5)
     lanes = loader.Lanes(open_corpus(path), open_corpus(path).songs_of("train"), 1, seed=0)
@@ -70,6 +73,7 @@ def test_stopping_and_resuming_in_new_processes_gives_the_same_bits(small, tmp_p
     assert [song[stop * tokens - 1] == song[stop * tokens] for stop in (2, 10)] == [True, False]
     config = changed(small, train__steps=16, train__validate_every=5, train__save_every=100, data__transpose=2)
     config = changed(config, data__lanes=1, data__segment=tokens, data__segments=1, memory__knn=4 * tokens)
+    config = changed(config, memory__retrieval=retrieval)
     write_config(tmp_path / "config.py", config)
     (tmp_path / "stopped.py").write_text(STOPPED)
     loaders = ((2, "device"), (0, "disk"), (2, "host"), (0, "disk"))

@@ -1,45 +1,54 @@
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_model import changed
 
 from midigen_jax.model import memory as mem
 from midigen_jax.model.memory import KNNMemory, XLMemory
 from midigen_jax.run.checkpoint import FORMAT_VERSION, Checkpoints
 
 BACKENDS = ["faiss", "xla"]
+RETRIEVALS = ["context", "attention"]
 
 
-def push(memory, small, song, value):
-    """Rolls a segment whose keys and values all hold `value` and whose tokens belong to `song` [B, T]."""
-    segment = small.data.segment
+def push(memory, config, song, value):
+    """Rolls a segment whose keys all hold `value`, in the second layer 100 more, and whose values minus that; its
+    tokens belong to `song` [B, T]."""
+    segment = config.data.segment
     shape = (*memory.xl.keys[0].shape[:2], segment, memory.xl.keys[0].shape[3])
+    of_layers = [value, value + 100]
     window = XLMemory(
-        tuple(jnp.concatenate([keys, jnp.full(shape, value)], 2) for keys in memory.xl.keys),
-        tuple(jnp.concatenate([values, jnp.full(shape, -value)], 2) for values in memory.xl.values),
+        tuple(jnp.concatenate([x, jnp.full(shape, y)], 2) for x, y in zip(memory.xl.keys, of_layers, strict=True)),
+        tuple(jnp.concatenate([x, jnp.full(shape, -y)], 2) for x, y in zip(memory.xl.values, of_layers, strict=True)),
         jnp.concatenate([memory.xl.song, song], 1),
         jnp.concatenate([memory.xl.token, jnp.full(song.shape, int(value))], 1),
-        memory.knn and jnp.concatenate([memory.xl.context, jnp.full(shape, value)], 2),
+        None if memory.xl.context is None else jnp.concatenate([memory.xl.context, jnp.full(shape, value)], 2),
     )
-    return mem.roll(window, memory.knn, segment)
+    return mem.roll(window, memory.knn, segment, config.memory.knn_layer)
 
 
-def test_the_oldest_leave_for_the_ring_in_tape_order(small):
+@pytest.mark.parametrize("retrieval", RETRIEVALS)
+def test_the_oldest_leave_for_the_ring_in_tape_order(small, retrieval):
     """XL memory of 24 slots, segments of 16, a ring of 64: the two hold the last 88 tokens, none twice."""
-    memory = mem.init_memory(small, 2)
+    config = changed(small, memory__retrieval=retrieval)
+    memory = mem.init_memory(config, 2)
     for step in range(9):
-        memory = push(memory, small, jnp.full((2, 16), step), float(step + 1))
+        memory = push(memory, config, jnp.full((2, 16), step), float(step + 1))
     xl = memory.xl.keys[0][0, 0, :, 0]
     assert xl.tolist() == [8.0] * 8 + [9.0] * 16
-    assert (memory.xl.values[1][1, 1, :, 0] == -xl).all()
-    write = int(memory.knn.write[0])
-    ring = np.roll(memory.knn.keys[0, 0, :, 0], -write)
-    assert ring.tolist() == [4.0] * 8 + [5.0] * 16 + [6.0] * 16 + [7.0] * 16 + [8.0] * 8
-    assert np.roll(memory.knn.song[0], -write).tolist() == (ring - 1).tolist()
-    followed = np.append(ring[1:], 8.0)  # beside each key is the token after it
-    assert np.roll(memory.knn.next_token[0], -write).tolist() == followed.tolist()
+    assert (memory.xl.values[1][1, 1, :, 0] == -100 - xl).all()
+    knn, write = memory.knn, int(memory.knn.write[0])
+    tape = np.repeat([4, 5, 6, 7, 8], [8, 16, 16, 16, 8])
+    assert np.roll(knn.song[0], -write).tolist() == (tape - 1).tolist()
+    keys = np.roll(knn.keys[0, 0, :, 0], -write)
+    if retrieval == "context":
+        assert keys.tolist() == tape.tolist()
+        followed = np.append(tape[1:], 8)  # beside each key is the token after it
+        assert np.roll(knn.values[0], -write).tolist() == followed.tolist()
+    else:  # those of the second layer
+        assert keys.tolist() == (tape + 100).tolist()
+        assert (np.roll(knn.values[1, 1, :, 1], -write) == -keys).all()
 
 
 def test_a_song_s_slots_are_one_range_of_its_lane(small):
@@ -57,8 +66,9 @@ def test_a_song_s_slots_are_one_range_of_its_lane(small):
     assert (memory.knn.song[1, 34:] == 1).all()
 
 
+@pytest.mark.parametrize("retrieval", RETRIEVALS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_planted_key_is_found_at_every_age(small, backend, tmp_path):
+def test_a_planted_key_is_found_at_every_age(small, backend, retrieval, tmp_path):
     """Every key that went into the ring is found, where it is and as old as it is, until it is written over.
 
     Segments of 16 tokens go through 24 slots of XL memory into a ring of 64; all keys of the tape differ. The ring
@@ -68,17 +78,20 @@ def test_a_planted_key_is_found_at_every_age(small, backend, tmp_path):
     random = np.random.default_rng(0)
     tape = random.normal(size=(1, 2, segments * segment, 16)).astype(np.float32)
     tape /= np.linalg.norm(tape, axis=-1, keepdims=True)
-    config = dataclasses.replace(small, memory=dataclasses.replace(small.memory, backend=backend))
+    config = changed(small, memory__backend=backend, memory__retrieval=retrieval)
     find = jax.jit(lambda slots, queries, may_search: mem.retrieve(slots, queries, may_search, 4, backend))
-    roll = jax.jit(lambda window, knn: mem.roll(window, knn, segment))
+    roll = jax.jit(lambda window, knn: mem.roll(window, knn, segment, 2))
     memory = mem.init_memory(config, 1)
     found_ages = set()
     for end in range(segment, segments * segment + 1, segment):
         new = jnp.asarray(tape[:, :, end - segment : end])
-        keys = tuple(jnp.concatenate([x, new], 2) for x in memory.xl.keys)
+        layer, layer_values = (
+            jnp.concatenate([x[1], y], 2) for x, y in ((memory.xl.keys, new), (memory.xl.values, -new))
+        )
+        keys, values = (jnp.zeros_like(layer), layer), (jnp.zeros_like(layer), layer_values)
         song = jnp.concatenate([memory.xl.song, jnp.zeros((1, segment), jnp.int32)], 1)
         token = jnp.concatenate([memory.xl.token, jnp.arange(end - segment, end)[None]], 1)
-        memory = roll(XLMemory(keys, keys, song, token, keys[0]), memory.knn)
+        memory = roll(XLMemory(keys, values, song, token, layer if retrieval == "context" else None), memory.knn)
         if end == 7 * segment:
             checkpoints = Checkpoints(tmp_path, keep=1)
             checkpoints.save(1, {"memory": memory}, {"format_version": FORMAT_VERSION})
@@ -93,8 +106,10 @@ def test_a_planted_key_is_found_at_every_age(small, backend, tmp_path):
         best = np.asarray(hits.slots[0, :, planted, 0])
         assert (best >= 0).all()
         assert (best == (in_ring[planted] + xl)[:, None] % ring).all()  # the XL memory of the start went in first
-        assert (hits.keys[0, :, planted, 0] == tape[0][:, in_ring[planted]].swapaxes(0, 1)).all()
-        assert (hits.next_token[0, :, planted, 0] == in_ring[planted, None] + 1).all()  # what followed
+        expected = tape[0][:, in_ring[planted]].swapaxes(0, 1)
+        assert (hits.keys[0, :, planted, 0] == expected).all()
+        followed = in_ring[planted, None] + 1
+        assert (hits.values[0, :, planted, 0] == (followed if retrieval == "context" else -expected)).all()
         age = np.asarray(mem.ages(slots, hits.slots, xl)[0, :, planted, 0])
         assert (age == (end + np.arange(ring) - in_ring)[planted, None]).all()
         found_ages |= set((end - 1 - in_ring[planted]).tolist())
@@ -115,17 +130,19 @@ def test_retrieval_finds_only_the_running_song(small, backend):
     assert (hits.slots[:, :, 12:15, 0] == np.arange(32, 35)).all()  # each finds itself
     assert (hits.slots[:, :, 15:] == -1).all()  # the next song has nothing in the ring yet
     assert (hits.keys[0, :, 12:15, 0] == keys[0, :, 32:35]).all()
-    assert (hits.next_token[:, :, :15] == hits.slots[:, :, :15] + 100).all()
+    assert (hits.values[:, :, :15] == hits.slots[:, :, :15] + 100).all()
 
 
 def test_ages_count_tokens_along_the_tape(small):
-    knn = mem.init_memory(small, 1).knn._replace(write=jnp.array([16]))
+    knn = mem.init_memory(small, 1).knn
+    assert isinstance(knn, KNNMemory)
+    knn = knn._replace(write=jnp.array([16]))
     slots = jnp.array([[[[15, 14], [15, 16]]]])
     assert mem.ages(mem.valid_slots(knn, jnp.array([0])), slots, 24).tolist() == [[[[25, 26], [26, 89]]]]
 
 
 def test_without_a_ring_there_is_no_knn_memory(small):
-    config = dataclasses.replace(small, memory=dataclasses.replace(small.memory, knn=0))
+    config = changed(small, memory__knn=0)
     memory = mem.init_memory(config, 2)
     assert memory.knn is None
     assert push(memory, config, jnp.zeros((2, 16), jnp.int32), 1.0).xl.song.shape == (2, 24)

@@ -1,5 +1,6 @@
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +91,7 @@ def logits_in_segments(graphdef, params, config, batch, *, segment=None):
     return read_tape(graphdef, params, config, batch, segment=segment)[:2]
 
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "t5": {},
     "rotary": {"positions": "rotary"},
     "all options": {
@@ -104,13 +105,25 @@ OPTIONS = {
     },
 }
 BACKENDS = {name: {"memory__backend": name} for name in ("faiss", "xla", "dense")}
-MEMORIES = BACKENDS | {"alignment": {"memory__retrieval": "alignment"}}
+ATTENTION = {"memory__retrieval": "attention"}
+GATE = ATTENTION | {"memory__mixing": "gate"}
+MEMORIES = BACKENDS | {
+    "alignment": {"memory__retrieval": "alignment"},
+    "attention, faiss": ATTENTION | BACKENDS["faiss"],
+    "attention, xla, gate": GATE | BACKENDS["xla"],
+    "attention, dense": ATTENTION | BACKENDS["dense"],
+}
+KINDS = {"context": {}, "attention": ATTENTION, "attention, gate": GATE}  # of a kNN memory that has keys
 
 
 @pytest.mark.parametrize(
     "changes",
-    [*({f"model__{name}": x for name, x in options.items()} for options in OPTIONS.values()), MEMORIES["alignment"]],
-    ids=[*OPTIONS, "alignment"],
+    [
+        *({f"model__{name}": x for name, x in options.items()} for options in OPTIONS.values()),
+        MEMORIES["alignment"],
+        ATTENTION,
+    ],
+    ids=[*OPTIONS, "alignment", "attention"],
 )
 def test_no_logit_depends_on_a_later_token(small, changes):
     """Each depends on all tokens of the segment up to its own and on none after it, with both memories filled.
@@ -164,6 +177,27 @@ def test_segments_with_xl_memory_equal_one_long_pass(small, positions):
     # Without memory it is another function.
     no_memory, _ = logits_in_segments(graphdef, params, changed(config, memory__xl=0), batch)
     assert (jnp.abs(no_memory - at_once)[0, 64:].max(-1) > 1e-2).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_attention_memory_of_everything_equals_one_long_pass(small, backend):
+    """In one layer without position bias, with all neighbours found, one softmax over both is attention to all."""
+    config = changed(
+        small,
+        **ATTENTION,
+        model__layers=1,
+        memory__knn_layer=1,
+        memory__knn=192,
+        memory__top_k=192,
+        memory__backend=backend,
+    )
+    graphdef, params = build(config)
+    params["bias"] = jnp.zeros_like(params["bias"])
+    params["blocks"][0]["attention"]["knn"]["bias"] = jnp.zeros(2)
+    batch = batch_of(config, 12, [[192], [20, 172], [7, 90, 95]])
+    in_segments, _ = logits_in_segments(graphdef, params, config, batch)
+    at_once, _ = logits_in_segments(graphdef, params, config, batch, segment=192)
+    np.testing.assert_allclose(in_segments, at_once, atol=1e-4)
 
 
 def test_knn_memory_of_everything_tells_what_followed_each_context(small):
@@ -227,7 +261,7 @@ def test_a_lane_never_hears_another_song(small, changes):
     assert (one[song_a] != two[song_a]).any(-1).all()
 
 
-@pytest.mark.parametrize("retrieval", ["context", "alignment"])
+@pytest.mark.parametrize("retrieval", ["context", "alignment", "attention"])
 def test_the_knn_memory_changes_what_comes_after_it(small, retrieval):
     """What has left the XL window still matters, through the kNN memory alone."""
     config = changed(small, model__layers=1, memory__knn_layer=1, memory__xl=16, memory__retrieval=retrieval)
@@ -244,7 +278,9 @@ def test_the_knn_memory_changes_what_comes_after_it(small, retrieval):
     assert (one[0, 48:] == two[0, 48:]).all()
 
 
-def test_backends_give_the_same_loss_and_gradients(small):
+@pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
+def test_backends_give_the_same_loss_and_gradients(small, changes):
+    small = changed(small, **changes)
     _, params = build(small)
     batch = batch_of(small, 6, [[96], [30, 66], [96]])
 
@@ -277,7 +313,9 @@ def test_a_memory_by_alignment_with_jit_equals_eager(small):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), eager, jitted)
 
 
-def test_jit_equals_eager_and_statistics_count_hits(small):
+@pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
+def test_jit_equals_eager_and_statistics_count_hits(small, changes):
+    small = changed(small, **changes)
     graphdef, params = build(small)
     batch = batch_of(small, 4, [[64], [50, 14], [64]])
 
@@ -305,9 +343,9 @@ def test_dropout_keeps_the_mean():
     assert dropout(x, 0.25, None) is x
 
 
-@pytest.mark.parametrize("retrieval", ["context", "alignment"])
-def test_padding_and_bfloat16_give_finite_gradients(small, retrieval):
-    config = changed(small, model__dtype="bfloat16", memory__retrieval=retrieval)
+@pytest.mark.parametrize("changes", [*KINDS.values(), MEMORIES["alignment"]], ids=[*KINDS, "alignment"])
+def test_padding_and_bfloat16_give_finite_gradients(small, changes):
+    config = changed(small, model__dtype="bfloat16", **changes)
     graphdef, params = build(config)
     batch = batch_of(config, 4, [[64], [64], [64]])
     batch["song"] = batch["song"].at[1, 20:].set(NO_SONG)

@@ -63,6 +63,8 @@ def test_what_does_not_fit_is_refused(small, corpus, midi_folder, trained, tmp_p
     for changes, message in (
         ({"model__width": 64}, r"its model has model\.width=32; --set model\.width=32"),
         ({"memory__knn": 0}, r"its model has memory\.knn=64"),
+        ({"memory__retrieval": "attention"}, r"its model has memory\.retrieval=context"),
+        ({"memory__mixing": "gate"}, r"its model has memory\.mixing=softmax; --set memory\.mixing=softmax"),
     ):
         with pytest.raises(InputError, match=message):
             initialise_from(trained, changed(small, **changes), corpus)

@@ -5,10 +5,11 @@ import pytest
 import stages
 from conftest import random_notes, write_midi
 from flax import nnx
-from test_model import MEMORIES, OPTIONS, build, changed, logits_in_segments
+from test_model import KINDS, MEMORIES, OPTIONS, build, changed, logits_in_segments
 
 from midigen_jax import vocab
 from midigen_jax.errors import InputError
+from midigen_jax.evaluation.ablations import without_knn
 from midigen_jax.kernels import meter, score
 from midigen_jax.model import cache as caches
 from midigen_jax.model import pointer
@@ -82,6 +83,25 @@ def test_token_by_token_equals_training_in_segments(small, memory, options):
     assert (at == n).all()
     if config.memory.has_keys:
         assert (cache.cache_index.before_segment == 24 + 64).all()
+
+
+@pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
+def test_without_copying_the_knn_memory_is_not_used(small, changes):
+    config = changed(small, **changes)
+    graphdef, params = build(config)
+    random = np.random.default_rng(0)
+    song = TokenSequence(*(random.integers(0, high, 100) for high in (389, 99, 96)))
+    cache = Sampler(TrainedModel(config, params, Vocabulary())).read([song])
+
+    def logits(params, copy):
+        decoder = nnx.merge(graphdef, params)
+        token, bar, position = jnp.array([[7], [3], [5]])
+        weights = attention_weights(decoder)
+        return decode_token(decoder, token, bar, position, weights, cache, jnp.array([True]), copy)[0]
+
+    without = logits(params, pointer.NONE)
+    np.testing.assert_allclose(without, logits(without_knn(params), 0.0), atol=1e-5)
+    assert jnp.abs(without - logits(params, 0.0)).max() > 1e-2
 
 
 def same_notes(some, others):

@@ -52,13 +52,16 @@ def case(top_k, dtype, *, seed=0):
     return queries, keys, start, count, scores, reference_search(scores, start, count, top_k)
 
 
+@pytest.mark.parametrize("by_head", [False, True])
 @pytest.mark.parametrize("top_k", [K, RING, RING + 8])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_search_agrees_with_numpy(backend, dtype, top_k):
+def test_search_agrees_with_numpy(backend, dtype, top_k, by_head):
+    """Values are a token per slot, or a vector per slot and head."""
     queries, keys, start, count, scores, expected = case(top_k, dtype)
     token = 100 * jnp.arange(len(RANGES), dtype=jnp.int32)[:, None] + jnp.arange(RING, dtype=jnp.int32)
-    hits = jax.jit(search, static_argnums=(5, 6))(queries, keys, token, start, count, top_k, backend)
+    values = -keys if by_head else token
+    hits = jax.jit(search, static_argnums=(5, 6))(queries, keys, values, start, count, top_k, backend)
     assert_same_but_for_ties(hits.slots, expected, scores)
     for lane, (first, n) in enumerate(RANGES):
         valid = {-1, *((first + np.arange(n)) % RING).tolist()}
@@ -67,9 +70,9 @@ def test_search_agrees_with_numpy(backend, dtype, top_k):
     assert hits.keys.dtype == keys.dtype
     rows = np.take_along_axis(np.asarray(keys)[:, :, None], np.maximum(hits.slots, 0)[..., None], 3)
     assert (np.asarray(hits.keys)[found] == rows[found]).all()
-    assert (
-        (hits.next_token == np.asarray(hits.slots) + 100 * np.arange(len(RANGES))[:, None, None, None]) | ~found
-    ).all()
+    tokens = np.asarray(hits.slots) + 100 * np.arange(len(RANGES))[:, None, None, None]
+    assert (np.asarray(hits.values)[found] == (-rows if by_head else tokens)[found]).all()
+    assert hits.values.dtype == values.dtype
 
 
 def test_equal_keys_are_found_in_some_order():

@@ -91,7 +91,7 @@ def test_streams_of_copies():
     """The first copy has the row's own, the others those that none has."""
     ints, keys = jnp.arange(2), jnp.zeros((6, 4, 2))
     cache = caches.Cache(
-        (keys,), (keys,), None, jnp.zeros((2, 0), int), caches.CacheIndex(ints[0], ints[0], ints, ints, ints)
+        (keys,), (keys,), None, None, jnp.zeros((2, 0), int), caches.CacheIndex(ints[0], ints[0], ints, ints, ints)
     )
     order, repeated = note_order.init_note_order(ints), repetition.init_repetition(ints)
     decode = DecodeState(ints, ints, ints, ints, ints, ints, jnp.array([1, 4]), order, repeated)
@@ -185,8 +185,9 @@ def test_a_state_is_refused_where_it_does_not_belong(small, sampler, file, tmp_p
         sampler.load_state(tmp_path / "model")
 
 
-def test_states_of_a_bfloat16_model(small, file, tmp_path):
-    config = changed(small, model__dtype="bfloat16", memory__dtype="bfloat16")
+@pytest.mark.parametrize("retrieval", ["context", "attention"])
+def test_states_of_a_bfloat16_model(small, file, tmp_path, retrieval):
+    config = changed(small, model__dtype="bfloat16", memory__dtype="bfloat16", memory__retrieval=retrieval)
     sampler = Sampler(TrainedModel(config, build(config)[1], Vocabulary()))
     (take,) = sampler.continue_(file, prompt_bars=4, bars=4)
     take.save_state(tmp_path / "a.state")
@@ -306,7 +307,7 @@ def test_rows_of_a_model_without_previous_tokens_can_be_taken():
     ints, keys = jnp.arange(2), jnp.arange(48.0).reshape(6, 4, 2)  # two rows of three heads
     place = caches.CacheIndex(ints[0], ints[0], ints, ints, ints)
     taken = caches.select_rows(
-        caches.Cache((keys,), (keys,), None, jnp.zeros((2, 0), int), place), jnp.array([1, 1, 0])
+        caches.Cache((keys,), (keys,), None, None, jnp.zeros((2, 0), int), place), jnp.array([1, 1, 0])
     )
     assert taken.previous.shape == (3, 0)
     np.testing.assert_array_equal(taken.keys[0], jnp.concatenate([keys[3:], keys[3:], keys[:3]]))

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,14 @@ from midigen_jax.training.step import make_loss, make_train_step
 from midigen_jax.vocab import SOS, Vocabulary
 
 LANES, SEGMENT, SEGMENTS, STEPS = 4, 8, 2, 4
+RETRIEVALS = ("context", "attention")
+SEARCHES = (("context", "faiss"), ("context", "xla"), ("attention", "faiss"))
 
 
-def config(layers: int = 2, **train) -> cfg.Config:
+def config(layers: int = 2, retrieval: str = "context", **train) -> cfg.Config:
     return cfg.Config(
         model=cfg.Model(layers=layers, width=32, heads=2, ff_width=16, dropout=0.2),
-        memory=cfg.Memory(xl=12, knn=32, knn_layer=layers, top_k=4, backend="faiss"),
+        memory=cfg.Memory(xl=12, knn=32, retrieval=retrieval, knn_layer=layers, top_k=4, backend="faiss"),
         data=cfg.Data(lanes=LANES, segment=SEGMENT, segments=SEGMENTS),
         train=cfg.Train(steps=10, warmup=1, **train),
     )
@@ -50,15 +52,16 @@ def batches(n: int) -> list[dict[str, np.ndarray]]:
     return list(parts)
 
 
-def initial_state() -> TrainState:
+@cache
+def initial_state(retrieval: str) -> TrainState:
     """On the host."""
-    return jax.device_get(jax.jit(init_state, static_argnums=(0, 1))(config(layers=1), Vocabulary()))
+    return jax.device_get(jax.jit(init_state, static_argnums=(0, 1))(config(1, retrieval), Vocabulary()))
 
 
-def steps_on(mesh: jax.sharding.Mesh, state: TrainState, backend: str) -> dict[str, np.ndarray]:
+def steps_on(mesh: jax.sharding.Mesh, retrieval: str, backend: str) -> dict[str, np.ndarray]:
     """Metrics of all steps and the memories after them."""
-    here = cfg.override(config(layers=1), [f"memory.backend={backend}"])
-    state = jax.device_put(state, state_sharding(mesh))
+    here = cfg.override(config(1, retrieval), [f"memory.backend={backend}"])
+    state = jax.device_put(initial_state(retrieval), state_sharding(mesh))
     step: Any = make_train_step(abstract_decoder(here, Vocabulary()), here, mesh)
     results = []
     for batch in batches(STEPS):
@@ -75,9 +78,9 @@ def steps_on(mesh: jax.sharding.Mesh, state: TrainState, backend: str) -> dict[s
 
 def on_four_devices(folder: Path) -> None:
     """What a process with four devices writes."""
-    mesh, state = make_mesh(config()), initial_state()
-    for backend in ("faiss", "xla"):
-        np.savez(folder / f"{backend}.npz", **steps_on(mesh, state, backend))
+    mesh = make_mesh(config())
+    for kind in SEARCHES:
+        np.savez(folder / f"{'-'.join(kind)}.npz", **steps_on(mesh, *kind))
     uneven = cfg.override(config(), ["data.lanes=6"])
     try:
         make_mesh(uneven)
@@ -101,11 +104,6 @@ def child(tmp_path_factory):
         process.kill()
 
 
-@pytest.fixture(scope="module")
-def initial() -> TrainState:
-    return initial_state()
-
-
 @pytest.fixture
 def four_devices(child) -> Path:
     process, folder = child
@@ -113,11 +111,11 @@ def four_devices(child) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("backend", ["faiss", "xla"])
-def test_four_devices_compute_what_one_does(child, initial, backend, request):
+@pytest.mark.parametrize("kind", SEARCHES, ids=" ".join)
+def test_four_devices_compute_what_one_does(child, kind, request):
     """Dropout included; songs and write indices are the same to the bit. Each compiles the step once."""
-    one = steps_on(jax.make_mesh((1,), ("lanes",), axis_types=(jax.sharding.AxisType.Auto,)), initial, backend)
-    with np.load(request.getfixturevalue("four_devices") / f"{backend}.npz") as four:
+    one = steps_on(jax.make_mesh((1,), ("lanes",), axis_types=(jax.sharding.AxisType.Auto,)), *kind)
+    with np.load(request.getfixturevalue("four_devices") / f"{'-'.join(kind)}.npz") as four:
         assert set(four) == set(one)
         four = dict(four)
     assert one["hit_rate"][-1] > 0.3
@@ -138,16 +136,20 @@ def test_lanes_that_devices_cannot_share_are_refused(four_devices):
     )
 
 
-@pytest.fixture(scope="module")
-def before():
+def before_a_step(config: cfg.Config):
     """Parameters, the memories after a few segments, and the step that follows."""
-    params = jax.jit(lambda: init_params(config(), Vocabulary(), seed=0)[1])()
+    params = jax.jit(lambda: init_params(config, Vocabulary(), seed=0)[1])()
     *earlier, batch = batches(3)
-    memory = mem.init_memory(config(), LANES)
+    memory = mem.init_memory(config, LANES)
     keys = jax.random.split(jax.random.key(0), LANES)
     for one in earlier:
-        memory = read(params, memory, one, config(), keys)[0][1][1]
+        memory = read(params, memory, one, config, keys)[0][1][1]
     return params, memory, batch
+
+
+@pytest.fixture(scope="module")
+def before():
+    return before_a_step(config())
 
 
 @partial(jax.jit, static_argnames="config")
@@ -166,9 +168,10 @@ def assert_close(one, two):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), one, two)
 
 
-def test_activations_computed_again_change_nothing_and_search_once_a_segment(before, monkeypatch):
+@pytest.mark.parametrize("retrieval", RETRIEVALS)
+def test_activations_computed_again_change_nothing_and_search_once_a_segment(retrieval, monkeypatch):
     """Loss, gradients, memories and statistics, with dropout, over two segments."""
-    calls = []
+    before, calls = before_a_step(config(retrieval=retrieval)), []
     faiss = search._faiss()
     knn = faiss.knn
     monkeypatch.setattr(faiss, "knn", lambda *args, **options: calls.append(None) or knn(*args, **options))
@@ -176,7 +179,8 @@ def test_activations_computed_again_change_nothing_and_search_once_a_segment(bef
     counts, results = [], []
     for remat in (False, True):
         calls.clear()
-        results.append(jax.block_until_ready(read(*before, config(remat=remat), keys)))
+        here = config(retrieval=retrieval, remat=remat)
+        results.append(jax.block_until_ready(read(*before, here, keys)))
         counts.append(len(calls))
     assert results[0][0][1][0].statistics.hit_rate > 0.3
     assert_close(*results)
@@ -184,12 +188,14 @@ def test_activations_computed_again_change_nothing_and_search_once_a_segment(bef
     assert counts[0] == counts[1]
 
 
+@pytest.mark.parametrize("retrieval", RETRIEVALS)
 @pytest.mark.parametrize("remat", [False, True])
-def test_the_step_keeps_no_copy_of_the_ring(remat):
+def test_the_step_keeps_no_copy_of_the_ring(remat, retrieval):
     """Beside the state, eight segments need far less memory than the ring, which is much larger than all else."""
-    large = cfg.override(config(layers=1, remat=remat), ["memory.knn=65536", "data.lanes=1", "data.segments=8"])
+    large = config(1, retrieval, remat=remat)
+    large = cfg.override(large, ["memory.knn=65536", "data.lanes=1", "data.segments=8"])
     state, graphdef = jax.eval_shape(lambda: init_state(large, Vocabulary())), abstract_decoder(large, Vocabulary())
-    ring = sum(x.size * x.dtype.itemsize for x in (state.memory.knn.keys, state.memory.knn.next_token))
+    ring = sum(x.size * x.dtype.itemsize for x in (state.memory.knn.keys, state.memory.knn.values))
     batch = {name: jax.ShapeDtypeStruct((1, 8 * SEGMENT), jnp.int32) for name in batches(1)[0]}
     step: Any = make_train_step(graphdef, large, make_mesh(large))
     compiled = step.lower(state, batch).compile()

@@ -1,11 +1,12 @@
 """What sampling keeps of each row's song: both memories of training, in buffers in which nothing moves.
 
-A token's keys and values go to the next slot of a circular window of XL + T slots, the same slot for all rows; its
-context key goes to a ring of M more slots, and the token itself beside the key before it, which it followed. Which
-slots are a row's current segment, XL memory and kNN memory depends on how many tokens the row has read in and before
-the current segment, so the end of a segment costs nothing and every row has its own. Letters of shapes are those of
-`shapes`; here B are rows, W = XL + T, and BH the heads of all rows in one dimension: XLA on the CPU copies a buffer
-whole if it is written in one shape and read in another. A memory by alignment is the same as in training.
+A token's keys and values go to the next slot of a circular window of XL + T slots, the same slot for all rows. Those of
+the kNN layer also go to a ring of M more slots; or its context key does, and the token itself beside the key before it,
+which it followed. Which slots are a row's current segment, XL memory and kNN memory depends on how many tokens the row
+has read in and before the current segment, so the end of a segment costs nothing and every row has its own. Letters of
+shapes are those of `shapes`; here B are rows, W = XL + T, and BH the heads of all rows in one dimension: XLA on the CPU
+copies a buffer whole if it is written in one shape and read in another. A memory by alignment is the same as in
+training.
 """
 
 from typing import NamedTuple
@@ -35,8 +36,8 @@ class CacheIndex(NamedTuple):
 class Ring(NamedTuple):
     """R = M + W slots."""
 
-    keys: tuple[Float[Array, "BH piece Dh"], ...]  # context keys; in pieces, so that empty pieces are not read
-    next_token: Int[Array, "B R"]
+    keys: tuple[Float[Array, "BH piece Dh"], ...]  # in pieces, so that empty pieces are not read
+    values: Float[Array, "BH R Dh"] | Int[Array, "B R"]  # those of the kNN layer; or the tokens that followed
 
 
 class Cache(NamedTuple):
@@ -61,7 +62,7 @@ def distances(index: CacheIndex, slots: int) -> Int[Array, " W"]:
 def valid_slots(index: CacheIndex, ring: Ring, xl: int) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
     """First slot and number of the tokens that have left XL memory; the slots wrap around the ring's end."""
     count = jnp.maximum(index.before_segment - xl, 0)
-    return (index.ring_slot - visible_tokens(index, xl) - count) % ring.next_token.shape[1], count
+    return (index.ring_slot - visible_tokens(index, xl) - count) % ring.values.shape[1], count
 
 
 def write(
@@ -74,18 +75,24 @@ def write(
 
 
 def write_ring(
-    ring: Ring, index: CacheIndex, context: Float[Array, "B H Dh"], token: Int[Array, " B"], active: Array
+    ring: Ring,
+    index: CacheIndex,
+    key: Float[Array, "B H Dh"],
+    value: Float[Array, "B H Dh"] | Int[Array, " B"],
+    active: Bool[Array, " B"],
 ) -> Ring:
-    """Writes the token's context key, and the token beside the key before it, in active rows."""
+    """Writes the key and value of the next token in active rows; a token as value is written beside the key before."""
     pieces, first = [], 0
     for piece in ring.keys:
         slot = index.ring_slot - first
         here = (slot >= 0) & (slot < piece.shape[1])
-        pieces.append(_put(piece, slot, context, active & here))
+        pieces.append(_put(piece, slot, key, active & here))
         first += piece.shape[1]
-    before = (index.ring_slot - 1) % ring.next_token.shape[1]
-    followed = jnp.where(active, token, ring.next_token[:, before])
-    return Ring(tuple(pieces), ring.next_token.at[:, before].set(followed))
+    if value.ndim == 3:
+        return Ring(tuple(pieces), _put(ring.values, index.ring_slot, value, active))
+    before = (index.ring_slot - 1) % ring.values.shape[1]
+    followed = jnp.where(active, value, ring.values[:, before])
+    return Ring(tuple(pieces), ring.values.at[:, before].set(followed))
 
 
 def _put(buffer: Array, slot: Array, new: Float[Array, "B H Dh"], active: Bool[Array, " B"]) -> Array:
@@ -117,7 +124,7 @@ def align(cache: Cache) -> Cache:
     """Moves each row's last token to just before the next slot, so that rows that stopped may continue."""
     index, ring = cache.cache_index, cache.ring
     if ring is not None:
-        ring = _make_ring(*(_move(x, index.lag) for x in (jnp.concatenate(ring.keys, 1), ring.next_token)))
+        ring = _make_ring(*(_move(x, index.lag) for x in (jnp.concatenate(ring.keys, 1), ring.values)))
     keys, values = (tuple(_move(x, index.lag) for x in layers) for layers in (cache.keys, cache.values))
     index = index._replace(lag=jnp.zeros_like(index.lag))
     return Cache(keys, values, ring, cache.alignment, cache.previous, index)
@@ -144,11 +151,11 @@ def select_rows(cache: Cache, rows: Int[Array, " n"]) -> Cache:
 
 def cached_tokens(config: cfg.Config) -> int:
     """How many tokens before the next one are needed."""
-    return max(config.model.previous_tokens, config.memory.has_keys * (context_keys.LENGTH - 1))
+    return max(config.model.previous_tokens, config.memory.has_context_keys * (context_keys.LENGTH - 1))
 
 
-def _make_ring(keys: Float[Array, "BH R Dh"], next_token: Int[Array, "B R"]) -> Ring:
-    return Ring(tuple(jnp.array_split(keys, PIECES, 1)), next_token)
+def _make_ring(keys: Float[Array, "BH R Dh"], values: Float[Array, "BH R Dh"] | Int[Array, "B R"]) -> Ring:
+    return Ring(tuple(jnp.array_split(keys, PIECES, 1)), values)
 
 
 def from_segments(
@@ -174,13 +181,13 @@ def from_segments(
     ring = None
     if isinstance(knn, mem.KNNMemory):
 
-        def in_order(old: Array, new: Array, axis: int) -> Array:
+        def in_order(old: Array, new: Array) -> Array:
+            axis = mem.slot_axis(old)
             oldest_first = jax.vmap(lambda row, write: jnp.roll(row, -write, axis - 1))(old, knn.write)
             return placed(jnp.concatenate([oldest_first, new.astype(old.dtype)], axis))
 
-        assert window.context is not None
-        followed = jnp.roll(window.token, -1, 1)  # what follows the last token will be written with it
-        ring = _make_ring(in_order(knn.keys, window.context, 2), in_order(knn.next_token, followed, 1))
+        new_keys, new_values = mem.entries(window, memory.knn_layer)  # what follows the last token is written with it
+        ring = _make_ring(in_order(knn.keys, new_keys), in_order(knn.values, new_values))
     back = memory.xl + in_segment[:, None] - 1 - jnp.arange(cached_tokens(config))
     previous = jnp.take_along_axis(window.token, jnp.maximum(back, 0), 1)
     slot, ring_slot = jnp.zeros((2,), jnp.int32)

@@ -20,7 +20,7 @@ from .context_keys import LENGTH
 from .decoder import Attention, Block, Decoder
 from .pointer import Copies
 from .positions import rotate, t5_bucket
-from .retrieval import retrieve_one, sum_by_token
+from .retrieval import retrieve_one, sum_by_token, weighted_sum
 
 SONG = 0  # the number of every row's song
 
@@ -76,11 +76,12 @@ def decode_token(
     bias = knn_layer_bias = None
     if decoder.config.model.positions == "t5":
         bias, knn_layer_bias = (table[t5_bucket(distance)].T for table in decoder.bias[...])
-    context = None if cache.ring is None else _context(decoder, token, position, cache, visible)
+    context = None
+    if decoder.config.memory.has_context_keys:
+        context = _context(decoder, token, position, cache, visible)
     mask = distance <= visible[:, None]
-    inputs = DecodeInputs(
-        token, active, distance, mask, bias, knn_layer_bias, context, decoder.output_weights(), jnp.asarray(copy)
-    )
+    shared = decoder.output_weights(), jnp.asarray(copy)
+    inputs = DecodeInputs(token, active, distance, mask, bias, knn_layer_bias, context, *shared)
     x = decoder.embed(token, bar, position)
     for i in range(decoder.config.model.previous_tokens):
         x = x + decoder.embed_previous(i + 1, cache.previous[:, i], visible > i).astype(x.dtype)
@@ -133,20 +134,26 @@ def _attention(
     scaled_q = (q * scale[:, None].astype(x.dtype)).reshape(-1, q.shape[-1])
     y, lse = attend_one(scaled_q, keys, values, bias, inputs.mask)
     answer = None
-    if cache.ring is not None and inputs.context is not None and attention.has_knn:
-        ring = caches.write_ring(cache.ring, cache.cache_index, inputs.context, inputs.token, inputs.active)
+    if cache.ring is not None and attention.has_knn:
+        value = v
+        if inputs.context is not None:
+            q, k, value, scale = inputs.context, inputs.context, inputs.token, attention.knn.scale[...]
+        ring = caches.write_ring(cache.ring, cache.cache_index, k, value, inputs.active)
         slots = caches.valid_slots(cache.cache_index, ring, config.memory.xl)
         found = slots[1] > 0
         retrieve = partial(retrieve_one, memory=config.memory)
-        arguments = (inputs.context.reshape(scaled_q.shape), attention.knn.scale[...], ring, *slots)
+        arguments = (q.reshape(scaled_q.shape), scale, ring, *slots)
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(retrieve, *arguments))
-        hit_weights, token, lse_found = jax.lax.cond(found.any(), retrieve, lambda *_: nothing, *arguments)
-        lse_found = lse_found.reshape(rows, heads, 1) + inputs.copy
-        share = attention.knn.share(lse.reshape(rows, heads, 1), lse_found, found[:, None, None])
-        y = (y.reshape(rows, heads, -1) * (1 - share)).astype(y.dtype)
-        logit_scale = attention.knn.logit_scale[...][:, None]
-        answer = sum_by_token(hit_weights * share * logit_scale, token, len(inputs.output))
-        cache = cache._replace(ring=ring)
+        hit_weights, found_values, lse_found = jax.lax.cond(found.any(), retrieve, lambda *_: nothing, *arguments)
+        lse, lse_found = (x.reshape(rows, heads, 1) for x in (lse, lse_found))
+        share = attention.knn.share(lse, lse_found, found[:, None, None], inputs.copy)
+        mixed = y.reshape(rows, heads, -1) * (1 - share)
+        if inputs.context is None:
+            mixed = mixed + share * weighted_sum(hit_weights, found_values)
+        else:
+            logit_scale = attention.knn.logit_scale[...][:, None]
+            answer = sum_by_token(hit_weights * share * logit_scale, found_values, len(inputs.output))
+        y, cache = mixed.astype(y.dtype), cache._replace(ring=ring)
     y = y.reshape(rows, -1) @ out_weights
     if answer is not None:
         y = y + answer.astype(y.dtype) @ inputs.output

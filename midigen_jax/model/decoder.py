@@ -42,7 +42,7 @@ class SegmentInputs(NamedTuple):
     mask: Bool[Array, "B 1 Q W"]
     bias: Float[Array, "1 H Q W"] | None  # position bias of the plain layers
     knn_layer_bias: Float[Array, "1 H Q W"] | None
-    context: Float[Array, "B H Q Dh"] | None  # context keys: the queries of the kNN memory
+    context: Float[Array, "B H Q Dh"] | None  # context keys: the queries of a kNN memory that holds such keys
     output: Float[Array, "V D"]  # the output layer's weights
 
 
@@ -56,8 +56,8 @@ class Output(NamedTuple):
 class Attention(nnx.Module):
     """Multi-head attention to the window, and in the kNN layer to that memory too.
 
-    The memory answers with tokens. They enter the residual stream as rows of the output layer's weights, so that the
-    layers above find there what the output needs to predict them.
+    A memory of context keys answers with tokens. They enter the residual stream as rows of the output layer's weights,
+    so that the layers above find there what the output needs to predict them.
     """
 
     def __init__(self, config: cfg.Config, layer: int, *, rngs: nnx.Rngs):
@@ -79,21 +79,24 @@ class Attention(nnx.Module):
         q, k, v = jnp.einsum("btd,shdk->sbhtk", x, self.qkv[...].astype(x.dtype))
         if self.normalized:
             q, k = normalize(q), normalize(k)
-            q = q * self.scale[...][:, None, None].astype(x.dtype)
+            scaled = q * self.scale[...][:, None, None].astype(x.dtype)
         else:
-            q = q * q.shape[-1] ** -0.5
+            scaled = q * q.shape[-1] ** -0.5
         keys, values = mem.extend(inputs.xl, self.layer, k, v)
         bias = inputs.knn_layer_bias if self.has_knn else inputs.bias
         if bias is not None:
-            y, lse = attend(q, keys, values, bias, inputs.mask)
+            y, lse = attend(scaled, keys, values, bias, inputs.mask)
         else:
             position = jnp.arange(keys.shape[2])[None]
-            rotated = rotate(q, position[:, -q.shape[2] :]), rotate(keys, position)
+            rotated = rotate(scaled, position[:, -q.shape[2] :]), rotate(keys, position)
             y, lse = attend(*rotated, values, None, inputs.mask)
         found, answer = Retrieval(retrieval.no_statistics(self.config.model.heads)), None
-        if self.has_knn and inputs.slots is not None and inputs.context is not None:
-            arguments = inputs.context, inputs.slots, inputs.may_search, len(inputs.output)
-            y, answer, found = self.knn(y, lse, *arguments)
+        if self.has_knn and inputs.slots is not None:
+            if inputs.context is not None:
+                q = inputs.context
+                scaled = q * self.knn.scale[...][:, None, None].astype(q.dtype)
+            # Keys in the ring have no positions: neither have these queries.
+            y, answer, found = self.knn(y, lse, q, scaled, inputs.slots, inputs.may_search, len(inputs.output))
         y = jnp.einsum("bhtk,hkd->btd", y, self.out[...].astype(y.dtype))
         if self.out_bias is not None:
             y = y + self.out_bias[...].astype(y.dtype)
@@ -138,7 +141,7 @@ class Decoder(nnx.Module):
             self.previous = embedding(model.previous_tokens, vocabulary.size)
         if config.memory.aligns:
             self.pointer = Pointer(config, rngs=rngs)
-        if config.memory.has_keys:
+        if config.memory.has_context_keys:
             self.context_keys = ContextKeys(config, vocabulary, len(self.position[...]), rngs=rngs)
         if model.positions == "t5":
             # One table for the plain layers, one for the kNN layer.
@@ -169,9 +172,10 @@ class Decoder(nnx.Module):
         """
         window_song = jnp.concatenate([memory.xl.song, song], 1)
         window_token = jnp.concatenate([memory.xl.token, tokens], 1)
-        context = None
-        if isinstance(memory.knn, KNNMemory):
+        context = window_context = None
+        if memory.xl.context is not None:
             context = self.context_keys.of_segment(tokens, song, position, memory.xl).astype(self.config.model.dtype)
+            window_context = jnp.concatenate([memory.xl.context, context], 2)
         inputs = self._segment_inputs(song, window_song, memory, context)
         with jax.named_scope("embed"):
             x = self.embed(tokens, bar, position)
@@ -192,11 +196,8 @@ class Decoder(nnx.Module):
                 found = block_found
         hidden = self.norm(x)
         xl_keys, xl_values = zip(*extended, strict=True)
-        if context is not None and memory.xl.context is not None:
-            context = jnp.concatenate([memory.xl.context, context], 2)
-        return Output(
-            self.logits(hidden), hidden, XLMemory(xl_keys, xl_values, window_song, window_token, context), found
-        )
+        window = XLMemory(xl_keys, xl_values, window_song, window_token, window_context)
+        return Output(self.logits(hidden), hidden, window, found)
 
     def embed(self, tokens: Int[Array, "*B"], bar: Array, position: Array) -> Float[Array, "*B D"]:
         table = self.embeddings()

@@ -2,10 +2,10 @@
 
 XL memory (Dai et al. 2019, "Transformer-XL") keeps the keys and values of the last tokens in every layer. Tokens that
 leave it go to the kNN memory (Wu et al. 2022, "Memorizing Transformers"): one ring buffer per lane, whose nearest
-neighbours one layer retrieves. A slot of the ring holds the context key of a token and the token that followed it, so
-that the memory predicts how the music continues (Khandelwal et al. 2020, "Generalization through Memorization"). Both
-memories know the song of every slot, and no token ever attends to another song's. Letters of shapes are those of
-`shapes`.
+neighbours one layer retrieves. A slot of the ring holds the key and value of a token in that layer; or its context key
+and, as the value, the token that followed it, so that the memory predicts how the music continues (Khandelwal et al.
+2020, "Generalization through Memorization"). Both memories know the song of every slot, and no token ever attends to
+another song's. Letters of shapes are those of `shapes`.
 """
 
 from functools import partial
@@ -31,14 +31,14 @@ class XLMemory(NamedTuple):
     values: tuple[Float[Array, "B H W Dh"], ...]
     song: Int[Array, "B W"]
     token: Int[Array, "B W"]  # undefined where the song is NO_SONG
-    context: Float[Array, "B H W Dh"] | None  # context keys, on their way to the kNN memory; None without one
+    context: Float[Array, "B H W Dh"] | None  # context keys, on their way to the kNN memory; None if it has none
 
 
 class KNNMemory(NamedTuple):
     """A ring buffer per lane; the newest entry is the one before `write`."""
 
-    keys: Float[Array, "B H M Dh"]  # context keys (`context_keys.ContextKeys`)
-    next_token: Int[Array, "B M"]  # the token that followed
+    keys: Float[Array, "B H M Dh"]  # those of the layer, of length 1; or context keys (`context_keys.ContextKeys`)
+    values: Float[Array, "B H M Dh"] | Int[Array, "B M"]  # those of the layer; or the token that followed
     song: Int[Array, "B M"]
     write: Int[Array, " B"]  # the next slot to write
 
@@ -62,12 +62,13 @@ def init_memory(config: cfg.Config, lanes: int) -> Memory:
     xl_keys, xl_values = (tuple(empty(xl, config.model.dtype) for _ in layers) for _ in range(2))
     knn: KNNMemory | AlignmentMemory | None = None
     context = None
-    if ring and config.memory.retrieval == "alignment":
+    if config.memory.aligns:
         knn = init_alignment(lanes, ring)
-    elif ring:
-        context = empty(xl, config.model.dtype)
-        keys, next_token = empty(ring, config.memory.dtype), jnp.zeros((lanes, ring), jnp.int32)
-        knn = KNNMemory(keys, next_token, no_songs(ring), jnp.zeros(lanes, jnp.int32))
+    elif config.memory.has_keys:
+        keys, values = (empty(ring, config.memory.dtype) for _ in range(2))
+        if config.memory.has_context_keys:
+            context, values = empty(xl, config.model.dtype), jnp.zeros((lanes, ring), jnp.int32)
+        knn = KNNMemory(keys, values, no_songs(ring), jnp.zeros(lanes, jnp.int32))
     return Memory(XLMemory(xl_keys, xl_values, no_songs(xl), jnp.zeros((lanes, xl), jnp.int32), context), knn)
 
 
@@ -76,12 +77,28 @@ def extend(xl: XLMemory, layer: int, keys: Array, values: Array) -> tuple[Array,
     return jnp.concatenate([xl.keys[layer], keys], 2), jnp.concatenate([xl.values[layer], values], 2)
 
 
-def roll(window: XLMemory, knn: KNNMemory | AlignmentMemory | None, segment: int) -> Memory:
+def entries(window: XLMemory, knn_layer: int) -> tuple[Array, Array]:
+    """What the kNN memory stores of each slot of the window: its keys and values.
+
+    Which token follows the last slot is not known yet: the first one stands in.
+    """
+    if window.context is None:
+        return window.keys[knn_layer - 1], window.values[knn_layer - 1]
+    return window.context, jnp.roll(window.token, -1, 1)
+
+
+def slot_axis(x: Array) -> int:
+    """Of an array [B H slots Dh] or [B slots]."""
+    return 2 if x.ndim == 4 else 1
+
+
+def roll(window: XLMemory, knn: KNNMemory | AlignmentMemory | None, segment: int, knn_layer: int) -> Memory:
     """The memories after a segment; a memory by alignment has read its tokens already.
 
     Args:
         window: XL memory with the segment's T tokens appended. Its oldest T slots move to the ring in order and the
             others stay, so that the two memories never overlap.
+        knn_layer: counted from 1.
     """
     stay = XLMemory(
         tuple(keys[:, :, segment:] for keys in window.keys),
@@ -92,23 +109,17 @@ def roll(window: XLMemory, knn: KNNMemory | AlignmentMemory | None, segment: int
     )
     if not isinstance(knn, KNNMemory):
         return Memory(stay, knn)
-    assert window.context is not None
-    ring = knn.song.shape[1]
 
-    def write(buffer: Array, leaving: Array, axis: int) -> Array:
+    def write(buffer: Array, slots: Array) -> Array:
         # The ring is a multiple of the segment, so a segment never wraps around its end.
-        put = jax.vmap(lambda lane, new, slot: jax.lax.dynamic_update_slice_in_dim(lane, new, slot, axis))
-        return put(buffer, jax.lax.stop_gradient(leaving).astype(buffer.dtype), knn.write)
+        axis = slot_axis(buffer)
+        put = jax.vmap(lambda lane, new, slot: jax.lax.dynamic_update_slice_in_dim(lane, new, slot, axis - 1))
+        leaving = jax.lax.stop_gradient(jax.lax.slice_in_dim(slots, 0, segment, axis=axis))
+        return put(buffer, leaving.astype(buffer.dtype), knn.write)
 
-    return Memory(
-        stay,
-        KNNMemory(
-            write(knn.keys, window.context[:, :, :segment], 1),
-            write(knn.next_token, window.token[:, 1 : segment + 1], 0),
-            write(knn.song, window.song[:, :segment], 0),
-            (knn.write + segment) % ring,
-        ),
-    )
+    new = (*entries(window, knn_layer), window.song)
+    keys, values, song = map(write, (knn.keys, knn.values, knn.song), new)
+    return Memory(stay, KNNMemory(keys, values, song, (knn.write + segment) % knn.song.shape[1]))
 
 
 def write_after(knn: KNNMemory, result: Array) -> KNNMemory:
@@ -126,7 +137,7 @@ class ValidSlots(NamedTuple):
     """A lane's ring and which slots belong to the current song: `length` of them from `start`, wrapping around."""
 
     keys: Float[Array, "B H M Dh"]
-    next_token: Int[Array, "B M"]
+    values: Float[Array, "B H M Dh"] | Int[Array, "B M"]
     start: Int[Array, " B"]
     length: Int[Array, " B"]
 
@@ -134,7 +145,7 @@ class ValidSlots(NamedTuple):
 def valid_slots(knn: KNNMemory, song: Int[Array, " B"]) -> ValidSlots:
     """The slots of each lane's given song; they are the newest of the ring."""
     length = jnp.sum((knn.song == song[:, None]) & (song[:, None] != NO_SONG), 1, dtype=jnp.int32)
-    return ValidSlots(knn.keys, knn.next_token, (knn.write - length) % knn.song.shape[1], length)
+    return ValidSlots(knn.keys, knn.values, (knn.write - length) % knn.song.shape[1], length)
 
 
 def retrieve(

@@ -95,7 +95,7 @@ def read_segment(
     window = output.window._replace(song=jnp.concatenate([memory.xl.song, batch["song"]], 1))
     if isinstance(knn, KNNMemory):
         knn = mem.write_after(knn, output.logits)
-    after = mem.roll(window, knn, batch["tokens"].shape[1])
+    after = mem.roll(window, knn, batch["tokens"].shape[1], decoder.config.memory.knn_layer)
     return SegmentOutput(output.logits, copies, nats, objective, retrieval, window, knn, after, other_knn)
 
 

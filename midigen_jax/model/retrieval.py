@@ -1,4 +1,4 @@
-"""What the kNN memory answers: the tokens that followed similar contexts, and the weight of each.
+"""What the kNN memory answers: the layer's values of the entries found, or the tokens that followed similar contexts.
 
 Letters of shapes are those of `shapes`.
 """
@@ -47,7 +47,9 @@ class Retrieval(NamedTuple):
 class Found(NamedTuple):
     """The memory's contribution before it is mixed with the window."""
 
-    token_weights: Float[Array, "B H Q V"] | None  # by token; of the dense memory
+    # Sum of the weighted values, or in the dense memory the weight of each token. None for tokens found by a search:
+    # they are summed over heads at once.
+    total: Float[Array, "B H Q Dh"] | Float[Array, "B H Q V"] | None
     hit_weights: Float[Array, "B H Q k"] | None  # by hit; of a search
     hits: Hits | None
     lse: Float[Array, "B H Q 1"]  # logarithm of the softmax divisor; undefined where nothing was found
@@ -60,61 +62,79 @@ class KNNAttention(nnx.Module):
     def __init__(self, config: cfg.Config):
         heads = config.model.heads
         self.memory = config.memory
-        self.scale = nnx.Param(jnp.full(heads, NORMALIZED_SCALE, jnp.float32))
         self.bias = nnx.Param(jnp.zeros(heads))
-        self.logit_scale = nnx.Param(jnp.full(heads, LOGIT_SCALE, jnp.float32))
+        if config.memory.has_context_keys:
+            self.scale = nnx.Param(jnp.full(heads, NORMALIZED_SCALE, jnp.float32))
+            self.logit_scale = nnx.Param(jnp.full(heads, LOGIT_SCALE, jnp.float32))
 
     @jax.named_scope("knn")
     def __call__(
         self,
         y: Float[Array, "B H Q Dh"],
         lse: Float[Array, "B H Q 1"],
-        context: Float[Array, "B H Q Dh"],
+        queries: Float[Array, "B H Q Dh"],
+        scaled: Float[Array, "B H Q Dh"],
         slots: ValidSlots,
         may_search: Bool[Array, "B Q"],
         vocabulary: int,
-    ) -> tuple[Array, Float[Array, "B Q V"], Retrieval]:
-        """The window's output scaled to its share of the attention, and the weights of the tokens found.
+    ) -> tuple[Float[Array, "B H Q Dh"], Float[Array, "B Q V"] | None, Retrieval]:
+        """The layer's output, to which the window contributes its share, and the weights of the tokens found, if any.
 
         Args:
             y, lse: of the attention to the window.
-            context: context keys of the queries.
+            queries: of length 1; with context keys, those of the queries.
+            scaled: the same times each head's scale.
             vocabulary: its size.
         """
-        ages, logit_scale = None, self.logit_scale[...][:, None, None]
-        scaled = context * self.scale[...][:, None, None].astype(context.dtype)
-        found = find(context, scaled, slots, may_search, self.memory, vocabulary)
+        ages = weights = answer = None
+        found = find(queries, scaled, slots, may_search, self.memory, vocabulary)
         share = self.share(lse, found.lse, found.any[..., None])
         if found.hits is None or found.hit_weights is None:  # the dense memory
-            assert found.token_weights is not None
-            weights = None
-            answer = jnp.sum(found.token_weights * share * logit_scale, 1)
-            hits = jnp.sum(found.any * slots.length[:, None, None], dtype=jnp.float32) * context.shape[1]
+            hits = jnp.sum(found.any * slots.length[:, None, None], dtype=jnp.float32) * queries.shape[1]
             sum_of_ages = jnp.zeros(())
         else:
             weights = found.hit_weights * share
-            answer = sum_by_token(weights * logit_scale, found.hits.next_token, vocabulary)
             hits = jnp.sum(found.hits.found, dtype=jnp.float32)
             ages = jnp.where(found.hits.found, mem.ages(slots, found.hits.slots, self.memory.xl), 0)
             sum_of_ages = jnp.sum(ages, dtype=jnp.float32)
+        mixed = y.astype(jnp.float32) * (1 - share)
+        if found.total is None:
+            assert found.hits is not None
+            assert weights is not None
+            answer = sum_by_token(weights * self.logit_scale[...][:, None, None], found.hits.values, vocabulary)
+        elif self.memory.has_context_keys:
+            answer = jnp.sum(found.total * share * self.logit_scale[...][:, None, None], 1)
+        else:
+            mixed = mixed + found.total * share
         statistics = RetrievalStatistics(
             found.any.mean(), hits, sum_of_ages, share.mean((0, 2, 3)), slots.length.mean()
         )
-        remaining = (y.astype(jnp.float32) * (1 - share)).astype(y.dtype)
-        return remaining, answer, jax.lax.stop_gradient(Retrieval(statistics, ages, weights))
+        return mixed.astype(y.dtype), answer, jax.lax.stop_gradient(Retrieval(statistics, ages, weights))
 
-    def share(self, lse: Float[Array, "B H *Q 1"], lse_found: Array, found: Array) -> Float[Array, "B H *Q 1"]:
-        """The memory's share of one softmax over the window and the hits, whose scores are raised by the bias.
+    def share(
+        self,
+        lse: Float[Array, "B H *Q 1"],
+        lse_found: Float[Array, "B H *Q 1"],
+        found: Bool[Array, "..."],
+        log_odds: Float[Array, ""] | float = 0.0,
+    ) -> Float[Array, "B H *Q 1"]:
+        """The memory's share of each head's output; 0 where nothing was found.
 
-        The memory counts as much as it matches the query. A share that ignores the query, as the gate of Memorizing
-        Transformers, stays low until the memory is right on average.
+        In one softmax over the window and the hits, whose scores are raised by the bias, the memory counts as much as
+        it matches the query. A gate that ignores the query, as in Memorizing Transformers (Wu et al. 2022), stays low
+        until the memory is right on average.
+
+        Args:
+            log_odds: added to those of the share.
         """
-        bias = self.bias[...].reshape(-1, *[1] * (lse.ndim - 2))
-        return jnp.where(found, nnx.sigmoid(lse_found + bias - lse), 0)
+        log_odds = log_odds + self.bias[...].reshape(-1, *[1] * (lse.ndim - 2))
+        if self.memory.mixing == "softmax":
+            log_odds = log_odds + lse_found - lse
+        return jnp.where(found, nnx.sigmoid(log_odds), 0)
 
 
 def find(
-    keys: Float[Array, "B H Q Dh"],
+    queries: Float[Array, "B H Q Dh"],
     scaled: Float[Array, "B H Q Dh"],
     slots: ValidSlots,
     may_search: Bool[Array, "B Q"],
@@ -124,15 +144,18 @@ def find(
     """Softmax over the nearest neighbours, or in the dense memory over every valid slot.
 
     Args:
-        keys: context keys of the queries, of length 1.
+        queries: of length 1.
         scaled: the same times each head's scale.
     """
+    total: Array | None = None
     if resolve_backend(memory.backend) == "dense":
-        weights, lse = attend_all(scaled, slots, vocabulary)
-        return Found(weights, None, None, lse, (may_search & (slots.length > 0)[:, None])[:, None])
-    hits = mem.retrieve(slots, keys, may_search, memory.top_k, memory.backend)
+        total, lse = attend_all(scaled, slots, vocabulary)
+        return Found(total, None, None, lse, (may_search & (slots.length > 0)[:, None])[:, None])
+    hits = mem.retrieve(slots, queries, may_search, memory.top_k, memory.backend)
     weights, lse = attend_hits(scaled, hits)
-    return Found(None, weights, hits, lse, hits.found.any(-1))
+    if not memory.has_context_keys:
+        total = weighted_sum(weights, hits.values)
+    return Found(total, weights, hits, lse, hits.found.any(-1))
 
 
 def attend_hits(q: Float[Array, "B H Q Dh"], hits: Hits) -> tuple[Float[Array, "B H Q k"], Float[Array, "B H Q 1"]]:
@@ -143,13 +166,17 @@ def attend_hits(q: Float[Array, "B H Q Dh"], hits: Hits) -> tuple[Float[Array, "
     return softmax(jnp.where(found, scores, jnp.where(found.any(-1, keepdims=True), -jnp.inf, 0.0)))
 
 
+def weighted_sum(weights: Float[Array, "B H *Q k"], values: Float[Array, "B H *Q k Dh"]) -> Float[Array, "B H *Q Dh"]:
+    return jnp.einsum("...k,...kd->...d", weights, values.astype(jnp.float32))
+
+
 def attend_all(
     q: Float[Array, "B H Q Dh"], slots: ValidSlots, vocabulary: int
-) -> tuple[Float[Array, "B H Q V"], Float[Array, "B H Q 1"]]:
-    """Weights of the tokens that followed anything in the valid slots, without a search, and their lse.
+) -> tuple[Float[Array, "B H Q Dh"] | Float[Array, "B H Q V"], Float[Array, "B H Q 1"]]:
+    """The weighted sum of all valid slots' values, or the weight of each token that followed them; and their lse.
 
-    For comparison with searches; undefined where there are no valid slots. A step of several segments keeps a copy of
-    the ring for each.
+    Without a search, for comparison; undefined where there are no valid slots. A step of several segments keeps a copy
+    of the ring for each.
     """
 
     @jax.checkpoint
@@ -159,7 +186,8 @@ def attend_all(
         valid = in_range(slots.keys.shape[1], slots.start, slots.length)
         scores = jnp.where(valid, scores, jnp.finfo(jnp.float32).min)
         weights, lse = softmax(scores)
-        return weights @ jax.nn.one_hot(slots.next_token, vocabulary), lse
+        values = jax.nn.one_hot(slots.values, vocabulary) if slots.values.ndim == 1 else slots.values
+        return weights @ values.astype(weights.dtype), lse
 
     # One lane after the other: the scores of all at once would be B H Q M numbers.
     return jax.lax.map(one_lane, (q, jax.lax.stop_gradient(slots)))
@@ -172,14 +200,14 @@ def retrieve_one(
     start: Int[Array, " B"],
     count: Int[Array, " B"],
     memory: cfg.Memory,
-) -> tuple[Float[Array, "B H k"], Int[Array, "B H k"], Float[Array, "BH 1"]]:
-    """For one query per row: weights of the nearest slots of the ring (of all, in the dense memory), the tokens that
-    followed them, and the lse of the weights. Undefined where there are no valid slots.
+) -> tuple[Float[Array, "B H k"], Float[Array, "B H k Dh"] | Int[Array, "B H k"], Float[Array, "BH 1"]]:
+    """For one query per row: weights of the nearest slots of the ring (of all, in the dense memory), their values, and
+    the lse of the weights. Undefined where there are no valid slots.
 
     The search is always XLA's: a host callback per token would take longer than the scores.
     """
-    heads = len(scale)
-    valid = jnp.repeat(in_range(ring.next_token.shape[1], start, count), heads, 0)
+    rows, heads = len(count), len(scale)
+    valid = jnp.repeat(in_range(ring.values.shape[1], start, count), heads, 0)
     scores, first = [], 0
     for piece in ring.keys:
         here = valid[:, first : first + piece.shape[1]]
@@ -193,13 +221,17 @@ def retrieve_one(
 
         scores.append(jax.lax.cond(here.any(), score, skip, piece, here))
         first += piece.shape[1]
-    best, token = jnp.concatenate(scores, 1), jnp.repeat(ring.next_token[:, None], heads, 1)
+    best = jnp.concatenate(scores, 1)
+    slots = jnp.broadcast_to(jnp.arange(best.shape[1]), best.shape)
     if resolve_backend(memory.backend) != "dense":
         best, slots = top_k(best, min(memory.top_k, best.shape[1]))
-        token = jnp.take_along_axis(ring.next_token, slots.reshape(len(count), -1), 1).reshape(len(count), heads, -1)
+    if ring.values.ndim == 3:
+        values = jnp.take_along_axis(ring.values, slots[..., None], 1)
+    else:
+        values = jnp.take_along_axis(ring.values, slots.reshape(rows, -1), 1)
     found = jnp.repeat(count > 0, heads)[:, None]
-    weights, lse = softmax(jnp.where(found, best * jnp.tile(scale, len(count))[:, None], 0.0))
-    return weights.reshape(token.shape), token, lse
+    weights, lse = softmax(jnp.where(found, best * jnp.tile(scale, rows)[:, None], 0.0))
+    return weights.reshape(rows, heads, -1), values.reshape(rows, heads, slots.shape[1], *values.shape[2:]), lse
 
 
 def sum_by_token(

@@ -27,10 +27,10 @@ SCORES = 2**25  # float32 scores in memory at once, unless those of one head are
 
 
 class Hits(NamedTuple):
-    """The results of a search, best first. A slot of -1 is no hit; its key and next token are undefined."""
+    """The results of a search, best first. A slot of -1 is no hit; its key and value are undefined."""
 
     keys: Float[Array, "B H Q k Dh"]
-    next_token: Int[Array, "B H Q k"]
+    values: Float[Array, "B H Q k Dh"] | Int[Array, "B H Q k"]  # those of a layer, or tokens
     slots: Int[Array, "B H Q k"]
 
     @property
@@ -41,23 +41,23 @@ class Hits(NamedTuple):
 def search(
     queries: Float[Array, "B H Q Dh"],
     keys: Float[Array, "B H M Dh"],
-    next_token: Int[Array, "B M"],
+    values: Float[Array, "B H M Dh"] | Int[Array, "B M"],
     start: Int[Array, " B"],
     count: Int[Array, " B"],
     top_k: int,
     backend: str,
 ) -> Hits:
-    """The `top_k` keys with the largest inner products, and the tokens that followed them.
+    """The `top_k` keys with the largest inner products, and their values.
 
     A pure function of its arguments: lane b is searched in the `count[b]` slots from `start[b]` on, wrapping around.
     """
     if resolve_backend(backend) == "xla":
-        return _fetch(keys, next_token, _search_xla(queries, keys, start, count, top_k))
+        return _fetch(keys, values, _search_xla(queries, keys, start, count, top_k))
     if _faiss() is None:
         raise InputError('memory.backend=faiss needs Faiss: pip install "midigen_jax[cpu]", or [cuda12] for a GPU')
     if jax.default_backend() == "cpu":
-        return _search_faiss_cpu(queries, keys, next_token, start, count, top_k)
-    return _fetch(keys, next_token, _search_faiss_gpu(queries, keys, start, count, top_k))
+        return _search_faiss_cpu(queries, keys, values, start, count, top_k)
+    return _fetch(keys, values, _search_faiss_gpu(queries, keys, start, count, top_k))
 
 
 @lru_cache
@@ -94,9 +94,10 @@ def _matrix_products() -> Iterator[None]:
         settings.distance_compute_blas_threshold = before
 
 
-def _fetch(keys: Array, next_token: Array, slots: Array) -> Hits:
+def _fetch(keys: Array, values: Array, slots: Array) -> Hits:
     gather = jax.vmap(lambda entries, ids: entries.at[ids].get(mode="clip"))
-    return Hits(jax.vmap(gather)(keys, slots), gather(next_token, slots), slots)
+    by_head = jax.vmap(gather)
+    return Hits(by_head(keys, slots), (by_head if values.ndim == 4 else gather)(values, slots), slots)
 
 
 @lru_cache
@@ -111,14 +112,16 @@ def _search_threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), "faiss", initializer=faiss.omp_set_num_threads, initargs=(1,))
 
 
-def _search_faiss_cpu(queries: Array, keys: Array, next_token: Array, start: Array, count: Array, top_k: int) -> Hits:
+def _search_faiss_cpu(queries: Array, keys: Array, values: Array, start: Array, count: Array, top_k: int) -> Hits:
     faiss: Any = _faiss()
 
     # The callback works on XLA's own buffers and must not call JAX. It also copies the hits, since NumPy copies rows
     # several times faster than XLA gathers them on the CPU.
     def on_host(_, out, *arrays):  # type: ignore[no-untyped-def]
-        found_keys, found_tokens, slots = (np.asarray(x) for x in out)
-        queries, keys, next_token, start, count = (np.asarray(x) for x in arrays)
+        found_keys, found_values, slots = (np.asarray(x) for x in out)
+        queries, keys, values, start, count = (np.asarray(x) for x in arrays)
+        if values.ndim == 2:
+            values = np.broadcast_to(values[:, None], keys.shape[:3])
         start, count = start.tolist(), count.tolist()
         ring = keys.shape[2]
 
@@ -126,7 +129,7 @@ def _search_faiss_cpu(queries: Array, keys: Array, next_token: Array, start: Arr
             first, n = start[lane], count[lane]
             if n == 0:
                 slots[lane, head] = -1
-                found_keys[lane, head] = found_tokens[lane, head] = 0
+                found_keys[lane, head] = found_values[lane, head] = 0
                 return
             entries = keys[lane, head, first : first + n]
             if first + n > ring:
@@ -139,16 +142,17 @@ def _search_faiss_cpu(queries: Array, keys: Array, next_token: Array, start: Arr
             )
             slots[lane, head] = found = np.where(found < 0, -1, (found + first) % ring)
             np.take(keys[lane, head], found, axis=0, out=found_keys[lane, head], mode="clip")
-            np.take(next_token[lane], found, out=found_tokens[lane, head], mode="clip")
+            np.take(values[lane, head], found, axis=0, out=found_values[lane, head], mode="clip")
 
         tasks = [(lane, head) for lane in range(len(count)) for head in range(keys.shape[1])]
         with _matrix_products():
             list(_search_threads().map(lambda task: search_head(*task), tasks))
 
     shape = (*queries.shape[:3], top_k)
-    rows = jax.ShapeDtypeStruct((*shape, keys.shape[3]), keys.dtype)
-    integers = jax.ShapeDtypeStruct(shape, jnp.int32)
-    return Hits(*buffer_callback(on_host, (rows, integers, integers))(queries, keys, next_token, start, count))
+    found_keys = jax.ShapeDtypeStruct((*shape, keys.shape[3]), keys.dtype)
+    found_values = jax.ShapeDtypeStruct((*shape, *values.shape[3:]), values.dtype)
+    out = found_keys, found_values, jax.ShapeDtypeStruct(shape, jnp.int32)
+    return Hits(*buffer_callback(on_host, out)(queries, keys, values, start, count))
 
 
 @lru_cache

@@ -169,8 +169,9 @@ def _needs_same(key: str, config: cfg.Config, then: dict[str, Any]) -> bool:
     shapes_parameters = key.startswith("model.") and key not in ("model.dropout", "model.dtype")
     has_memory = key == "memory.knn" and bool(then[key]) != bool(cfg.get(config, key))
     other_kind = key == "memory.retrieval" and config.memory.knn > 0
-    other_layer = key == "memory.knn_layer" and config.memory.has_keys
-    return shapes_parameters or has_memory or other_kind or other_layer
+    # The parameters may have the same shapes, but they were trained for another place or meaning.
+    other_use = key in ("memory.knn_layer", "memory.mixing") and config.memory.has_keys
+    return shapes_parameters or has_memory or other_kind or other_use
 
 
 def check_compatible(meta: dict[str, Any], config: cfg.Config, corpus: Corpus, source: Path) -> None:
