@@ -33,7 +33,7 @@ def test_overrides_take_the_type_of_their_key():
         ("model.dtype=float64", "give one of float32, bfloat16"),
         ("model.heads=3", r"model\.heads=3: must divide width=256"),
         ("memory.knn=1000", r"memory\.knn=1000: must be a multiple of data\.segment=256"),
-        ("memory.retrieval=all", "give one of alignment, context, attention"),
+        ("memory.retrieval=all", "give one of context, attention, alignment"),
         ("memory.mixing=sum", "give one of softmax, gate"),
         ("data.lanes=0", "must be at least 1"),
         ("model.heads=0", "must be at least 1"),
@@ -57,7 +57,7 @@ def test_bad_overrides_name_the_key_and_the_mend(assignment, message):
 def test_a_knn_memory_of_keys_needs_its_layer(retrieval):
     with pytest.raises(InputError, match="must be one of the 4 layers"):
         cfg.override(cfg.Config(), [f"memory.retrieval={retrieval}", "memory.knn_layer=9"])
-    cfg.override(cfg.Config(), ["memory.knn_layer=9"])  # another kind ignores it
+    cfg.override(cfg.Config(), ["memory.retrieval=alignment", "memory.knn_layer=9"])  # which ignores it
 
 
 def test_only_context_keys_need_xl_memory_and_wide_heads():

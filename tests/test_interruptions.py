@@ -62,7 +62,13 @@ def one_lane_of_whole_epochs(folder: Path, steps: int) -> tuple[Path, int]:
 
 @pytest.mark.parametrize(
     ("retrieval", "stops"),
-    [("context", (10,)), ("attention", (10,)), pytest.param("context", (2, 10, 13), marks=pytest.mark.slow)],
+    [
+        ("context", (10,)),
+        *(
+            pytest.param(retrieval, stops, marks=pytest.mark.slow)
+            for retrieval, stops in (("context", (2, 10, 13)), ("attention", (10,)), ("alignment", (10,)))
+        ),
+    ],
 )
 def test_stopping_and_resuming_in_new_processes_gives_the_same_bits(small, tmp_path, retrieval, stops):
     """Stopped at an epoch's end, in the middle of a song and of an epoch; with other loaders each time."""

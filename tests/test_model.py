@@ -302,7 +302,7 @@ def test_backends_give_the_same_loss_and_gradients(small, changes):
 def test_a_memory_by_alignment_with_jit_equals_eager(small):
     config = changed(small, **MEMORIES["alignment"])
     graphdef, params = build(config)
-    batch = batch_of(config, 4, [[64], [50, 14], [64]])
+    batch = batch_of(config, 2, [[32], [20, 12], [32]])
 
     def read(params):
         return read_segments(nnx.merge(graphdef, params), mem.init_memory(config, 3), batch)

@@ -43,8 +43,17 @@ def prompt(tmp_path):
     return midi.read_song(path, Scheme())
 
 
-@pytest.mark.parametrize("memory", MEMORIES.values(), ids=MEMORIES)
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(
+    ("memory", "options"),
+    [
+        # Every memory with one decoder and every decoder with one memory; all pairs with --thorough.
+        pytest.param(
+            MEMORIES[memory], OPTIONS[options], id=f"{memory}, {options}", marks=[pytest.mark.slow] * (i > 0 and j > 0)
+        )
+        for i, memory in enumerate(MEMORIES)
+        for j, options in enumerate(OPTIONS)
+    ],
+)
 def test_token_by_token_equals_training_in_segments(small, memory, options):
     """The same logits as reading the songs in segments, both memories included, wherever sampling takes over.
 

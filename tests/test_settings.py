@@ -175,7 +175,7 @@ def test_music_may_end_by_itself(small):
         ({"bars": 4, "eos": True, "min_seconds": 9.0}, "min-bars or min-seconds: the song stops earlier"),
         ({"lowest": 61, "highest": 61, "key": parse_key("C major")}, "no pitch from 61 to 61 is in the key"),
         ({"lowest": 84, "highest": 48}, "lowest 84 is above highest 48; swap them"),
-        ({"warmth": 3}, "warmth: no such setting; there are temperature, top_k,"),
+        ({"warmth": 3}, "warmth: no such setting; there are temperature, copy, top_k,"),
         ({"prompt_bars": 0}, "prompt_bars 0: give a number above 0"),
         ({"num": 5000}, "num 5000: give a number from 1 to 4096"),
         ({"instruments": (0,)}, "instruments: this model knows none"),
