@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py
 
-By default a kNN memory that has to fit into 16 GB: 32 lanes, 65,536 slots of 8 heads of 64 in bfloat16, 8 segments per
+By default a kNN memory of context keys that has to fit into 16 GB: 32 lanes, 65,536 slots of 8 heads of 64 in bfloat16, 8 segments per
 step. The program needs its arguments (parameters, optimizer, both memories), which it updates in place, and its
 temporary arrays. It is compiled for the device of this machine; the compiler of another may choose otherwise.
 """
@@ -24,6 +24,8 @@ from midigen_jax.training.step import make_train_step
 from midigen_jax.vocab import Vocabulary
 
 SETTINGS = (
+    "memory.retrieval=context",
+    "memory.mixing=softmax",
     "memory.knn=65536",
     "memory.backend=xla",
     "data.segments=8",
