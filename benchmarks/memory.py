@@ -2,9 +2,9 @@
 
     python benchmarks/memory.py
 
-By default a kNN memory of context keys that has to fit into 16 GB: 32 lanes, 65,536 slots of 8 heads of 64 in bfloat16, 8 segments per
-step. The program needs its arguments (parameters, optimizer, both memories), which it updates in place, and its
-temporary arrays. It is compiled for the device of this machine; the compiler of another may choose otherwise.
+By default a kNN memory of context keys that has to fit into 16 GB: 32 lanes, 65,536 slots of 8 heads of 64 in bfloat16,
+8 segments per step. The program needs its arguments (parameters, optimizer, both memories), which it updates in place,
+and its temporary arrays. It is compiled for the device of this machine; the compiler of another may choose otherwise.
 """
 
 import time
