@@ -4,8 +4,8 @@ A copier predicts what followed the longest earlier occurrence of the last token
 probability that depends only on the length of that match. N-grams count what followed matches of several lengths, and
 are interpolated from short to long, with a weight for each count (Jelinek and Mercer 1980); as they count the song so
 far, they are a cache (Kuhn and De Mori 1990, "A cache-based natural language model for speech recognition") and know
-its scale and its habits too, not only what it repeats. The weights are fitted to half of the songs and applied to the
-other half.
+its scale and its usual turns too, not only what it repeats. The weights are fitted to half of the songs and applied to
+the other half.
 
 N are a song's tokens. A loss that a copier lowers by much belongs to a model whose memory has missed exact repeats.
 """

@@ -69,15 +69,13 @@ def find_theme(bars: Sequence[Bar]) -> list[Bar] | None:
 
 def randomise_pitches(theme: Sequence[Bar], random: np.random.Generator, scheme: Scheme) -> list[Bar]:
     """The same rhythms with pitches drawn from the theme's range, all pitches of a chord different. Drums stay."""
-    pitched = np.concatenate([_pitched(notes, scheme) for notes in theme])
+    pitched = np.concatenate([notes[_pitched(notes, scheme)] for notes in theme])
     low, high = (int(pitched[:, 2].min()), int(pitched[:, 2].max())) if len(pitched) else (0, 0)
     drawn = []
     for notes in theme:
         notes = notes.copy()
         for onset in np.unique(notes[:, 0]):
-            chord = notes[:, 0] == onset
-            if scheme.multi:
-                chord &= notes[:, 3] != vocab.DRUMS
+            chord = (notes[:, 0] == onset) & _pitched(notes, scheme)
             n_pitches = max(high - low + 1, int(chord.sum()))
             notes[chord, 2] = min(low, 128 - n_pitches) + random.permutation(n_pitches)[: chord.sum()]
         drawn.append(notes)
@@ -86,9 +84,12 @@ def randomise_pitches(theme: Sequence[Bar], random: np.random.Generator, scheme:
 
 def transpose(theme: Sequence[Bar], random: np.random.Generator, scheme: Scheme) -> list[Bar]:
     """The theme in another key, higher or, where there is no room above it, lower. Drums stay."""
-    highest = max((int(_pitched(notes, scheme)[:, 2].max(initial=0)) for notes in theme), default=0)
+    highest = max((int(notes[_pitched(notes, scheme), 2].max(initial=0)) for notes in theme), default=0)
     shift = int(random.choice(SHIFTS))
-    return [_moved(notes, shift if highest + shift < 128 else -shift, scheme) for notes in theme]
+    transposed = [notes.copy() for notes in theme]
+    for notes in transposed:
+        notes[_pitched(notes, scheme), 2] += shift if highest + shift < 128 else -shift
+    return transposed
 
 
 def vary(theme: Sequence[Bar], random: np.random.Generator, scheme: Scheme) -> list[Bar]:
@@ -97,9 +98,9 @@ def vary(theme: Sequence[Bar], random: np.random.Generator, scheme: Scheme) -> l
     for notes in theme:
         notes = notes.copy()
         free = set(range(128)) - set(notes[:, 2].tolist())  # no two notes become one
-        for i in np.flatnonzero(random.random(len(notes)) < share).tolist():
+        for i in np.flatnonzero((random.random(len(notes)) < share) & _pitched(notes, scheme)).tolist():
             near = [pitch for pitch in range(notes[i, 2] - 2, notes[i, 2] + 3) if pitch in free]
-            if near and not (scheme.multi and notes[i, 3] == vocab.DRUMS):
+            if near:
                 notes[i, 2] = random.choice(near)
                 free.discard(int(notes[i, 2]))
         varied.append(notes)
@@ -107,14 +108,8 @@ def vary(theme: Sequence[Bar], random: np.random.Generator, scheme: Scheme) -> l
 
 
 def _pitched(notes: Bar, scheme: Scheme) -> np.ndarray:
-    return notes[notes[:, 3] != vocab.DRUMS] if scheme.multi else notes
-
-
-def _moved(notes: Bar, shift: int, scheme: Scheme) -> Bar:
-    notes = notes.copy()
-    which = notes[:, 3] != vocab.DRUMS if scheme.multi else np.ones(len(notes), bool)
-    notes[which, 2] += shift
-    return notes
+    """Which notes are not of drums: bool [N]."""
+    return (notes[:, 3] != vocab.DRUMS) | (not scheme.multi)
 
 
 def join_bars(bars: Sequence[Bar], length: int, scheme: Scheme) -> Song:

@@ -3,9 +3,9 @@
 Each lag has a score: how well the last tokens agree with those that were read so many tokens earlier. A token that
 agrees adds to it, one that does not takes a share of it away, so that a changed note does not end a match. Each lag has
 a shift too, in semitones: pitches agree if they differ by it. The tokens that followed the best matches, shifted, are
-candidates for the next token. Comparing a sequence with itself along its diagonals, with scores that bridge what
-differs, is how self-similarity matrices and sequence alignments find what returns (Foote 1999, "Visualizing music and
-audio using self-similarity"; Smith and Waterman 1981, "Identification of common molecular subsequences").
+candidates for the next token. Comparing a sequence with itself along its diagonals, with scores that survive
+differences, is how self-similarity matrices and sequence alignments find what returns (Foote 1999, "Visualizing music
+and audio using self-similarity"; Smith and Waterman 1981, "Identification of common molecular subsequences").
 
 Scores are whole numbers and follow from the tokens alone: they are the same on every device, whether a song is read
 by segments or token by token, and have no gradient. Letters of shapes are those of `shapes`; M are lags.
@@ -124,7 +124,7 @@ def read_token(
         return jnp.where(agrees, jnp.minimum(score + added, HIGHEST), score * KEPT >> 3).astype(score.dtype)
 
     score, pitch_score = after(score, ONE), after(pitch_score, jnp.where(pitched, ONE, 0).astype(score.dtype))
-    # Another shift is tried where no pitch speaks for the present one any more.
+    # A lag whose pitches no longer agree tries another shift.
     shift = jnp.where(other_pitch & (pitch_score < ONE // 2), difference, shift)
 
     def pushed(old: Array, new: Array | int) -> Array:

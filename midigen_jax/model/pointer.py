@@ -15,7 +15,7 @@ from flax import nnx
 from .. import config as cfg
 from ..shapes import Array, Float, Int
 from .alignment import EMPTY, ONE, AlignmentMemory, Candidates
-from .retrieval import Retrieval, RetrievalStatistics
+from .retrieval import Retrieval, RetrievalStatistics, sum_by_token
 
 FEATURES = 6  # of a candidate
 HIDDEN = 32  # of the network that gives a candidate's log-odds
@@ -52,14 +52,9 @@ def probabilities(logits: Float[Array, "*B V"], copies: Copies | None) -> Float[
     if copies is None:
         return own
     weights = shares(copies.log_odds)
-    return own * (1 - weights.sum(-1, keepdims=True)) + by_token(copies.token, weights, logits.shape[-1])
-
-
-def by_token(token: Int[Array, "*B k"], weights: Float[Array, "*B k"], vocabulary: int) -> Float[Array, "*B V"]:
-    """The sum of the weights of all candidates that name each token."""
-    add = jax.vmap(lambda token, weights: jnp.zeros(vocabulary).at[jnp.maximum(token, 0)].add(weights))
-    shape = token.shape[:-1]
-    return add(token.reshape(-1, token.shape[-1]), weights.reshape(-1, token.shape[-1])).reshape(*shape, vocabulary)
+    return own * (1 - weights.sum(-1, keepdims=True)) + sum_by_token(
+        weights[:, None], copies.token[:, None], logits.shape[-1]
+    )
 
 
 def retrieved(candidates: Candidates, copies: Copies, memory: AlignmentMemory) -> Retrieval:

@@ -20,7 +20,7 @@ from ..vocab import Vocabulary
 from .settings import GenerationSettings
 
 NO_INSTRUMENT = vocab.N_INSTRUMENTS  # where there are none, or before a song's first one
-ALWAYS = 20.0  # log-odds of copying wherever anything can be copied
+ALWAYS = 40.0  # log-odds above those of every `copy` below 1: whatever can be copied is
 PITCHED, DRUMS, SILENCED = range(3)  # kinds of instruments, by what the settings let them play
 
 
@@ -95,8 +95,10 @@ def instrument_after(instrument: Int[Array, " B"], token: Int[Array, " B"], voca
 
 
 def _copy_log_odds(copy: float) -> float:
-    """0.5 leaves the memory's share of the prediction as it was learned."""
-    return pointer.NONE if copy == 0 else min(math.log(copy) - math.log1p(-copy), ALWAYS) if copy < 1 else ALWAYS
+    """What is added to the log-odds of the kNN memory; at 0.5 nothing."""
+    if copy == 0:
+        return pointer.NONE
+    return math.log(copy / (1 - copy)) if copy < 1 else ALWAYS
 
 
 def process_logits(
@@ -104,9 +106,9 @@ def process_logits(
 ) -> Float[Array, "B V"]:
     """Applies temperature, top-k, top-p and min-p: tokens that are not drawn from get minus infinity.
 
-    The temperature is that of what the decoder writes itself. What it copies keeps its probability, or a low
-    temperature would make the surest copies surer still, and music that repeats itself repeat for ever. The most likely
-    token always stays. All three cuts are a threshold on the probability, the highest of them counts.
+    The temperature applies to the decoder's own distribution only: it would raise the probability of copies that are
+    already likely, and the music would end in a loop. The most likely token always stays. All three cuts are a
+    threshold on the probability, the highest of them counts.
     """
     logits = jnp.where(legal, logits, -jnp.inf) / settings.temperature
     if copies is not None:

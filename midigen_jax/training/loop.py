@@ -62,7 +62,7 @@ def train(config: cfg.Config, source: Path, run: Path, init_from: Path | None = 
     settings = config.train
     if has_checkpoint(run):
         if init_from is not None:
-            print(f"{run}: has checkpoints, so it goes on from those, not from {init_from}")
+            print(f"{run}: has checkpoints and resumes from them; --init-from {init_from} is ignored")
             init_from = None
         restore.check_format(run)
     vocabulary = 0 if init_from is None else restore.vocabulary_of(init_from)
