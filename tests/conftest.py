@@ -1,13 +1,16 @@
 """Shared by all tests: run-time shape checks, and small songs made on the spot."""
 
 import os
+from importlib.metadata import version
 
 # Expected values are those of a CPU; the tests marked gpu say how to run them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The models are tiny: compiling them takes longer than running them. `make test-all` compiles as users do.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+FAST_COMPILATION = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
+if FAST_COMPILATION and version("jaxlib").startswith("0.10."):  # in half the time; later versions have no such switch
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
 
-import jaxtyping
+import jaxtyping  # noqa: E402
 
 # Checks every annotated shape of these packages while the tests run.
 CHECKED = ("model", "run", "sampling", "training")
@@ -16,6 +19,7 @@ jaxtyping.install_import_hook([f"midigen_jax.{name}" for name in CHECKED], "bear
 import dataclasses  # noqa: E402
 import functools  # noqa: E402
 from pathlib import Path  # noqa: E402  (the hook has to come before anything imports the package)
+from typing import Any  # noqa: E402
 
 import mido  # noqa: E402
 import numpy as np  # noqa: E402
@@ -43,9 +47,21 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason="slow: run with --thorough"))
 
 
+def slow(*values: Any, id: str | None = None) -> Any:
+    """Parameters that are tried with --thorough only."""
+    return pytest.param(*values, id=id, marks=pytest.mark.slow)
+
+
 def examples(number: int) -> int:
     """How many random examples a test takes."""
     return 5 * number if os.environ.get("THOROUGH") else number
+
+
+@pytest.fixture(scope="session")
+def two_layers(small) -> cfg.Config:
+    """The same with a plain layer below the kNN layer."""
+    model, memory = dataclasses.replace(small.model, layers=2), dataclasses.replace(small.memory, knn_layer=2)
+    return dataclasses.replace(small, model=model, memory=memory)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -158,10 +174,10 @@ def corpus(midi_folder, tmp_path_factory) -> Corpus:
 
 @pytest.fixture(scope="session")
 def small() -> cfg.Config:
-    """A config that compiles and runs in seconds."""
+    """A config that compiles and runs in seconds: one layer, which is the kNN layer."""
     return cfg.Config(
-        model=cfg.Model(layers=2, width=32, heads=2, ff_width=64, qk_norm=False, previous_tokens=2, dropout=0.1),
-        memory=cfg.Memory(xl=24, knn=64, retrieval="context", knn_layer=2, top_k=4),
+        model=cfg.Model(layers=1, width=32, heads=2, ff_width=64, qk_norm=False, previous_tokens=2, dropout=0.1),
+        memory=cfg.Memory(xl=24, knn=64, retrieval="context", knn_layer=1, top_k=4),
         data=cfg.Data(lanes=3, segment=16, segments=2),
         train=cfg.Train(
             steps=12, warmup=2, learning_rate=3e-3, log_every=4, validate_every=6, save_every=6, sample_minutes=0.0

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import slow
 from flax import nnx
 
 from midigen_jax import config as cfg
@@ -35,16 +36,22 @@ def test_attention_and_its_gradient_are_the_plain_ones(bias_lanes):
 
 def test_position_bias_and_its_gradient_are_those_of_a_gather():
     table = jnp.asarray(np.random.default_rng(0).normal(size=(positions.BUCKETS, 3)), jnp.float32)
+
+    @partial(jax.jit, static_argnums=0)
+    def bias_and_gradient(function, table):
+        bias, vjp = jax.vjp(function, table)
+        return bias, vjp(jnp.cos(bias))[0]
+
     for first, queries, slots in ((4, 5, 9), (0, 1, 1), (3, 1, 4), (0, 70, 70), (150, 50, 200)):
 
         def plain(table, first=first, queries=queries, slots=slots):
             distance = first + jnp.arange(queries)[:, None] - jnp.arange(slots)
             return jnp.moveaxis(table[positions.t5_bucket(distance)], -1, 0)[None]
 
-        one, vjp_one = jax.vjp(lambda t, s=(first, queries, slots): positions.position_bias(t, *s), table)
-        two, vjp_two = jax.vjp(plain, table)
+        ours = partial(positions.position_bias, first=first, queries=queries, slots=slots)
+        (one, gradient_one), (two, gradient_two) = (bias_and_gradient(function, table) for function in (ours, plain))
         assert (one == two).all()
-        np.testing.assert_allclose(vjp_one(jnp.cos(one))[0], vjp_two(jnp.cos(two))[0], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(gradient_one, gradient_two, rtol=1e-4, atol=1e-4)
 
 
 def test_t5_buckets():
@@ -193,7 +200,9 @@ def formula(params, x, table, window, ring, song, mask, context, output, *, retr
     return np.einsum("bhtk,hkd->btd", y, params["out"]) + params["out_bias"] + answer, slots, share
 
 
-@pytest.mark.parametrize(("backend", "top_k"), [("faiss", K), ("xla", K), ("faiss", RING), ("xla", RING), ("dense", K)])
+@pytest.mark.parametrize(
+    ("backend", "top_k"), [("faiss", K), ("xla", K), ("dense", K), slow("faiss", RING), slow("xla", RING)]
+)
 def test_the_knn_layer_is_its_formula(scene, backend, top_k):
     """Dense attention is that to all slots of the song, whatever k is, as is a search for as many."""
     y, statistics = layer_output(**scene, backend=backend, top_k=top_k)
@@ -217,8 +226,17 @@ def close_in_bfloat16(x, expected):
     return np.square(error).mean() < (0.02**2) * np.square(expected).mean()
 
 
-@pytest.mark.parametrize("ring_dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("backend", ["faiss", "xla", "dense"])
+@pytest.mark.parametrize(
+    ("backend", "ring_dtype"),
+    [
+        ("faiss", "bfloat16"),
+        ("dense", "float32"),
+        *(
+            slow(*case)
+            for case in (("faiss", "float32"), ("xla", "float32"), ("xla", "bfloat16"), ("dense", "bfloat16"))
+        ),
+    ],
+)
 def test_the_knn_layer_in_bfloat16_is_the_same_but_for_rounding(scene, backend, ring_dtype):
     """Its output goes on in bfloat16, whatever the ring holds. All is found: else rounding may choose another slot."""
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import slow
 from jax.sharding import NamedSharding, PartitionSpec
 from test_train import ENVIRONMENT, equal
 
@@ -126,7 +127,7 @@ def test_what_is_saved_is_what_the_arrays_held(tmp_path):
     checkpoints.close()
 
 
-@pytest.mark.parametrize("how", ["missing", "cut", "flipped", "a bit"])
+@pytest.mark.parametrize("how", ["missing", "a bit", slow("cut"), slow("flipped")])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(saved, tmp_path, capsys, how):
     """Whatever file of it was damaged, what is read is what was saved."""
     files = sorted(path for path in (saved / "checkpoints" / "2").rglob("*") if path.is_file())

@@ -29,9 +29,9 @@ def push(memory, config, song, value):
 
 
 @pytest.mark.parametrize("retrieval", RETRIEVALS)
-def test_the_oldest_leave_for_the_ring_in_tape_order(small, retrieval):
+def test_the_oldest_leave_for_the_ring_in_tape_order(two_layers, retrieval):
     """XL memory of 24 slots, segments of 16, a ring of 64: the two hold the last 88 tokens, none twice."""
-    config = changed(small, memory__retrieval=retrieval)
+    config = changed(two_layers, memory__retrieval=retrieval)
     memory = mem.init_memory(config, 2)
     for step in range(9):
         memory = push(memory, config, jnp.full((2, 16), step), float(step + 1))
@@ -51,13 +51,13 @@ def test_the_oldest_leave_for_the_ring_in_tape_order(small, retrieval):
         assert (np.roll(knn.values[1, 1, :, 1], -write) == -keys).all()
 
 
-def test_a_song_s_slots_are_one_range_of_its_lane(small):
-    memory = mem.init_memory(small, 2)
+def test_a_song_s_slots_are_one_range_of_its_lane(two_layers):
+    memory = mem.init_memory(two_layers, 2)
     assert mem.valid_slots(memory.knn, jnp.array([0, -1])).length.tolist() == [0, 0]
     lanes = jnp.array([[0] * 16, [0] * 10 + [1] * 6])
-    memory = push(memory, small, lanes, 1.0)
+    memory = push(memory, two_layers, lanes, 1.0)
     for _ in range(3):
-        memory = push(memory, small, jnp.array([[0] * 16, [1] * 16]), 2.0)
+        memory = push(memory, two_layers, jnp.array([[0] * 16, [1] * 16]), 2.0)
     *_, start, count = mem.valid_slots(memory.knn, jnp.array([0, 1]))
     # 64 tokens went in, 24 stay in XL memory; the ring's first 24 slots are the empty XL memory of the start.
     assert count.tolist() == [40, 30]
@@ -68,7 +68,7 @@ def test_a_song_s_slots_are_one_range_of_its_lane(small):
 
 @pytest.mark.parametrize("retrieval", RETRIEVALS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_planted_key_is_found_at_every_age(small, backend, retrieval, tmp_path):
+def test_a_planted_key_is_found_at_every_age(two_layers, backend, retrieval, tmp_path):
     """Every key that went into the ring is found, where it is and as old as it is, until it is written over.
 
     Segments of 16 tokens go through 24 slots of XL memory into a ring of 64; all keys of the tape differ. The ring
@@ -78,7 +78,7 @@ def test_a_planted_key_is_found_at_every_age(small, backend, retrieval, tmp_path
     random = np.random.default_rng(0)
     tape = random.normal(size=(1, 2, segments * segment, 16)).astype(np.float32)
     tape /= np.linalg.norm(tape, axis=-1, keepdims=True)
-    config = changed(small, memory__backend=backend, memory__retrieval=retrieval)
+    config = changed(two_layers, memory__backend=backend, memory__retrieval=retrieval)
     find = jax.jit(lambda slots, queries, may_search: mem.retrieve(slots, queries, may_search, 4, backend))
     roll = jax.jit(lambda window, knn: mem.roll(window, knn, segment, 2))
     memory = mem.init_memory(config, 1)
@@ -117,7 +117,7 @@ def test_a_planted_key_is_found_at_every_age(small, backend, retrieval, tmp_path
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_retrieval_finds_only_the_running_song(small, backend):
+def test_retrieval_finds_only_the_running_song(two_layers, backend):
     random = np.random.default_rng(2)
     keys = random.normal(size=(1, 2, 64, 16)).astype(np.float32)
     song = np.repeat([3, 4], 32)[None]
@@ -133,16 +133,16 @@ def test_retrieval_finds_only_the_running_song(small, backend):
     assert (hits.values[:, :, :15] == hits.slots[:, :, :15] + 100).all()
 
 
-def test_ages_count_tokens_along_the_tape(small):
-    knn = mem.init_memory(small, 1).knn
+def test_ages_count_tokens_along_the_tape(two_layers):
+    knn = mem.init_memory(two_layers, 1).knn
     assert isinstance(knn, KNNMemory)
     knn = knn._replace(write=jnp.array([16]))
     slots = jnp.array([[[[15, 14], [15, 16]]]])
     assert mem.ages(mem.valid_slots(knn, jnp.array([0])), slots, 24).tolist() == [[[[25, 26], [26, 89]]]]
 
 
-def test_without_a_ring_there_is_no_knn_memory(small):
-    config = changed(small, memory__knn=0)
+def test_without_a_ring_there_is_no_knn_memory(two_layers):
+    config = changed(two_layers, memory__knn=0)
     memory = mem.init_memory(config, 2)
     assert memory.knn is None
     assert push(memory, config, jnp.zeros((2, 16), jnp.int32), 1.0).xl.song.shape == (2, 24)

@@ -88,7 +88,7 @@ def test_an_order_that_no_song_has_is_noticed():
 def test_what_is_sampled_keeps_to_it(small, rich):  # noqa: F811
     for vocabulary in (Vocabulary(), rich):
         sampler = Sampler(TrainedModel(small, init_params(small, vocabulary, seed=0)[1], vocabulary))
-        tokens, _ = drawn(sampler, Prompt(new_song(vocabulary.scheme), 0), 20, 400, CHANGEABLE)
+        tokens, _ = drawn(sampler, Prompt(new_song(vocabulary.scheme), 0), 20, 200, CHANGEABLE)
         together = 0
         for row in tokens:
             base_tokens = np.array([part for token in row.tolist() for part in vocabulary.base_tokens[token]])

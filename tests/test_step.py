@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import slow
 from flax import nnx
 
 from midigen_jax import config as cfg
@@ -25,8 +26,8 @@ from midigen_jax.training.step import make_loss, make_train_step
 from midigen_jax.vocab import SOS, Vocabulary
 
 LANES, SEGMENT, SEGMENTS, STEPS = 4, 8, 2, 4
-RETRIEVALS = ("context", "attention")
-SEARCHES = (("context", "faiss"), ("context", "xla"), ("attention", "faiss"))
+THOROUGH = bool(os.environ.get("THOROUGH"))
+SEARCHES = (("context", "faiss"), ("attention", "faiss"), *[("context", "xla")] * THOROUGH)
 
 
 def config(layers: int = 2, retrieval: str = "context", **train) -> cfg.Config:
@@ -95,7 +96,7 @@ def child(tmp_path_factory):
     here = Path(__file__).parent
     code = f"import pathlib, test_step; test_step.on_four_devices(pathlib.Path({str(folder)!r}))"
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join([str(here), str(here.parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
@@ -168,7 +169,7 @@ def assert_close(one, two):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), one, two)
 
 
-@pytest.mark.parametrize("retrieval", RETRIEVALS)
+@pytest.mark.parametrize("retrieval", ["context", slow("attention")])
 def test_activations_computed_again_change_nothing_and_search_once_a_segment(retrieval, monkeypatch):
     """Loss, gradients, memories and statistics, with dropout, over two segments."""
     before, calls = before_a_step(config(retrieval=retrieval)), []
@@ -188,8 +189,10 @@ def test_activations_computed_again_change_nothing_and_search_once_a_segment(ret
     assert counts[0] == counts[1]
 
 
-@pytest.mark.parametrize("retrieval", RETRIEVALS)
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize(
+    ("remat", "retrieval"),
+    [(False, "context"), (True, "attention"), slow(True, "context"), slow(False, "attention")],
+)
 def test_the_step_keeps_no_copy_of_the_ring(remat, retrieval):
     """Beside the state, eight segments need far less memory than the ring, which is much larger than all else."""
     large = config(1, retrieval, remat=remat)
