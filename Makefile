@@ -25,11 +25,10 @@ demo: $(VENV)/installed-demo
 	$(BIN)/python train.py configs/demo.py --data $(RUN)/midi --workdir $(RUN)
 	$(BIN)/python -m midigen_jax.evaluate $(RUN) --data $(RUN)/midi --songs 16 --takes 4 --bars 16 --themes 0
 
-lint: $(VENV)/installed-dev $(VENV)/installed-demo
+lint: $(VENV)/installed-dev,demo
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/mypy tests $(MYPY_TESTS)
+	$(BIN)/mypy --cache-dir .mypy_cache/tests tests $(MYPY_TESTS) & $(BIN)/mypy && wait $$!
 	$(BIN)/lint-imports
 
 test: lint
