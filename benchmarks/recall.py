@@ -24,7 +24,7 @@ from midigen_jax import vocab
 from midigen_jax.cli import command
 from midigen_jax.errors import InputError
 from midigen_jax.model.decoder import abstract_decoder
-from midigen_jax.model.memory import KNNMemory, Memory, init_memory
+from midigen_jax.model.memory import Memory, init_memory
 from midigen_jax.model.reader import Batch, Visible, read_segment
 from midigen_jax.run import runtime
 from midigen_jax.shapes import Array
@@ -42,7 +42,7 @@ Arrays = dict[str, np.ndarray]
 def make_config(*, knn: bool, steps: int) -> cfg.Config:
     return cfg.Config(
         model=cfg.Model(layers=1, width=64, heads=2, ff_width=128, previous_tokens=0),
-        memory=cfg.Memory(xl=64, knn=4096 * knn, knn_layer=1, top_k=8),
+        memory=cfg.Memory(xl=64, knn=4096 * knn, retrieval="context", knn_layer=1, top_k=8),
         data=cfg.Data(lanes=8, segment=64, segments=4),
         train=cfg.Train(steps=steps, learning_rate=0.01, warmup=50),
     )
@@ -94,7 +94,7 @@ def make_reader(side: Ours) -> Callable[[Memory, Batch, str], tuple[Memory, Arra
     @partial(jax.jit, donate_argnums=1)
     def read(params: dict, memory: Memory, batch: Batch, sees_knn: bool, lanes: Array) -> tuple[Memory, Array, Array]:
         knn, visible = memory.knn, Visible()
-        if isinstance(knn, KNNMemory):
+        if knn is not None:
             # The slots keep the songs of their lane, so that as many are valid as in its own ring.
             other = knn._replace(keys=knn.keys[lanes], values=knn.values[lanes])
             visible = Visible(knn=sees_knn, other_knn=other)

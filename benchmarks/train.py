@@ -29,7 +29,6 @@ from midigen_jax.data.corpus import Corpus, open_corpus
 from midigen_jax.data.encode import open_or_encode
 from midigen_jax.errors import InputError
 from midigen_jax.model.attention import normalize
-from midigen_jax.model.memory import KNNMemory
 from midigen_jax.run import runtime
 from midigen_jax.training.state import TrainState
 
@@ -142,7 +141,7 @@ def compare(config: cfg.Config, corpus: Corpus, steps: int, warmup: int) -> dict
 def fill_ring(state: TrainState, song: int, vocabulary: int) -> TrainState:
     """The state with a ring that is full of random entries of one song."""
     knn = state.memory.knn
-    assert isinstance(knn, KNNMemory)
+    assert knn is not None
     keys = normalize(jax.random.normal(jax.random.key(0), knn.keys.shape)).astype(knn.keys.dtype)
     # Tokens, or numbers in the place of a layer's values.
     values = jax.random.randint(jax.random.key(1), knn.values.shape, 0, vocabulary).astype(knn.values.dtype)

@@ -37,8 +37,8 @@ class Memory:
     xl: int = 256  # slots of Transformer-XL memory, in every layer
     knn: int = 8192  # slots of the kNN memory, a multiple of the segment; 0: none
     # By what it finds what is similar: keys that describe the last tokens; the queries and keys of a layer's attention,
-    # with its values (Wu et al. 2022, "Memorizing Transformers"); or by aligning the song with itself, in any key.
-    retrieval: Literal["context", "attention", "alignment"] = "context"
+    # with its values (Wu et al. 2022, "Memorizing Transformers"); aligning the song with itself, in any key; or two.
+    retrieval: Literal["context", "attention", "alignment", "context+alignment", "attention+alignment"] = "context"
     knn_layer: int = 3  # the layer that uses such keys, counted from 1
     # How that layer weighs the memory against its window: by one softmax over both, or by a learned gate per head that
     # ignores the query, as in Memorizing Transformers. A memory by alignment ignores it.
@@ -50,7 +50,7 @@ class Memory:
     @property
     def aligns(self) -> bool:
         """Whether there is a memory by alignment."""
-        return self.knn > 0 and self.retrieval == "alignment"
+        return self.knn > 0 and "alignment" in self.retrieval
 
     @property
     def has_keys(self) -> bool:
@@ -60,7 +60,7 @@ class Memory:
     @property
     def has_context_keys(self) -> bool:
         """Whether these keys describe the last tokens."""
-        return self.knn > 0 and self.retrieval == "context"
+        return self.knn > 0 and "context" in self.retrieval
 
 
 @dataclass(frozen=True)

@@ -52,9 +52,13 @@ def slow(*values: Any, id: str | None = None) -> Any:
     return pytest.param(*values, id=id, marks=pytest.mark.slow)
 
 
+def thorough() -> bool:
+    return bool(os.environ.get("THOROUGH"))
+
+
 def examples(number: int) -> int:
     """How many random examples a test takes."""
-    return 5 * number if os.environ.get("THOROUGH") else number
+    return 5 * number if thorough() else number
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from test_model import KINDS, build, changed
+from test_model import BOTH, KINDS, build, changed
 
 from midigen_jax import config as cfg
 from midigen_jax import vocab
@@ -97,7 +97,7 @@ def test_hits_are_where_the_theme_was(copier):
     assert (ages[:, :32] == 0).all()  # nothing has left the window yet
 
 
-@pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("changes", [*KINDS.values(), BOTH], ids=[*KINDS, "context+alignment"])
 def test_each_ablation_hides_what_it_says(small, changes):
     """Of a random model: all memories, as in training; none, each segment as if it were the first; and XL alone."""
     config = changed(small, model__dropout=0.0, **changes)

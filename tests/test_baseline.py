@@ -77,7 +77,7 @@ def test_our_decoder_computes_the_same_with_the_baselines_weights():
     def read(params, batch, xl):
         decoder = nnx.merge(graphdef, params)
         inputs = (batch[name] for name in ("tokens", "bar", "position", "song"))
-        return decoder(*inputs, Memory(xl, None)).logits
+        return decoder(*inputs, Memory(xl, None, None)).logits
 
     memory = midigen.Memory(sizes)
     differences = []

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import slow
+from conftest import slow, thorough
 from jax.sharding import NamedSharding, PartitionSpec
 from test_train import ENVIRONMENT, equal
 
@@ -133,7 +133,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(saved, tmp_pat
     files = sorted(path for path in (saved / "checkpoints" / "2").rglob("*") if path.is_file())
     assert len(files) > 20
     n_found = 0
-    for i, file in enumerate(files):
+    for i, file in enumerate(files if thorough() else files[::2]):
         run = shutil.copytree(saved, tmp_path / str(i))
         path, content = run / file.relative_to(saved), bytearray(file.read_bytes())
         if how == "missing":
@@ -170,7 +170,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(saved, tmp_pat
             assert said == "", path
         checkpoints.close()
         shutil.rmtree(run)
-    assert n_found > len(files) / 5
+    assert n_found > i / 5
 
 
 def settings_of_the_process():

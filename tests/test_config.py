@@ -33,7 +33,7 @@ def test_overrides_take_the_type_of_their_key():
         ("model.dtype=float64", "give one of float32, bfloat16"),
         ("model.heads=3", r"model\.heads=3: must divide width=256"),
         ("memory.knn=1000", r"memory\.knn=1000: must be a multiple of data\.segment=256"),
-        ("memory.retrieval=all", "give one of context, attention, alignment"),
+        ("memory.retrieval=all", "give one of context, attention, alignment, context.alignment, attention.alignment"),
         ("memory.mixing=sum", "give one of softmax, gate"),
         ("data.lanes=0", "must be at least 1"),
         ("model.heads=0", "must be at least 1"),

@@ -66,7 +66,7 @@ def one_lane_of_whole_epochs(folder: Path, steps: int) -> tuple[Path, int]:
         ("context", (10,)),
         *(
             pytest.param(retrieval, stops, marks=pytest.mark.slow)
-            for retrieval, stops in (("context", (2, 10, 13)), ("attention", (10,)), ("alignment", (10,)))
+            for retrieval, stops in (("context", (2, 10, 13)), ("attention", (10,)), ("context+alignment", (10,)))
         ),
     ],
 )

@@ -25,7 +25,7 @@ def push(memory, config, song, value):
         jnp.concatenate([memory.xl.token, jnp.full(song.shape, int(value))], 1),
         None if memory.xl.context is None else jnp.concatenate([memory.xl.context, jnp.full(shape, value)], 2),
     )
-    return mem.roll(window, memory.knn, segment, config.memory.knn_layer)
+    return mem.Memory(*mem.roll(window, memory.knn, segment, config.memory.knn_layer), None)
 
 
 @pytest.mark.parametrize("retrieval", RETRIEVALS)
@@ -91,7 +91,9 @@ def test_a_planted_key_is_found_at_every_age(two_layers, backend, retrieval, tmp
         keys, values = (jnp.zeros_like(layer), layer), (jnp.zeros_like(layer), layer_values)
         song = jnp.concatenate([memory.xl.song, jnp.zeros((1, segment), jnp.int32)], 1)
         token = jnp.concatenate([memory.xl.token, jnp.arange(end - segment, end)[None]], 1)
-        memory = roll(XLMemory(keys, values, song, token, layer if retrieval == "context" else None), memory.knn)
+        window = XLMemory(keys, values, song, token, layer if retrieval == "context" else None)
+        stay, rolled = roll(window, memory.knn)
+        memory = mem.Memory(stay, rolled, None)
         if end == 7 * segment:
             checkpoints = Checkpoints(tmp_path, keep=1)
             checkpoints.save(1, {"memory": memory}, {"format_version": FORMAT_VERSION})

@@ -75,7 +75,7 @@ def read_tape(graphdef, params, config, batch, *, segment=None):
     def read(params, memory, part):
         output = read_segment(nnx.merge(graphdef, params), memory, part)
         in_ring = part["song"][:, 0]
-        if isinstance(memory.knn, mem.KNNMemory):
+        if memory.knn is not None:
             in_ring = mem.valid_slots(memory.knn, in_ring).length
         return output.memory, prediction(output), in_ring
 
@@ -107,25 +107,35 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 BACKENDS = {name: {"memory__backend": name} for name in ("faiss", "xla", "dense")}
 ATTENTION = {"memory__retrieval": "attention"}
+BOTH = {"memory__retrieval": "context+alignment"}
 GATE = ATTENTION | {"memory__mixing": "gate"}
 MEMORIES = BACKENDS | {
     "alignment": {"memory__retrieval": "alignment"},
+    "context+alignment": BOTH,
     "attention, faiss": ATTENTION | BACKENDS["faiss"],
     "attention, xla, gate": GATE | BACKENDS["xla"],
     "attention, dense": ATTENTION | BACKENDS["dense"],
 }
+# Those that reach all code; the others with --thorough.
+SOME_MEMORIES = "faiss", "context+alignment", "attention, faiss", "attention, xla, gate"
+ALL_MEMORIES = [
+    pytest.param(changes, id=name) if name in SOME_MEMORIES else slow(changes, id=name)
+    for name, changes in MEMORIES.items()
+]
 KINDS = {"context": {}, "attention": ATTENTION, "attention, gate": GATE}  # of a kNN memory that has keys
-HEAVY = [slow(KINDS[kind], id=kind) if kind == "attention" else pytest.param(KINDS[kind], id=kind) for kind in KINDS]
+SOME_KINDS = [
+    pytest.param(changes, id=name) if name == "context" else slow(changes, id=name) for name, changes in KINDS.items()
+]
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         *({f"model__{name}": x for name, x in options.items()} for options in OPTIONS.values()),
-        MEMORIES["alignment"],
+        BOTH,
         ATTENTION,
     ],
-    ids=[*OPTIONS, "alignment", "attention"],
+    ids=[*OPTIONS, "context+alignment", "attention"],
 )
 def test_no_logit_depends_on_a_later_token(two_layers, changes):
     """Each depends on all tokens of the segment up to its own and on none after it, with both memories filled.
@@ -239,7 +249,7 @@ def test_knn_memory_of_everything_tells_what_followed_each_context(small):
         np.testing.assert_allclose(logits[:, begin : begin + 16], expected, atol=2e-4)
 
 
-@pytest.mark.parametrize("changes", MEMORIES.values(), ids=MEMORIES)
+@pytest.mark.parametrize("changes", ALL_MEMORIES)
 def test_a_lane_never_hears_another_song(two_layers, changes):
     """Changing song A leaves all logits of the songs before and after it, and of other lanes, as they are, to the bit.
 
@@ -263,7 +273,7 @@ def test_a_lane_never_hears_another_song(two_layers, changes):
     assert (one[song_a] != two[song_a]).any(-1).all()
 
 
-@pytest.mark.parametrize("retrieval", ["context", "alignment", "attention"])
+@pytest.mark.parametrize("retrieval", ["context", "alignment", "attention", "context+alignment"])
 def test_the_knn_memory_changes_what_comes_after_it(small, retrieval):
     """What has left the XL window still matters, through the kNN memory alone."""
     config = changed(small, model__layers=1, memory__knn_layer=1, memory__xl=16, memory__retrieval=retrieval)
@@ -280,7 +290,7 @@ def test_the_knn_memory_changes_what_comes_after_it(small, retrieval):
     assert (one[0, 48:] == two[0, 48:]).all()
 
 
-@pytest.mark.parametrize("changes", HEAVY)
+@pytest.mark.parametrize("changes", SOME_KINDS)
 def test_backends_give_the_same_loss_and_gradients(small, changes):
     small = changed(small, **changes)
     _, params = build(small)
@@ -302,7 +312,7 @@ def test_backends_give_the_same_loss_and_gradients(small, changes):
 
 
 def test_a_memory_by_alignment_with_jit_equals_eager(small):
-    config = changed(small, **MEMORIES["alignment"])
+    config = changed(small, **BOTH)
     graphdef, params = build(config)
     batch = batch_of(config, 2, [[32], [20, 12], [32]])
 
@@ -315,7 +325,7 @@ def test_a_memory_by_alignment_with_jit_equals_eager(small):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), eager, jitted)
 
 
-@pytest.mark.parametrize("changes", HEAVY)
+@pytest.mark.parametrize("changes", SOME_KINDS)
 def test_jit_equals_eager_and_statistics_count_hits(small, changes):
     small = changed(small, **changes)
     graphdef, params = build(small)
@@ -345,7 +355,7 @@ def test_dropout_keeps_the_mean():
     assert dropout(x, 0.25, None) is x
 
 
-@pytest.mark.parametrize("changes", [*HEAVY, pytest.param(MEMORIES["alignment"], id="alignment")])
+@pytest.mark.parametrize("changes", [*SOME_KINDS, pytest.param(BOTH, id="context+alignment")])
 def test_padding_and_bfloat16_give_finite_gradients(small, changes):
     config = changed(small, model__dtype="bfloat16", **changes)
     graphdef, params = build(config)

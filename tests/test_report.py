@@ -38,7 +38,7 @@ def runs(small, corpus, tmp_path_factory):
 def written(runs, corpus, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "compared"
     arguments = ["--data", str(corpus.path), "--split", "validation", "--out", str(out)]
-    small = ["--songs", "3", "--takes", "2", "--bars", "2", "--themes", "2", "--furthest", "1"]
+    small = ["--songs", "3", "--takes", "2", "--bars", "2", "--themes", "2", "--furthest", "0.5"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["evaluate", str(runs / "both"), str(runs / "none"), *arguments, *small])
         command.run(evaluate.main)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import slow
+from conftest import slow, thorough
 from flax import nnx
 
 from midigen_jax import config as cfg
@@ -26,8 +26,7 @@ from midigen_jax.training.step import make_loss, make_train_step
 from midigen_jax.vocab import SOS, Vocabulary
 
 LANES, SEGMENT, SEGMENTS, STEPS = 4, 8, 2, 4
-THOROUGH = bool(os.environ.get("THOROUGH"))
-SEARCHES = (("context", "faiss"), ("attention", "faiss"), *[("context", "xla")] * THOROUGH)
+SEARCHES = (("context", "faiss"), *[("context", "xla"), ("attention", "faiss")] * thorough())
 
 
 def config(layers: int = 2, retrieval: str = "context", **train) -> cfg.Config:

@@ -24,7 +24,7 @@ from ..model.reader import Batch, Visible, read_segment
 from ..model.retrieval import Retrieval
 from ..music.song import TokenSequence
 from ..run.trained import TrainedModel
-from ..shapes import Array, Float
+from ..shapes import Array, Float, Int
 
 NONE, XL, KNN, OTHER_KNN = "no memory", "XL", "XL and kNN", "XL and another song's kNN"
 _VISIBLE = {NONE: Visible(False, False), XL: Visible(True, False), KNN: Visible(), OTHER_KNN: Visible()}
@@ -51,7 +51,7 @@ class _Read(NamedTuple):
 
     nats: np.ndarray  # [B, T]
     retrieval: Retrieval
-    knn_after: KNNMemory | AlignmentMemory | None
+    after: Memory
 
 
 class SongReader:
@@ -89,7 +89,7 @@ class SongReader:
         found: dict[int, np.ndarray] = {}
         for batch in self._batches(songs):
             some = [songs[i] for i in batch]
-            others = self._memories_of_others(some) if ablation == OTHER_KNN else None
+            others = self._memories_of_others(some) if ablation == OTHER_KNN else (None, None)
             rows = np.concatenate([x.nats for x in self._segments(some, ablation, others)], 1)
             found |= {i: row[: n - 1] for i, row, n in zip(batch, rows, _lengths(some), strict=False)}
         return [found[i] for i in range(len(songs))]
@@ -99,7 +99,8 @@ class SongReader:
 
         Yields:
             For each song the hits' ages in tokens, int32 [H, N, k], 0 where there is none, and their shares of the
-            heads' attention, float32 [H, N, k].
+            heads' attention, float32 [H, N, k]; a memory by alignment is one more head, whose shares are of the
+            prediction.
 
         Raises:
             InputError: the model has no kNN memory that is searched.
@@ -120,33 +121,40 @@ class SongReader:
         for i in range(n_batches):
             yield ordered[i * len(ordered) // n_batches : (i + 1) * len(ordered) // n_batches]
 
-    def _memories_of_others(self, songs: Sequence[TokenSequence]) -> KNNMemory | AlignmentMemory:
+    def _memories_of_others(self, songs: Sequence[TokenSequence]) -> tuple[KNNMemory | None, AlignmentMemory | None]:
         """The kNN memory at the end of each song's neighbour in the batch."""
-        knn = None
         for output in self._segments(songs, XL):
-            knn = output.knn_after
+            _, knn, aligned = output.after
+        if aligned is not None:
+            aligned = alignment.without_scores(aligned)
+        if knn is not None:
+            knn = knn._replace(write=self._ends(songs))
         neighbours = np.r_[1 : len(songs), 0, len(songs) : self._lanes]
-        if isinstance(knn, AlignmentMemory):
-            return jax.tree.map(lambda x: x[neighbours], alignment.without_scores(knn))
-        assert knn is not None
+        return jax.tree.map(lambda x: x[neighbours], (knn, aligned))
+
+    def _ends(self, songs: Sequence[TokenSequence]) -> Int[Array, " B"]:
+        """The slot of the ring behind each song's last token."""
         segment, lanes = self.config.data.segment, self._lanes
         lengths = np.pad(_lengths(songs), (0, lanes - len(songs)))
         read = -(-int(lengths.max()) // segment) * segment
         # The ring begins with the empty slots of the XL memory; after a shorter song it ends with padding.
-        end = np.minimum(lengths + self.config.memory.xl, read) % self.config.memory.knn
-        return jax.tree.map(lambda x: x[neighbours], knn._replace(write=jnp.asarray(end, jnp.int32)))
+        return jnp.asarray(np.minimum(lengths + self.config.memory.xl, read) % self.config.memory.knn, jnp.int32)
 
     def _segments(
-        self, songs: Sequence[TokenSequence], ablation: str, others: KNNMemory | AlignmentMemory | None = None
+        self,
+        songs: Sequence[TokenSequence],
+        ablation: str,
+        others: tuple[KNNMemory | None, AlignmentMemory | None] = (None, None),
     ) -> Iterator["_Read"]:
-        segment, visible = self.config.data.segment, _VISIBLE[ablation]._replace(other_knn=others)
+        segment, (knn, aligned) = self.config.data.segment, others
+        visible = _VISIBLE[ablation]._replace(other_knn=knn, other_alignment=aligned)
         memory = self._init_memory()
         batch = self._batch(songs)
         for begin in range(0, batch["tokens"].shape[1], segment):
             here: Any = {name: x[:, begin : begin + segment] for name, x in batch.items()}
-            nats, retrieval, memory, other_knn = self._read(self.model.params, memory, here, visible)
-            visible = visible._replace(other_knn=other_knn)
-            yield _Read(np.asarray(nats), retrieval, memory.knn)
+            nats, retrieval, memory, aligned = self._read(self.model.params, memory, here, visible)
+            visible = visible._replace(other_alignment=aligned)
+            yield _Read(np.asarray(nats), retrieval, memory)
 
     def _batch(self, songs: Sequence[TokenSequence]) -> dict[str, np.ndarray]:
         """Whole songs, a lane each, padded to whole segments."""
@@ -164,10 +172,10 @@ class SongReader:
 
     def _read_segment(
         self, params: dict, memory: Memory, batch: Batch, visible: Visible
-    ) -> tuple[Float[Array, "B T"], Retrieval, Memory, KNNMemory | AlignmentMemory | None]:
+    ) -> tuple[Float[Array, "B T"], Retrieval, Memory, AlignmentMemory | None]:
         """What is visible is an argument of the program: compiling one per ablation would take longer than reading."""
         output = read_segment(nnx.merge(self._graphdef, params), memory, batch, visible)
-        return output.nats, output.retrieval, output.memory, output.other_knn
+        return output.nats, output.retrieval, output.memory, output.other_alignment
 
 
 def _lengths(songs: Sequence[TokenSequence]) -> np.ndarray:

@@ -166,11 +166,19 @@ def cut_fillers(
             return [bars[: int(np.searchsorted(first - first[0], n))] for n in tokens]
 
 
-def probe(sampler: Sampler, source: Themes, *, furthest: float = DISTANCES[-1], seed: int = 0) -> dict[str, Any]:
+def probe(
+    sampler: Sampler,
+    source: Themes,
+    *,
+    kinds: Sequence[str] = KINDS,
+    furthest: float = DISTANCES[-1],
+    seed: int = 0,
+) -> dict[str, Any]:
     """Loss and note F1 of the theme's other bars, by distance and ablation, with intervals over themes.
 
     Args:
         source: of songs that the model was not trained on.
+        kinds: how the themes return.
         furthest: the longest filler, in contexts.
     """
     model = sampler.model
@@ -200,7 +208,8 @@ def probe(sampler: Sampler, source: Themes, *, furthest: float = DISTANCES[-1], 
     model = dataclasses.replace(model, config=config)
     reader, long_sampler = SongReader(model), Sampler(model)
     found: dict[str, Any] = {"context": context, "themes": len(source.themes), "distances": list(distances)}
-    for name, (themes, returning) in returns.items():
+    for name in kinds:
+        themes, returning = returns[name]
         rows = []
         for i in range(len(distances)):
             trials = [Trial(*x) for x in zip(themes, (filler[i] for filler in fillers), returning, strict=True)]

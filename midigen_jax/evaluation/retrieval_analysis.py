@@ -42,7 +42,7 @@ def analyse_retrieval(
         n_matrices: how many matrices.
     """
     context = reach_of(reader.config)
-    heads = 1 if reader.config.memory.aligns else reader.config.model.heads
+    heads = reader.config.model.heads * reader.config.memory.has_keys + reader.config.memory.aligns
     shares = {kind: np.zeros(heads) for kind in KINDS}
     counts = dict.fromkeys(KINDS, 0)
     weight_by_age, matrices = np.zeros(len(AGE_EDGES) + 1), list[dict[str, Any]]()

@@ -159,7 +159,11 @@ def _make_ring(keys: Float[Array, "BH R Dh"], values: Float[Array, "BH R Dh"] | 
 
 
 def from_segments(
-    window: mem.XLMemory, knn: mem.KNNMemory | AlignmentMemory | None, in_segment: Array, config: cfg.Config
+    window: mem.XLMemory,
+    knn: mem.KNNMemory | None,
+    alignment: AlignmentMemory | None,
+    in_segment: Array,
+    config: cfg.Config,
 ) -> Cache:
     """The cache after segments that were read as in training.
 
@@ -169,7 +173,7 @@ def from_segments(
     """
     memory = config.memory
     before = jnp.sum(window.song[:, : memory.xl] != mem.NO_SONG, 1, dtype=jnp.int32)
-    if isinstance(knn, mem.KNNMemory):
+    if knn is not None:
         before = before + jnp.sum(knn.song != mem.NO_SONG, 1, dtype=jnp.int32)
 
     def placed(slots: Array) -> Array:
@@ -179,7 +183,7 @@ def from_segments(
         )
 
     ring = None
-    if isinstance(knn, mem.KNNMemory):
+    if knn is not None:
 
         def in_order(old: Array, new: Array) -> Array:
             axis = mem.slot_axis(old)
@@ -193,4 +197,4 @@ def from_segments(
     slot, ring_slot = jnp.zeros((2,), jnp.int32)
     index = CacheIndex(slot, ring_slot, in_segment, before, jnp.zeros_like(in_segment))
     keys, values = (tuple(map(placed, layers)) for layers in (window.keys, window.values))
-    return Cache(keys, values, ring, knn if isinstance(knn, AlignmentMemory) else None, previous, index)
+    return Cache(keys, values, ring, alignment, previous, index)

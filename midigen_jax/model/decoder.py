@@ -19,7 +19,7 @@ from . import retrieval
 from .attention import NORMALIZED_SCALE, attend, normalize
 from .context_keys import ContextKeys
 from .layers import OCTAVES, PITCH_CLASSES, FeedForward, dropout, fold_in, make_norm, pitch_features
-from .memory import KNNMemory, ValidSlots, XLMemory
+from .memory import ValidSlots, XLMemory
 from .pointer import Pointer
 from .positions import initial_bias, position_bias, rotate
 from .retrieval import KNNAttention, Retrieval
@@ -235,7 +235,7 @@ class Decoder(nnx.Module):
         bias = knn_layer_bias = None
         if self.config.model.positions == "t5":
             bias, knn_layer_bias = (position_bias(table, first, queries, slots) for table in self.bias[...])
-        valid = mem.valid_slots(memory.knn, song[:, 0]) if isinstance(memory.knn, KNNMemory) else None
+        valid = mem.valid_slots(memory.knn, song[:, 0]) if memory.knn is not None else None
         weights = self.output_weights()
         return SegmentInputs(memory.xl, valid, song == song[:, :1], mask, bias, knn_layer_bias, context, weights)
 

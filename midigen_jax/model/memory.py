@@ -1,4 +1,4 @@
-"""The decoder's two memories: tuples of arrays that go into a step and come out of it.
+"""The decoder's memories: tuples of arrays that go into a step and come out of it.
 
 XL memory (Dai et al. 2019, "Transformer-XL") keeps the keys and values of the last tokens in every layer. Tokens that
 leave it go to the kNN memory (Wu et al. 2022, "Memorizing Transformers"): one ring buffer per lane, whose nearest
@@ -45,7 +45,8 @@ class KNNMemory(NamedTuple):
 
 class Memory(NamedTuple):
     xl: XLMemory
-    knn: KNNMemory | AlignmentMemory | None
+    knn: KNNMemory | None
+    alignment: AlignmentMemory | None
 
 
 def init_memory(config: cfg.Config, lanes: int) -> Memory:
@@ -60,16 +61,14 @@ def init_memory(config: cfg.Config, lanes: int) -> Memory:
 
     layers, xl, ring = range(config.model.layers), config.memory.xl, config.memory.knn
     xl_keys, xl_values = (tuple(empty(xl, config.model.dtype) for _ in layers) for _ in range(2))
-    knn: KNNMemory | AlignmentMemory | None = None
-    context = None
-    if config.memory.aligns:
-        knn = init_alignment(lanes, ring)
-    elif config.memory.has_keys:
+    knn = context = None
+    if config.memory.has_keys:
         keys, values = (empty(ring, config.memory.dtype) for _ in range(2))
         if config.memory.has_context_keys:
             context, values = empty(xl, config.model.dtype), jnp.zeros((lanes, ring), jnp.int32)
         knn = KNNMemory(keys, values, no_songs(ring), jnp.zeros(lanes, jnp.int32))
-    return Memory(XLMemory(xl_keys, xl_values, no_songs(xl), jnp.zeros((lanes, xl), jnp.int32), context), knn)
+    xl_memory = XLMemory(xl_keys, xl_values, no_songs(xl), jnp.zeros((lanes, xl), jnp.int32), context)
+    return Memory(xl_memory, knn, init_alignment(lanes, ring) if config.memory.aligns else None)
 
 
 def extend(xl: XLMemory, layer: int, keys: Array, values: Array) -> tuple[Array, Array]:
@@ -92,8 +91,8 @@ def slot_axis(x: Array) -> int:
     return 2 if x.ndim == 4 else 1
 
 
-def roll(window: XLMemory, knn: KNNMemory | AlignmentMemory | None, segment: int, knn_layer: int) -> Memory:
-    """The memories after a segment; a memory by alignment has read its tokens already.
+def roll(window: XLMemory, knn: KNNMemory | None, segment: int, knn_layer: int) -> tuple[XLMemory, KNNMemory | None]:
+    """XL memory and the ring after a segment.
 
     Args:
         window: XL memory with the segment's T tokens appended. Its oldest T slots move to the ring in order and the
@@ -107,8 +106,8 @@ def roll(window: XLMemory, knn: KNNMemory | AlignmentMemory | None, segment: int
         window.token[:, segment:],
         None if window.context is None else window.context[:, :, segment:],
     )
-    if not isinstance(knn, KNNMemory):
-        return Memory(stay, knn)
+    if knn is None:
+        return stay, None
 
     def write(buffer: Array, slots: Array) -> Array:
         # The ring is a multiple of the segment, so a segment never wraps around its end.
@@ -119,7 +118,7 @@ def roll(window: XLMemory, knn: KNNMemory | AlignmentMemory | None, segment: int
 
     new = (*entries(window, knn_layer), window.song)
     keys, values, song = map(write, (knn.keys, knn.values, knn.song), new)
-    return Memory(stay, KNNMemory(keys, values, song, (knn.write + segment) % knn.song.shape[1]))
+    return stay, KNNMemory(keys, values, song, (knn.write + segment) % knn.song.shape[1])
 
 
 def write_after(knn: KNNMemory, result: Array) -> KNNMemory:

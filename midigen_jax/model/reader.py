@@ -17,7 +17,7 @@ from .alignment import AlignmentMemory
 from .decoder import Decoder
 from .memory import KNNMemory, Memory, XLMemory
 from .pointer import Copies
-from .retrieval import Retrieval, RetrievalStatistics
+from .retrieval import Retrieval, RetrievalStatistics, joined
 
 
 class Batch(TypedDict):
@@ -35,8 +35,9 @@ class Visible(NamedTuple):
 
     xl: Bool[Array, ""] | bool = True
     knn: Bool[Array, ""] | bool = True
-    # Seen in place of the lane's own kNN memory, which is still written.
-    other_knn: KNNMemory | AlignmentMemory | None = None
+    # Seen in place of the lane's own kNN memory, which is still written: all kinds that there are, or none.
+    other_knn: KNNMemory | None = None
+    other_alignment: AlignmentMemory | None = None
 
 
 EVERYTHING = Visible()
@@ -53,9 +54,9 @@ class SegmentOutput(NamedTuple):
     objective: Float[Array, "B T"]
     retrieval: Retrieval
     window: XLMemory  # XL memory with the segment appended
-    knn: KNNMemory | AlignmentMemory | None  # before what leaves XL memory is written; a memory by alignment after it
+    knn: KNNMemory | None  # before what leaves XL memory is written
     memory: Memory  # after the segment
-    other_knn: KNNMemory | AlignmentMemory | None  # as the next segment is to see it
+    other_alignment: AlignmentMemory | None  # as the next segment is to see it
 
 
 def read_segment(
@@ -67,25 +68,28 @@ def read_segment(
         batch: T tokens of every lane.
         keys: dropout keys, one per lane; None without dropout.
     """
-    (xl, knn), other_knn, candidates = memory, visible.other_knn, None
-    seen_knn = other_knn or knn
+    xl, knn, aligned = memory
+    other_aligned, candidates = visible.other_alignment, None
+    seen_knn = visible.other_knn or knn
     if visible.xl is not True:
         xl = xl._replace(song=jnp.where(visible.xl, xl.song, mem.NO_SONG))
-    if isinstance(knn, AlignmentMemory):
+    if seen_knn is not None and visible.knn is not True:
+        seen_knn = seen_knn._replace(song=jnp.where(visible.knn, seen_knn.song, mem.NO_SONG))
+    if aligned is not None:
         arguments = batch["tokens"], batch["position"], batch["song"], decoder.vocabulary, decoder.config.memory.top_k
-        knn, candidates = alignment.read_tokens(knn, *arguments)
-        if isinstance(other_knn, AlignmentMemory):
-            other_knn, candidates = alignment.read_tokens(other_knn, *arguments, remembers=False)
+        aligned, candidates = alignment.read_tokens(aligned, *arguments)
+        if other_aligned is not None:
+            other_aligned, candidates = alignment.read_tokens(other_aligned, *arguments, remembers=False)
         candidates = candidates._replace(token=jnp.where(visible.knn, candidates.token, alignment.NO_TOKEN))
         candidates = jax.tree.map(partial(checkpoint_name, name=mem.HITS), candidates)
-    elif isinstance(seen_knn, KNNMemory) and visible.knn is not True:
-        seen_knn = seen_knn._replace(song=jnp.where(visible.knn, seen_knn.song, mem.NO_SONG))
     inputs = (batch["tokens"], batch["bar"], batch["position"], batch["song"])
-    output = decoder(*inputs, Memory(xl, seen_knn), keys=keys)
+    output = decoder(*inputs, Memory(xl, seen_knn, None), keys=keys)
     retrieval, copies = output.retrieval, None
-    if candidates is not None and isinstance(memory.knn, AlignmentMemory):
+    if candidates is not None and memory.alignment is not None:
         copies = decoder.pointer(candidates, output.hidden, output.logits)
-        retrieval = pointer.retrieved(candidates, copies, memory.knn)
+        retrieval = pointer.retrieved(candidates, copies, memory.alignment)
+        if knn is not None:
+            retrieval = joined(output.retrieval, retrieval)
     counted, targets = batch["targets"] >= 0, jnp.maximum(batch["targets"], 0)
     nats = pointer.nats(output.logits, copies, targets) * counted
     objective = nats
@@ -93,10 +97,11 @@ def read_segment(
         objective = nats + pointer.nats(output.logits, None, targets) * counted
     # The memories are kept as they are, whatever of them was visible.
     window = output.window._replace(song=jnp.concatenate([memory.xl.song, batch["song"]], 1))
-    if isinstance(knn, KNNMemory):
+    if knn is not None:
         knn = mem.write_after(knn, output.logits)
     after = mem.roll(window, knn, batch["tokens"].shape[1], decoder.config.memory.knn_layer)
-    return SegmentOutput(output.logits, copies, nats, objective, retrieval, window, knn, after, other_knn)
+    new = Memory(*after, aligned)
+    return SegmentOutput(output.logits, copies, nats, objective, retrieval, window, knn, new, other_aligned)
 
 
 class Losses(NamedTuple):

@@ -44,6 +44,28 @@ class Retrieval(NamedTuple):
     weights: Float[Array, "B H Q k"] | None = None  # the share of each hit in a head's attention
 
 
+def joined(keys: Retrieval, alignment: Retrieval) -> Retrieval:
+    """What two kinds of memory did, as if the second were one more head."""
+    one, other = keys.statistics, alignment.statistics
+    statistics = RetrievalStatistics(
+        (one.hit_rate + other.hit_rate) / 2,
+        one.hits + other.hits,
+        one.ages + other.ages,
+        jnp.concatenate([one.attention_share, other.attention_share]),
+        one.valid_slots,
+    )
+    if keys.ages is None or keys.weights is None:
+        return Retrieval(statistics)
+    assert alignment.ages is not None
+    assert alignment.weights is not None
+    # Fewer slots of the ring than top_k are found by a search of fewer.
+    missing = alignment.ages.shape[-1] - keys.ages.shape[-1]
+    ages, weights = (jnp.pad(x, [(0, 0)] * 3 + [(0, missing)]) for x in (keys.ages, keys.weights))
+    return Retrieval(
+        statistics, jnp.concatenate([ages, alignment.ages], 1), jnp.concatenate([weights, alignment.weights], 1)
+    )
+
+
 class Found(NamedTuple):
     """The memory's contribution before it is mixed with the window."""
 

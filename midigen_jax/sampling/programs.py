@@ -44,9 +44,9 @@ class Programs:
         def state() -> SamplerState:
             segments = jnp.zeros((n_rows, self.config.data.segment), jnp.int32)
             batch: Batch = dict.fromkeys(Batch.__annotations__, segments)  # type: ignore[assignment]
-            window, knn, _ = self._read_segment(params, mem.init_memory(self.config, n_rows), batch)
+            ended, _ = self._read_segment(params, mem.init_memory(self.config, n_rows), batch)
             ints = jnp.zeros(n_rows, jnp.int32)
-            cache = caches.from_segments(window, knn, ints, self.config)
+            cache = caches.from_segments(*ended, ints, self.config)
             order, repetition = init_note_order(ints), init_repetition(ints)
             return SamplerState(cache, DecodeState(ints, ints, ints, ints, ints, ints, ints, order, repetition))
 
@@ -54,10 +54,10 @@ class Programs:
 
     def _read_segment(
         self, params: dict, memory: mem.Memory, batch: Batch
-    ) -> tuple[mem.XLMemory, mem.KNNMemory | AlignmentMemory | None, mem.Memory]:
-        """The window and the kNN memory at the end of a segment, and the memories after it."""
+    ) -> tuple[tuple[mem.XLMemory, mem.KNNMemory | None, AlignmentMemory | None], mem.Memory]:
+        """What `cache.from_segments` needs of the songs that end in a segment; and the memories after it."""
         output = read_segment(nnx.merge(self._graphdef, params), memory, batch)
-        return output.window, output.knn, output.memory
+        return (output.window, output.knn, output.memory.alignment), output.memory
 
     def _sample_chunk(
         self,

@@ -94,9 +94,9 @@ class Sampler:
         memory, ended = mem.init_memory(self.config, len(songs)), None
         for i in range(last.max() + 1):
             here: Any = {name: x[:, i * segment : (i + 1) * segment] for name, x in batch.items()}
-            window, knn, memory = self._programs.read_segment(self.model.params, memory, here)
+            after, memory = self._programs.read_segment(self.model.params, memory, here)
             if (last == i).any():
-                ended = (window, knn) if ended is None else self._programs.where_active(last == i, (window, knn), ended)
+                ended = after if ended is None else self._programs.where_active(last == i, after, ended)
         assert ended is not None
         return self._programs.from_segments(*ended, jnp.asarray(n_read % segment, jnp.int32))
 
