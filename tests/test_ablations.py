@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import slow
 from flax import nnx
 from test_model import BOTH, KINDS, build, changed
 
@@ -97,7 +98,10 @@ def test_hits_are_where_the_theme_was(copier):
     assert (ages[:, :32] == 0).all()  # nothing has left the window yet
 
 
-@pytest.mark.parametrize("changes", [*KINDS.values(), BOTH], ids=[*KINDS, "context+alignment"])
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param(BOTH, id="context+alignment"), *(slow(changes, id=name) for name, changes in KINDS.items())],
+)
 def test_each_ablation_hides_what_it_says(small, changes):
     """Of a random model: all memories, as in training; none, each segment as if it were the first; and XL alone."""
     config = changed(small, model__dropout=0.0, **changes)

@@ -131,11 +131,15 @@ SOME_KINDS = [
 @pytest.mark.parametrize(
     "changes",
     [
-        *({f"model__{name}": x for name, x in options.items()} for options in OPTIONS.values()),
-        BOTH,
-        ATTENTION,
+        *(
+            (pytest.param if options == "all options" else slow)(
+                {f"model__{name}": x for name, x in OPTIONS[options].items()}, id=options
+            )
+            for options in OPTIONS
+        ),
+        pytest.param(BOTH, id="context+alignment"),
+        pytest.param(ATTENTION, id="attention"),
     ],
-    ids=[*OPTIONS, "context+alignment", "attention"],
 )
 def test_no_logit_depends_on_a_later_token(two_layers, changes):
     """Each depends on all tokens of the segment up to its own and on none after it, with both memories filled.
@@ -311,6 +315,7 @@ def test_backends_give_the_same_loss_and_gradients(small, changes):
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(gradient_one))
 
 
+@pytest.mark.slow
 def test_a_memory_by_alignment_with_jit_equals_eager(small):
     config = changed(small, **BOTH)
     graphdef, params = build(config)
@@ -355,7 +360,10 @@ def test_dropout_keeps_the_mean():
     assert dropout(x, 0.25, None) is x
 
 
-@pytest.mark.parametrize("changes", [*SOME_KINDS, pytest.param(BOTH, id="context+alignment")])
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param(BOTH, id="context+alignment"), *(slow(changes, id=name) for name, changes in KINDS.items())],
+)
 def test_padding_and_bfloat16_give_finite_gradients(small, changes):
     config = changed(small, model__dtype="bfloat16", **changes)
     graphdef, params = build(config)

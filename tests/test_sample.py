@@ -5,7 +5,7 @@ import pytest
 import stages
 from conftest import random_notes, slow, write_midi
 from flax import nnx
-from test_model import KINDS, MEMORIES, OPTIONS, SOME_MEMORIES, build, changed, logits_in_segments
+from test_model import MEMORIES, OPTIONS, SOME_KINDS, SOME_MEMORIES, build, changed, logits_in_segments
 
 from midigen_jax import vocab
 from midigen_jax.errors import InputError
@@ -46,10 +46,12 @@ def prompt(tmp_path):
 @pytest.mark.parametrize(
     ("memory", "options"),
     [
-        # Some memories with one decoder and every decoder with one memory; all pairs with --thorough.
-        (pytest.param if memory == "faiss" or (options == "t5" and memory in SOME_MEMORIES) else slow)(
-            MEMORIES[memory], OPTIONS[options], id=f"{memory}, {options}"
-        )
+        # All code is reached by some; all pairs with --thorough.
+        (
+            pytest.param
+            if memory in SOME_MEMORIES and options == ("all options" if memory == "faiss" else "t5")
+            else slow
+        )(MEMORIES[memory], OPTIONS[options], id=f"{memory}, {options}")
         for memory in MEMORIES
         for options in OPTIONS
     ],
@@ -94,7 +96,7 @@ def test_token_by_token_equals_training_in_segments(two_layers, memory, options)
         assert (cache.cache_index.before_segment == 24 + 64).all()
 
 
-@pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("changes", SOME_KINDS)
 def test_without_copying_the_knn_memory_is_not_used(small, changes):
     config = changed(small, **changes)
     graphdef, params = build(config)

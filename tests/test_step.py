@@ -190,7 +190,7 @@ def test_activations_computed_again_change_nothing_and_search_once_a_segment(ret
 
 @pytest.mark.parametrize(
     ("remat", "retrieval"),
-    [(False, "context"), (True, "attention"), slow(True, "context"), slow(False, "attention")],
+    [(False, "context"), slow(True, "attention"), slow(True, "context"), slow(False, "attention")],
 )
 def test_the_step_keeps_no_copy_of_the_ring(remat, retrieval):
     """Beside the state, eight segments need far less memory than the ring, which is much larger than all else."""
