@@ -6,9 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import slow
 from flax import nnx
-from test_model import BOTH, KINDS, build, changed
+from small_models import KINDS_AND_BOTH, build, changed, some
 
 from midigen_jax import config as cfg
 from midigen_jax import vocab
@@ -98,10 +97,7 @@ def test_hits_are_where_the_theme_was(copier):
     assert (ages[:, :32] == 0).all()  # nothing has left the window yet
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [pytest.param(BOTH, id="context+alignment"), *(slow(changes, id=name) for name, changes in KINDS.items())],
-)
+@pytest.mark.parametrize("changes", some(KINDS_AND_BOTH, "context+alignment"))
 def test_each_ablation_hides_what_it_says(small, changes):
     """Of a random model: all memories, as in training; none, each segment as if it were the first; and XL alone."""
     config = changed(small, model__dropout=0.0, **changes)

@@ -13,7 +13,7 @@ import pytest
 from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_model import changed
+from small_models import changed
 
 from midigen_jax import vocab
 from midigen_jax.data import loader

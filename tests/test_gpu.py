@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_model import batch_of, changed
+from small_models import batch_of, changed
 from test_search import RANGES, RING, K, assert_same_but_for_ties, case
 
 from midigen_jax import config as cfg

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import random_notes, write_midi
-from test_model import changed
+from small_models import changed
 from test_train import ENVIRONMENT, checkpoint_of, equal, lines_of, steps_of, write_config
 
 from midigen_jax import config as cfg

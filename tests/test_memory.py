@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_model import changed
+from small_models import changed
 
 from midigen_jax.model import memory as mem
 from midigen_jax.model.memory import KNNMemory, XLMemory

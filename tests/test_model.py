@@ -1,145 +1,45 @@
 import dataclasses
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import slow
 from flax import nnx
+from small_models import (
+    ATTENTION,
+    BACKENDS,
+    BOTH,
+    KINDS,
+    KINDS_AND_BOTH,
+    MEMORIES,
+    OPTIONS,
+    SOME_MEMORIES,
+    batch_of,
+    build,
+    changed,
+    logits_in_segments,
+    prediction,
+    read_tape,
+    some,
+)
 
-from midigen_jax import config as cfg
 from midigen_jax import vocab
 from midigen_jax.model import memory as mem
-from midigen_jax.model import pointer
-from midigen_jax.model.decoder import Decoder, abstract_decoder, init_params
+from midigen_jax.model.decoder import Decoder, abstract_decoder
 from midigen_jax.model.layers import dropout, pitch_features
 from midigen_jax.model.memory import NO_SONG
 from midigen_jax.model.reader import read_segment, read_segments
 from midigen_jax.vocab import Vocabulary
 
-
-def changed(config: cfg.Config, **changes) -> cfg.Config:
-    """A config with `section__name=value` changes."""
-    return cfg.from_flat(cfg.flatten(config) | {k.replace("__", "."): v for k, v in changes.items()}, "test")
-
-
-def build(config: cfg.Config, *, seed=0):
-    """The decoder's structure and parameters, large enough that all parts matter."""
-    shapes = jax.eval_shape(lambda: init_params(config, Vocabulary(), seed=seed)[1])
-    random = np.random.default_rng(seed)
-    mean = {
-        "attention": 16.0,
-        "knn": 16.0,
-        "norm": 1.0,
-        "norm1": 1.0,
-        "norm2": 1.0,
-    }  # of the parameters named scale, by their module
-
-    def parameter(path, shape):
-        at = mean[path[-2].key] if path[-1].key == "scale" else 0.0
-        return jnp.asarray(at + 0.2 * random.normal(size=shape.shape), shape.dtype)
-
-    return abstract_decoder(config, Vocabulary()), jax.tree.map_with_path(parameter, shapes)
-
-
-def batch_of(config: cfg.Config, n_segments: int, songs: list[list[int]], *, seed=0) -> dict:
-    """Random tokens, with each lane's songs of the given lengths (the last goes on to the end)."""
-    random = np.random.default_rng(seed)
-    shape = (len(songs), n_segments * config.data.segment)
-    song = np.array([np.repeat(np.arange(len(row)), [*row[:-1], shape[1] - sum(row[:-1])]) for row in songs])
-    tokens = random.integers(0, 389, shape)
-    targets = np.where(np.diff(song, axis=1, append=-1) == 0, np.roll(tokens, -1, 1), -1)
-    arrays = {
-        "tokens": tokens,
-        "targets": targets,
-        "bar": random.integers(0, 2000, shape),
-        "position": random.integers(0, 200, shape),
-        "song": song,
-    }
-    return {name: jnp.asarray(x, jnp.int32) for name, x in arrays.items()}
-
-
-def prediction(output):
-    """Logits, or log-probabilities where a memory by alignment has its share in them."""
-    return output.logits if output.copies is None else jnp.log(pointer.probabilities(output.logits, output.copies))
-
-
-def read_tape(graphdef, params, config, batch, *, segment=None):
-    """A tape read segment by segment: logits [B, n], the memory at its end, and [B, n / T] how many slots of the ring
-    the song had that was running at each segment's start."""
-    segment = segment or config.data.segment
-
-    @jax.jit
-    def read(params, memory, part):
-        output = read_segment(nnx.merge(graphdef, params), memory, part)
-        in_ring = part["song"][:, 0]
-        if memory.knn is not None:
-            in_ring = mem.valid_slots(memory.knn, in_ring).length
-        return output.memory, prediction(output), in_ring
-
-    memory, parts, in_ring = mem.init_memory(config, len(batch["tokens"])), [], []
-    for begin in range(0, batch["tokens"].shape[1], segment):
-        part = {name: x[:, begin : begin + segment] for name, x in batch.items()}
-        memory, logits, count = read(params, memory, part)
-        parts.append(logits)
-        in_ring.append(count)
-    return jnp.concatenate(parts, 1), memory, np.stack(in_ring, 1)
-
-
-def logits_in_segments(graphdef, params, config, batch, *, segment=None):
-    return read_tape(graphdef, params, config, batch, segment=segment)[:2]
-
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "t5": {},
-    "rotary": {"positions": "rotary"},
-    "all options": {
-        "positions": "rotary",
-        "norm": "rms",
-        "qk_norm": True,
-        "activation": "swiglu",
-        "tied": True,
-        "pitches": True,
-        "biases": False,
-    },
-}
-BACKENDS = {name: {"memory__backend": name} for name in ("faiss", "xla", "dense")}
-ATTENTION = {"memory__retrieval": "attention"}
-BOTH = {"memory__retrieval": "context+alignment"}
-GATE = ATTENTION | {"memory__mixing": "gate"}
-MEMORIES = BACKENDS | {
-    "alignment": {"memory__retrieval": "alignment"},
-    "context+alignment": BOTH,
-    "attention, faiss": ATTENTION | BACKENDS["faiss"],
-    "attention, xla, gate": GATE | BACKENDS["xla"],
-    "attention, dense": ATTENTION | BACKENDS["dense"],
-}
-# Those that reach all code; the others with --thorough.
-SOME_MEMORIES = "faiss", "context+alignment", "attention, faiss", "attention, xla, gate"
-ALL_MEMORIES = [
-    pytest.param(changes, id=name) if name in SOME_MEMORIES else slow(changes, id=name)
-    for name, changes in MEMORIES.items()
-]
-KINDS = {"context": {}, "attention": ATTENTION, "attention, gate": GATE}  # of a kNN memory that has keys
-SOME_KINDS = [
-    pytest.param(changes, id=name) if name == "context" else slow(changes, id=name) for name, changes in KINDS.items()
-]
+DECODERS = {name: {f"model__{key}": x for key, x in options.items()} for name, options in OPTIONS.items()}
 
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        *(
-            (pytest.param if options == "all options" else slow)(
-                {f"model__{name}": x for name, x in OPTIONS[options].items()}, id=options
-            )
-            for options in OPTIONS
-        ),
-        pytest.param(BOTH, id="context+alignment"),
-        pytest.param(ATTENTION, id="attention"),
-    ],
+    some(
+        DECODERS | {"context+alignment": BOTH, "attention": ATTENTION}, "all options", "context+alignment", "attention"
+    ),
 )
 def test_no_logit_depends_on_a_later_token(two_layers, changes):
     """Each depends on all tokens of the segment up to its own and on none after it, with both memories filled.
@@ -253,7 +153,7 @@ def test_knn_memory_of_everything_tells_what_followed_each_context(small):
         np.testing.assert_allclose(logits[:, begin : begin + 16], expected, atol=2e-4)
 
 
-@pytest.mark.parametrize("changes", ALL_MEMORIES)
+@pytest.mark.parametrize("changes", some(MEMORIES, *SOME_MEMORIES))
 def test_a_lane_never_hears_another_song(two_layers, changes):
     """Changing song A leaves all logits of the songs before and after it, and of other lanes, as they are, to the bit.
 
@@ -294,7 +194,7 @@ def test_the_knn_memory_changes_what_comes_after_it(small, retrieval):
     assert (one[0, 48:] == two[0, 48:]).all()
 
 
-@pytest.mark.parametrize("changes", SOME_KINDS)
+@pytest.mark.parametrize("changes", some(KINDS, "context"))
 def test_backends_give_the_same_loss_and_gradients(small, changes):
     small = changed(small, **changes)
     _, params = build(small)
@@ -330,7 +230,7 @@ def test_a_memory_by_alignment_with_jit_equals_eager(small):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), eager, jitted)
 
 
-@pytest.mark.parametrize("changes", SOME_KINDS)
+@pytest.mark.parametrize("changes", some(KINDS, "context"))
 def test_jit_equals_eager_and_statistics_count_hits(small, changes):
     small = changed(small, **changes)
     graphdef, params = build(small)
@@ -360,10 +260,7 @@ def test_dropout_keeps_the_mean():
     assert dropout(x, 0.25, None) is x
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [pytest.param(BOTH, id="context+alignment"), *(slow(changes, id=name) for name, changes in KINDS.items())],
-)
+@pytest.mark.parametrize("changes", some(KINDS_AND_BOTH, "context+alignment"))
 def test_padding_and_bfloat16_give_finite_gradients(small, changes):
     config = changed(small, model__dtype="bfloat16", **changes)
     graphdef, params = build(config)

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_models import changed
 from test_ablations import copier_config, copier_model, copier_params
-from test_model import changed
 
 from midigen_jax.errors import InputError
 from midigen_jax.evaluation import ablations, recall_probe

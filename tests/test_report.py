@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from test_model import build, changed
+from small_models import build, changed
 
 from midigen_jax.cli import command, evaluate
 from midigen_jax.evaluation import ablations, plots, report

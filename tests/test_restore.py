@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from kills import survive
-from test_model import changed
+from small_models import changed
 from test_train import checkpoint_of, equal
 
 from midigen_jax.data.corpus import open_corpus

@@ -5,7 +5,7 @@ import pytest
 import stages
 from conftest import random_notes, slow, write_midi
 from flax import nnx
-from test_model import MEMORIES, OPTIONS, SOME_KINDS, SOME_MEMORIES, build, changed, logits_in_segments
+from small_models import KINDS, MEMORIES, OPTIONS, SOME_MEMORIES, build, changed, logits_in_segments, some
 
 from midigen_jax import vocab
 from midigen_jax.errors import InputError
@@ -96,7 +96,7 @@ def test_token_by_token_equals_training_in_segments(two_layers, memory, options)
         assert (cache.cache_index.before_segment == 24 + 64).all()
 
 
-@pytest.mark.parametrize("changes", SOME_KINDS)
+@pytest.mark.parametrize("changes", some(KINDS, "context"))
 def test_without_copying_the_knn_memory_is_not_used(small, changes):
     config = changed(small, **changes)
     graphdef, params = build(config)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import random_notes, write_midi
-from test_model import build, changed
+from small_models import build, changed
 
 from midigen_jax.cli import command, sample
 from midigen_jax.errors import InputError

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import slow
-from test_model import build
+from small_models import build
 from test_sample import CHANGEABLE, drawn, rich  # noqa: F401  (a fixture)
 
 from midigen_jax import vocab

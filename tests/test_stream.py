@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import random_notes, write_midi
 from mido.ports import BaseOutput
-from test_model import build
+from small_models import build
 from test_sample import rich  # noqa: F401  (a fixture)
 
 from midigen_jax import vocab

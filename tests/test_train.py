@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import write_midi
-from test_model import changed
+from small_models import changed
 
 from midigen_jax import config as cfg
 from midigen_jax.data import encode, loader

@@ -4,8 +4,8 @@ XL memory (Dai et al. 2019, "Transformer-XL") keeps the keys and values of the l
 leave it go to the kNN memory (Wu et al. 2022, "Memorizing Transformers"): one ring buffer per lane, whose nearest
 neighbours one layer retrieves. A slot of the ring holds the key and value of a token in that layer; or its context key
 and, as the value, the token that followed it, so that the memory predicts how the music continues (Khandelwal et al.
-2020, "Generalization through Memorization"). Both memories know the song of every slot, and no token ever attends to
-another song's. Letters of shapes are those of `shapes`.
+2020, "Generalization through Memorization"). The memory by alignment (`alignment`) keeps the tokens themselves. All
+know whose song they hold, and no token ever attends to another song's. Letters of shapes are those of `shapes`.
 """
 
 from functools import partial

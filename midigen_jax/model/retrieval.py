@@ -45,10 +45,11 @@ class Retrieval(NamedTuple):
 
 
 def joined(keys: Retrieval, alignment: Retrieval) -> Retrieval:
-    """What two kinds of memory did, as if the second were one more head."""
+    """What two kinds of memory did, as if that by alignment were one more head; slots are those of the keys."""
     one, other = keys.statistics, alignment.statistics
+    heads = len(one.attention_share)
     statistics = RetrievalStatistics(
-        (one.hit_rate + other.hit_rate) / 2,
+        (heads * one.hit_rate + other.hit_rate) / (heads + 1),
         one.hits + other.hits,
         one.ages + other.ages,
         jnp.concatenate([one.attention_share, other.attention_share]),
