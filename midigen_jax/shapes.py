@@ -8,6 +8,6 @@ W   slots of an XL window      V   size of the vocabulary
 M   slots of a kNN ring        k   neighbours that a search gives
 """
 
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
-__all__ = ["Array", "Bool", "Float", "Int"]
+__all__ = ["Array", "Bool", "Float", "Int", "Integer"]

@@ -94,16 +94,15 @@ def test_candidates_are_those_of_the_definition():
 
 
 def test_songs_are_kept_apart_and_padding_is_ignored():
-    """Two songs in a lane, the second with a pause in its middle, as where a batch's row has ended."""
-    (first, first_position), (second, second_position) = random_song(100), random_song(60, seed=1)
-    padding = np.full(40, vocab.PAD)
-    tokens = np.concatenate([first, second[:30], padding, second[30:]])
-    position = np.concatenate([first_position, second_position[:30], padding, second_position[30:]])
-    song = np.repeat([0, 1, NO_SONG, 1], [100, 30, 40, 30])
-    _, candidates = read(tokens, position, song)
-    expected = list(by_definition(second, second_position, LAGS, K))
+    """Two songs in a lane; the second goes on in the next segment, after padding, as where a prompt has ended."""
+    first, second = random_song(100), random_song(60, seed=1)
+    tokens, position = (np.concatenate([x, y[:30], np.full(40, vocab.PAD)]) for x, y in zip(first, second, strict=True))
+    expected = list(by_definition(*second, LAGS, K))
+    memory, candidates = read(tokens, position, np.repeat([0, 1, NO_SONG], [100, 30, 40]))
     check(candidates, expected[:30], begin=100)
-    check(candidates, expected[30:], begin=170)
+    memory, _ = read(tokens, position, np.full(170, NO_SONG), memory=memory)
+    _, candidates = read(second[0][30:], second[1][30:], np.ones(30, int), memory=memory)
+    check(candidates, expected[30:])
 
 
 def test_segments_and_single_tokens_are_read_alike():

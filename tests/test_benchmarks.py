@@ -165,6 +165,27 @@ def test_trials(run, corpus, capsys, tmp_path):
         run(script, *on_corpus(corpus), *small, "--set", "model.width=64")
 
 
+def test_memories(run, corpus, capsys, tmp_path):
+    script = load_script("memories")
+    few = ["--workdir", str(tmp_path), "--set", "train.steps=2", "--set", "data.segment=32", "--only"]
+    run(script, *on_corpus(corpus), *few, "XL", script.BEST)
+    result = run(script, *on_corpus(corpus), *few, "none")
+    assert_describes_the_run(result, corpus)
+    assert result["memories"].keys() == {"XL", script.BEST, "none"}  # those measured before are kept
+    songs, counts = len(corpus.songs_of("test")), result["counts"]
+    assert sum(counts["all"]) == sum(sum(counts[kind]) for kind in script.repeats.KINDS)
+    for memory in result["memories"].values():
+        nats = memory["nats"]
+        assert {len(x) for x in nats.values()} == {songs}
+        assert sum(nats["all"]) == pytest.approx(sum(sum(nats[kind]) for kind in script.repeats.KINDS), rel=1e-3)
+        assert {"all + copier", "all + n-grams of the song"} <= nats.keys()
+    assert result["memories"]["XL"]["nats"]["no memory"] != result["memories"]["XL"]["nats"]["all"]
+    assert trained.load(tmp_path / "memory-XL.safetensors").config.memory.knn == 0
+    assert f"difference from {script.BEST}" in capsys.readouterr().out
+    with pytest.raises(InputError, match="give another folder"):
+        run(script, *on_corpus(corpus), "--results", str(_shared.RESULTS))
+
+
 def test_loop(run, corpus):
     script = load_script("loop")
     short = ["--seconds", "0.02", "--workers", "0", "--steps", "2", "--windows", "1", "--window-steps", "1"]

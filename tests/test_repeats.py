@@ -4,7 +4,7 @@ import numpy as np
 
 from midigen_jax import config as cfg
 from midigen_jax.evaluation import repeats
-from midigen_jax.evaluation.repeats import FAR, NEAR, NEW, SPARSE, TRANSPOSED, kinds_of_bars
+from midigen_jax.evaluation.repeats import FAR, NEAR, NEW, SPARSE, TRANSPOSED, VARIED, kinds_of_bars
 from midigen_jax.music.song import new_song, tokens_of
 from midigen_jax.vocab import Scheme, Vocabulary
 
@@ -34,7 +34,21 @@ def test_a_near_bar_in_another_key_makes_a_repeat_near():
 
 def test_bars_of_few_notes_are_sparse():
     assert kinds([[60, 62], A, [60, 62], [], A], 1) == [SPARSE, NEW, SPARSE, SPARSE, FAR]
-    assert set(repeats.KINDS) == {NEW, NEAR, FAR, TRANSPOSED, SPARSE}
+    assert set(repeats.KINDS) == {NEW, VARIED, NEAR, FAR, TRANSPOSED, SPARSE}
+
+
+def test_bars_that_share_half_of_their_notes_and_their_rhythm_are_varied():
+    half = [*A[:2], 62, 69]
+    assert kinds([A, half, [A[0], 62, 65, 69]], 10) == [NEW, VARIED, VARIED]  # the last shares half with the second
+    assert kinds([A, B, half, A], 10) == [NEW, NEW, VARIED, FAR]  # an exact repeat counts first
+    assert kinds([A, [A[0], 62, 65, 69]], 10) == [NEW, NEW]  # a quarter
+    assert not repeats.is_varied(bar([0, 8, 16, 24]), bar([0, 8, 16, 26, 4, 12]))  # three of four and six onsets
+    assert repeats.is_varied(bar([0, 8, 16, 24]), bar([0, 8, 16, 26]))
+    assert not repeats.is_varied(bar([0, 8, 16, 24]), bar([0, 8, 16, 24], length=24))
+
+
+def bar(onsets, length=32):
+    return length, frozenset((onset, 60) for onset in onsets)
 
 
 def test_the_reach_is_what_one_layer_attends_to():

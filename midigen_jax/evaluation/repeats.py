@@ -6,9 +6,15 @@ from .. import config as cfg
 from ..music.loops import bar_contents
 from ..music.song import Song
 
-NEW, NEAR, FAR, TRANSPOSED, SPARSE = "new", "near repeat", "far repeat", "far repeat, transposed", "sparse"
-KINDS = (NEW, NEAR, FAR, TRANSPOSED, SPARSE)
+NEW, VARIED, NEAR, FAR = "new", "varied", "near repeat", "far repeat"
+TRANSPOSED, SPARSE = "far repeat, transposed", "sparse"
+KINDS = (NEW, VARIED, NEAR, FAR, TRANSPOSED, SPARSE)
 FEWEST = 4  # notes in a bar; bars with fewer repeat by chance
+# A bar varies another if they share so much of their notes and of their onsets (Dice 1945: twice what is shared, over
+# the sum of both).
+SHARED_NOTES, SHARED_ONSETS = 0.5, 0.75
+
+Bar = tuple[int, frozenset[tuple[int, int]]]  # its length in grid steps, and the onset and pitch of its notes
 
 
 def reach_of(config: cfg.Config) -> int:
@@ -21,12 +27,25 @@ def reach_of(config: cfg.Config) -> int:
     return config.memory.xl + config.data.segment
 
 
+def is_varied(bar: Bar, other: Bar) -> bool:
+    """Whether two bars are of one length and share most of their rhythm and at least half of their notes."""
+
+    def dice(one: frozenset, other: frozenset) -> float:
+        return 2 * len(one & other) / max(len(one) + len(other), 1)
+
+    def onsets(bar: Bar) -> frozenset:
+        return frozenset(onset for onset, _ in bar[1])
+
+    same_length = bar[0] == other[0]
+    return same_length and dice(bar[1], other[1]) >= SHARED_NOTES and dice(onsets(bar), onsets(other)) >= SHARED_ONSETS
+
+
 def kinds_of_bars(song: Song, bar_of_token: np.ndarray, reach: int) -> list[str]:
     """The kind of each bar up to the last one with notes.
 
     A bar repeats another if the same pitches begin at the same positions; transposed, if they do after a shift of all
     pitches. It is a far repeat if the latest such bar, transposed or not, ends more than `reach` tokens before it
-    begins.
+    begins. A bar that repeats none, but resembles an earlier one in the same key (`is_varied`), is varied.
 
     Args:
         bar_of_token: int [N], the bar in which each token of the song begins.
@@ -34,7 +53,7 @@ def kinds_of_bars(song: Song, bar_of_token: np.ndarray, reach: int) -> list[str]
     """
     bars, kinds = bar_contents(song), []
     first = np.searchsorted(bar_of_token, np.arange(len(bars) + 1))  # each bar's first token
-    seen = set()
+    seen: set[Bar] = set()
     last: dict[object, int] = {}  # the latest bar of each content, in any key
     for bar, (length, notes) in enumerate(bars):
         lowest = min((pitch for _, pitch in notes), default=0)
@@ -42,7 +61,7 @@ def kinds_of_bars(song: Song, bar_of_token: np.ndarray, reach: int) -> list[str]
         if len(notes) < FEWEST:
             kinds.append(SPARSE)
         elif in_any_key not in last:
-            kinds.append(NEW)
+            kinds.append(VARIED if any(is_varied(bars[bar], earlier) for earlier in seen) else NEW)
         elif first[last[in_any_key] + 1] > first[bar] - reach:
             kinds.append(NEAR)
         else:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..shapes import Array, Bool, Int
+from ..shapes import Array, Bool, Int, Integer
 from ..vocab import NO_SONG, Vocabulary
 
 ONE = 16  # the score of one token that agrees
@@ -32,7 +32,7 @@ EMPTY = np.iinfo(np.uint16).max  # the class of what was never read
 class AlignmentMemory(NamedTuple):
     """The last M tokens of each lane's song, newest first, and the scores of the lags 1 to M."""
 
-    token_class: Int[Array, "B M"]  # transposition classes (`vocab.Transposition`); EMPTY before the song began
+    token_class: Integer[Array, "B M"]  # transposition classes (`vocab.Transposition`); EMPTY before the song began
     pitch: Int[Array, "B M"]
     position: Int[Array, "B M"]  # in the bar, in grid steps
     score: Int[Array, "B M"]
@@ -66,6 +66,14 @@ def without_scores(memory: AlignmentMemory) -> AlignmentMemory:
     return memory._replace(score=zeros, pitch_score=zeros, shift=zeros)
 
 
+class _Scores(NamedTuple):
+    """Of each lag, as in `AlignmentMemory`."""
+
+    score: Int[Array, "B M"]
+    pitch_score: Int[Array, "B M"]
+    shift: Int[Array, "B M"]
+
+
 def read_tokens(
     memory: AlignmentMemory,
     tokens: Int[Array, "B Q"],
@@ -76,13 +84,93 @@ def read_tokens(
     *,
     remembers: bool = True,
 ) -> tuple[AlignmentMemory, Candidates]:
-    """`read_token` for one token after the other."""
+    """The memory after the tokens, and after each of them candidates for the next one.
 
-    def one_token(memory: AlignmentMemory, xs: tuple[Array, Array, Array]) -> tuple[AlignmentMemory, Candidates]:
-        return read_token(memory, *xs, vocabulary, k, remembers=remembers)
+    Args:
+        position: in the bar, in grid steps.
+        song: NO_SONG behind a lane's last token; what is there leaves the memory as it is.
+        k: number of candidates; the best of every k-th lag, so that none displaces its neighbours.
+        remembers: whether later tokens are compared with these.
+    """
+    lanes, queries = tokens.shape
+    lags = memory.score.shape[1]
+    reads = song != NO_SONG
+    songs = jnp.concatenate([memory.song[:, None], song], 1)
+    begins = reads & (song != songs[:, :-1])
+    drums, drums_before = _drums(memory.drums, tokens, begins, reads, vocabulary)
+    token_class = jnp.asarray(vocabulary.transposition.token_class)[drums_before, tokens].astype(jnp.uint16)
+    token_pitch = jnp.asarray(vocabulary.transposition.pitch)[drums_before, tokens].astype(jnp.int16)
 
-    memory, candidates = jax.lax.scan(one_token, memory, (tokens.T, position.T, song.T))
-    return memory, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), candidates)
+    def with_past(new: Array, old: Array) -> Array:
+        """Newest first, as in the memory: after t tokens the lags 1 to M begin at Q - t."""
+        return jnp.concatenate([new[:, ::-1].astype(old.dtype), old], 1)
+
+    remembered = token_class if remembers else jnp.full_like(token_class, EMPTY)
+    all_classes = with_past(remembered, memory.token_class)
+    all_pitches, all_positions = with_past(token_pitch, memory.pitch), with_past(position, memory.position)
+    place = jnp.arange(queries)
+    began = jax.lax.cummax(jnp.where(begins, place, -1), axis=1)
+    # How many lags lead to the same song from each token; all, if it began before them.
+    within = jnp.where(began < 0, lags, place - began)
+
+    def one_token(scores: _Scores, xs: tuple[Array, ...]) -> tuple[_Scores, tuple[Array, _Scores]]:
+        """The tokens stay where they are, and the scores, which are those of lags, move along them."""
+        token_class, pitch, begins, reads, within, t = xs
+        token_class, pitch, begins, reads, within = (x[:, None] for x in (token_class, pitch, begins, reads, within))
+        old_class, followed, old_pitch = (
+            jax.lax.dynamic_slice_in_dim(x, queries - read, lags, 1)
+            for x, read in ((all_classes, t), (all_classes, t + 1), (all_pitches, t))
+        )
+        lag = jnp.arange(1, lags + 1)
+        old_class = jnp.where(lag <= within, old_class, EMPTY)
+        before = jax.tree.map(lambda x: jnp.where(begins, 0, x), scores)
+        after = _compare(before, old_class, old_pitch, token_class, pitch)
+        after = jax.tree.map(lambda new, old: jnp.where(reads, new, old), after, scores)
+        best = _best_lags(jnp.where((lag <= within) & (followed != EMPTY), after.score, 0), k)
+        return after, (best, jax.tree.map(lambda x: jnp.take_along_axis(x, best, 1), after))
+
+    xs = *(x.T for x in (token_class, token_pitch, begins, reads, within)), place
+    scores, found = jax.lax.scan(one_token, _Scores(memory.score, memory.pitch_score, memory.shift), xs)
+    best, at_best = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), found)
+
+    def at(x: Array, read: Array) -> Integer[Array, "B Q k"]:
+        """What the best lags lead to from where so many tokens are read."""
+        return jnp.take_along_axis(x, (best + (queries - read)[:, None]).reshape(lanes, -1), 1).reshape(best.shape)
+
+    followed = at(all_classes, place + 1), at(all_pitches, place + 1)
+    same_position = at(all_positions, place) == position[..., None]
+    candidates = _candidates(best, at_best, *followed, same_position, vocabulary)
+
+    n_read = reads.sum(1)
+
+    def newest(x: Array) -> Array:
+        return jax.vmap(partial(jax.lax.dynamic_slice_in_dim, slice_size=lags))(x, queries - n_read)
+
+    last = jnp.maximum(n_read - 1, 0)[:, None]
+    of_song = jnp.where(n_read[:, None] > 0, jnp.take_along_axis(within, last, 1) + 1, lags)
+    new_classes = jnp.where(jnp.arange(lags) < of_song, newest(all_classes), EMPTY)
+    history = new_classes, newest(all_pitches), newest(all_positions)
+    last_song = jnp.take_along_axis(songs, n_read[:, None], 1)[:, 0]
+    return AlignmentMemory(*history, scores.score, scores.pitch_score, scores.shift, last_song, drums), candidates
+
+
+def _drums(
+    drums: Int[Array, " B"],
+    tokens: Int[Array, "B Q"],
+    begins: Bool[Array, "B Q"],
+    reads: Bool[Array, "B Q"],
+    vocabulary: Vocabulary,
+) -> tuple[Int[Array, " B"], Int[Array, "B Q"]]:
+    """Whether drums play after the tokens, and before each of them."""
+
+    def one_token(drums: Array, xs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        token, begins, reads = xs
+        before = jnp.where(begins, 0, drums)
+        after = jnp.asarray(vocabulary.transposition.drums_after, jnp.int32)[before, token]
+        return jnp.where(reads, after, drums), before
+
+    drums, before = jax.lax.scan(one_token, drums, (tokens.T, begins.T, reads.T))
+    return drums, before.T
 
 
 def read_token(
@@ -92,64 +180,54 @@ def read_token(
     song: Int[Array, " B"],
     vocabulary: Vocabulary,
     k: int,
-    *,
-    remembers: bool = True,
 ) -> tuple[AlignmentMemory, Candidates]:
-    """The memory after a token, and candidates for the next one. Tokens of NO_SONG leave the memory as it is.
+    """`read_tokens` for one token."""
+    memory, candidates = read_tokens(memory, token[:, None], position[:, None], song[:, None], vocabulary, k)
+    return memory, jax.tree.map(lambda x: x[:, 0], candidates)
 
-    Args:
-        position: in the bar, in grid steps.
-        k: number of candidates; the best of every k-th lag, so that none displaces its neighbours.
-        remembers: whether later tokens are compared with this one.
-    """
-    tables = vocabulary.transposition
-    begins, reads = song != memory.song, song != NO_SONG
-    drums = jnp.where(begins, 0, memory.drums)
-    new_class, new_pitch, position = (
-        x.astype(memory.score.dtype)[:, None]
-        for x in (jnp.asarray(tables.token_class)[drums, token], jnp.asarray(tables.pitch)[drums, token], position)
-    )
-    new_class = new_class.astype(memory.token_class.dtype)
-    old_class = jnp.where(begins[:, None], jnp.uint16(EMPTY), memory.token_class)
-    score, pitch_score, shift = (
-        jnp.where(begins[:, None], 0, x) for x in (memory.score, memory.pitch_score, memory.shift)
-    )
 
+def _compare(
+    scores: _Scores,
+    old_class: Integer[Array, "B M"],
+    old_pitch: Int[Array, "B M"],
+    new_class: Integer[Array, "B 1"],
+    new_pitch: Int[Array, "B 1"],
+) -> _Scores:
+    """The scores of all lags after a token; the old tokens are those before it, newest first."""
+    score, pitch_score, shift = scores
     same_class, pitched = old_class == new_class, new_pitch >= 0
-    difference = new_pitch - memory.pitch
+    difference = new_pitch - old_pitch
     other_pitch = same_class & pitched & (difference != shift)
+    agrees = same_class & ~other_pitch
 
     def after(score: Array, added: Array | int) -> Array:
-        agrees = same_class & ~other_pitch
         return jnp.where(agrees, jnp.minimum(score + added, HIGHEST), score * KEPT >> 3).astype(score.dtype)
 
-    score, pitch_score = after(score, ONE), after(pitch_score, jnp.where(pitched, ONE, 0).astype(score.dtype))
+    score = after(score, ONE)
+    pitch_score = after(pitch_score, jnp.where(pitched, ONE, 0).astype(score.dtype))
     # A lag whose pitches no longer agree tries another shift.
     shift = jnp.where(other_pitch & (pitch_score < ONE // 2), difference, shift)
+    return _Scores(score, pitch_score, shift)
 
-    def pushed(old: Array, new: Array | int) -> Array:
-        return jnp.concatenate([jnp.broadcast_to(new, (len(old), 1)).astype(old.dtype), old[:, :-1]], 1)
 
-    token_class = pushed(old_class, new_class if remembers else EMPTY)
-    pitch = pushed(memory.pitch, new_pitch)
-    lags = _best_lags(jnp.where(token_class == EMPTY, 0, score), k)
-    at_lags = partial(jnp.take_along_axis, indices=lags, axis=1)
-    candidate_class, candidate_pitch, shifts = at_lags(token_class), at_lags(pitch), at_lags(shift)
-    shifted = jnp.where(candidate_pitch >= 0, candidate_pitch + shifts, 0)
-    exists = (at_lags(score) > 0) & (candidate_class != EMPTY) & (shifted >= 0) & (shifted < tables.token.shape[1])
-    candidates = Candidates(
-        jnp.where(exists, jnp.asarray(tables.token)[candidate_class, shifted], NO_TOKEN),
-        at_lags(score),
-        at_lags(pitch_score),
-        shifts,
-        lags + 1,
-        at_lags(memory.position) == position,
-    )
-    drums_after = jnp.asarray(tables.drums_after, jnp.int32)[drums, token]
-    history = token_class, pitch, pushed(memory.position, position)
-    new = AlignmentMemory(*history, score, pitch_score, shift, song, drums_after)
-    kept = jax.tree.map(lambda n, o: jnp.where(reads.reshape(-1, *[1] * (n.ndim - 1)), n, o), new, memory)
-    return kept, candidates
+def _candidates(
+    best: Int[Array, "B *Q k"],
+    at_best: _Scores,
+    token_class: Integer[Array, "B *Q k"],
+    pitch: Int[Array, "B *Q k"],
+    same_position: Bool[Array, "B *Q k"],
+    vocabulary: Vocabulary,
+) -> Candidates:
+    """The tokens that followed the best lags, shifted.
+
+    Args:
+        token_class, pitch: of these tokens.
+    """
+    tables, (score, pitch_score, shift) = vocabulary.transposition, at_best
+    shifted = jnp.where(pitch >= 0, pitch + shift, 0)
+    exists = (score > 0) & (token_class != EMPTY) & (shifted >= 0) & (shifted < tables.token.shape[1])
+    token = jnp.where(exists, jnp.asarray(tables.token)[token_class, shifted], NO_TOKEN)
+    return Candidates(token, score, pitch_score, shift, best + 1, same_position)
 
 
 def _best_lags(score: Int[Array, "B M"], k: int) -> Int[Array, "B k"]:
