@@ -2,15 +2,16 @@
 
     python benchmarks/memories.py --data CORPUS_OR_MIDI_DIR
 
-All read the same songs, tokens and seeds in training, then the test songs, each from its own empty memory. The file
-keeps every song's losses, so that memories measured on different days can still be compared song by song. Memories that
-are in the file already are not measured again, unless --only names them. The trained models are exported to --workdir.
+All read the same songs, tokens and seeds in training, then the test songs, each from its own empty memory; and once
+more with the second half of each song in another key, of which the far repeats are counted. The file keeps every song's
+losses, so that memories measured on different days can still be compared song by song. Memories that are in the file
+already are not measured again, unless --only names them. The trained models are exported to --workdir.
 """
 
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import _ours
 import _shared
@@ -20,6 +21,7 @@ from _ours import Ours, batch_tokens, batches_of, circumstances
 from tqdm import tqdm
 
 from midigen_jax import config as cfg
+from midigen_jax import vocab
 from midigen_jax.cli import command
 from midigen_jax.data.corpus import Corpus
 from midigen_jax.data.encode import open_or_encode
@@ -28,8 +30,9 @@ from midigen_jax.evaluation import ablations, copying, repeats
 from midigen_jax.evaluation.ablations import SongReader
 from midigen_jax.evaluation.bootstrap import Interval, ratio
 from midigen_jax.evaluation.evaluate import Songs, read_songs
-from midigen_jax.run import runtime
-from midigen_jax.run.trained import TrainedModel, export
+from midigen_jax.music.song import TokenSequence, tokens_of
+from midigen_jax.run import runtime, trained
+from midigen_jax.run.trained import TrainedModel
 
 BEST = "context+alignment"  # which the others are compared with
 MEMORIES = {
@@ -44,7 +47,7 @@ MEMORIES = {
     "XL of 4,096": ["memory.xl=4096", "memory.knn=0"],
     "none": ["memory.xl=0", "memory.knn=0"],
 }
-ALL = "all"
+ALL, SHIFTED = "all", "transposed within"
 
 
 def train(config: cfg.Config, corpus: Corpus) -> tuple[TrainedModel, float]:
@@ -58,13 +61,37 @@ def train(config: cfg.Config, corpus: Corpus) -> tuple[TrainedModel, float]:
     return model, float(np.median(seconds))
 
 
-def read(model: TrainedModel, songs: Songs) -> dict[str, list[float]]:
-    """Each song's loss in nats: of all tokens and by repetition, with copiers, and in the other ablations."""
+class Shifted(NamedTuple):
+    """Songs whose second half is in another key."""
+
+    sequences: list[TokenSequence]
+    counted: list[np.ndarray]  # bool [N - 1] for each song: tokens of bars that repeat far ones in another key
+
+
+def shifted_songs(songs: Songs, reach: int) -> Shifted:
+    """The songs, from their middle on 1 to 11 semitones higher, or lower where they would be too high."""
+    corpus, sequences, counted = songs.corpus, [], []
+    for i, number in enumerate(songs.numbers.tolist()):
+        song, shift = corpus.song(number), 1 + i % 11
+        middle = song.bar_start(song.bar_of(song.end) // 2)
+        notes = song.notes.copy()
+        moved = (notes[:, 0] >= middle) & ((notes[:, 3] != vocab.DRUMS) | (not song.scheme.multi))
+        notes[moved, 2] += shift if notes[moved, 2].max(initial=0) + shift <= 127 else -shift
+        song = song._replace(notes=notes)
+        sequences.append(tokens_of(song, corpus.vocabulary))
+        counted.append(repeats.kinds_of_tokens(song, sequences[-1].bar, reach) == repeats.TRANSPOSED)
+    return Shifted(sequences, counted)
+
+
+def read(model: TrainedModel, songs: Songs, shifted: Shifted) -> dict[str, list[float]]:
+    """Each song's loss in nats: of all tokens and by repetition, with copiers, in the other ablations, and shifted."""
     reader = SongReader(model)
     nats = reader.nats(songs.sequences, reader.complete)
     sums = {ALL: [float(x.sum()) for x in nats]}
     for kind, counted in songs.groups["by repetition"].items():
         sums[kind] = [float(x[here].sum()) for x, here in zip(nats, counted, strict=True)]
+    in_another_key = reader.nats(shifted.sequences, reader.complete)
+    sums[SHIFTED] = [float(x[here].sum()) for x, here in zip(in_another_key, shifted.counted, strict=True)]
     for copier, levels in songs.copiers.items():
         copied = copying.with_copying(nats, levels)
         sums[copying.copied_name(ALL, copier)] = [float(x.sum()) for x in copied]
@@ -74,13 +101,14 @@ def read(model: TrainedModel, songs: Songs) -> dict[str, list[float]]:
     return {name: np.round(x, 3).tolist() for name, x in sums.items()}
 
 
-def counts_of(songs: Songs) -> dict[str, list[int]]:
+def counts_of(songs: Songs, shifted: Shifted) -> dict[str, list[int]]:
     """What the losses of each song are divided by."""
     by_kind = {kind: [int(x.sum()) for x in counted] for kind, counted in songs.groups["by repetition"].items()}
     return {
         "notes": songs.corpus.notes[songs.numbers].tolist(),
         ALL: [len(x) for x in songs.kinds],
         **by_kind,
+        SHIFTED: [int(x.sum()) for x in shifted.counted],
     }
 
 
@@ -98,20 +126,24 @@ def print_tables(result: dict[str, Any]) -> None:
         if BEST in memories:
             cells.append(f"{bits_per_note(counts, np.subtract(nats[ALL], memories[BEST][ALL]))}")
         print(f"| {name} | {' | '.join(cells)} |")
-    print(f"\n| nats per token | {' | '.join(repeats.KINDS)} |\n{'|---' * (len(repeats.KINDS) + 1)}|")
+    groups = [*repeats.KINDS, SHIFTED]
+    print(f"\n| nats per token | {' | '.join(groups)} |\n{'|---' * (len(groups) + 1)}|")
     for name, nats in memories.items():
-        found = [ratio(np.asarray(nats[kind]), np.asarray(counts[kind])) for kind in repeats.KINDS]
+        found = [ratio(np.asarray(nats[group]), np.asarray(counts[group])) for group in groups]
         print(f"| {name} | {' | '.join('-' if x is None else str(x) for x in found)} |")
 
 
 def main() -> None:
     parser = _ours.parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=list(MEMORIES), help="these, also if they were measured before")
+    parser.add_argument("--trained", action="store_true", help="read the models of an earlier run in --workdir")
     args = parser.parse_args()
     runtime.retain_freed_memory()
     corpus = open_or_encode(args.data, args.workdir)
     base = cfg.override(cfg.load(args.config), args.set)
-    songs = read_songs(corpus, corpus.songs_of("test"), repeats.reach_of(base))
+    reach = repeats.reach_of(base)
+    songs = read_songs(corpus, corpus.songs_of("test"), reach)
+    shifted = shifted_songs(songs, reach)
     name = f"memories-{args.config.stem}-{args.data.name}-{jax.default_backend()}"
     usual = _shared.has_defaults(parser, args, "set")
     if not usual and args.results == _shared.RESULTS:
@@ -121,13 +153,17 @@ def main() -> None:
     now = circumstances(base, corpus)
     if result.get("corpus", now["corpus"]) != now["corpus"]:
         raise InputError(f"{path}: its figures are of another corpus; remove the file to begin again")
-    result |= {**now, "tokens": base.train.steps * batch_tokens(base), "counts": counts_of(songs)}
+    result |= {**now, "tokens": base.train.steps * batch_tokens(base), "counts": counts_of(songs, shifted)}
     for memory in args.only or [x for x in MEMORIES if x not in result["memories"]]:
         print(memory, flush=True)
-        model, seconds = train(cfg.override(base, MEMORIES[memory]), corpus)
-        export(args.workdir / f"memory-{memory.replace(' ', '-')}.safetensors", model)
-        measured = {"set": MEMORIES[memory], "commit": now["environment"]["commit"], "seconds_per_step": seconds}
-        result["memories"][memory] = {**measured, "nats": read(model, songs)}
+        row = result["memories"].setdefault(memory, {})
+        path_of_model = args.workdir / f"memory-{memory.replace(' ', '-')}.safetensors"
+        if args.trained:
+            model = trained.load(path_of_model)
+        else:
+            model, row["seconds_per_step"] = train(cfg.override(base, MEMORIES[memory]), corpus)
+            trained.export(path_of_model, model)
+        row |= {"set": MEMORIES[memory], "commit": now["environment"]["commit"], "nats": read(model, songs, shifted)}
         _shared.save(args.results, name, result)
         print_tables(result)
 

@@ -11,6 +11,7 @@ from typing import Any
 import _shared
 import pytest
 
+from midigen_jax import config as cfg
 from midigen_jax.data.corpus import Corpus
 from midigen_jax.data.encode import encode_folder
 from midigen_jax.errors import InputError
@@ -71,6 +72,15 @@ def in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "retain_freed_memory", lambda: None)  # it would last
 
 
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    """The file of a toy model."""
+    config = cfg.override(cfg.load(CONFIG), TOY)
+    model = trained.TrainedModel(config, init_params(config, Vocabulary(), seed=0)[1], Vocabulary())
+    trained.export(tmp_path / "toy.safetensors", model)
+    return tmp_path / "toy.safetensors"
+
+
 pytestmark = [
     pytest.mark.usefixtures("in_one_process"),
     pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated"),  # by x-transformers
@@ -107,13 +117,10 @@ def test_train(run, corpus, capsys, monkeypatch):
     assert not HAS_TORCH or script.BASELINE in result["contestants"]
 
 
-def test_sample(run, corpus, capsys, monkeypatch, tmp_path):
+def test_sample(run, corpus, capsys, monkeypatch, exported):
     script = load_script("sample")
     for name, value in {"PAUSE": 0.0, "FIRST_NOTE_TOKENS": 60, "MUSIC_BARS": 2}.items():
         monkeypatch.setattr(script, name, value)
-    config = script.cfg.override(script.cfg.load(CONFIG), TOY)
-    exported = tmp_path / "toy"
-    trained.export(exported, trained.TrainedModel(config, init_params(config, Vocabulary(), seed=0)[1], Vocabulary()))
     arguments = ["--rows", "1", "--slices", "1", "--lengths", "60", "--first-notes", "1", "--run", str(exported)]
     result = run(script, *on_corpus(corpus), *arguments)
     assert_describes_the_run(result, corpus)
@@ -169,7 +176,8 @@ def test_memories(run, corpus, capsys, tmp_path):
     script = load_script("memories")
     few = ["--workdir", str(tmp_path), "--set", "train.steps=2", "--set", "data.segment=32", "--only"]
     run(script, *on_corpus(corpus), *few, "XL", script.BEST)
-    result = run(script, *on_corpus(corpus), *few, "none")
+    run(script, *on_corpus(corpus), *few, "none")
+    result = run(script, *on_corpus(corpus), *few, "none", "--trained")
     assert_describes_the_run(result, corpus)
     assert result["memories"].keys() == {"XL", script.BEST, "none"}  # those measured before are kept
     songs, counts = len(corpus.songs_of("test")), result["counts"]
@@ -184,6 +192,21 @@ def test_memories(run, corpus, capsys, tmp_path):
     assert f"difference from {script.BEST}" in capsys.readouterr().out
     with pytest.raises(InputError, match="give another folder"):
         run(script, *on_corpus(corpus), "--results", str(_shared.RESULTS))
+
+
+def test_continuations(run, corpus, capsys, monkeypatch, exported):
+    script = load_script("continuations")
+    monkeypatch.setattr(script, "TEMPERATURES", (1.0,))
+    monkeypatch.setattr(script, "COPIES", ())
+    few = ["--songs", "1", "--prompt-bars", "2", "--bars", "2"]
+    result = run(script, "--data", str(corpus.path), "--model", str(exported), *few)
+    assert_describes_the_run(result, corpus)
+    assert result["songs"] == 2  # one of each split
+    assert result["settings"].keys() == {script.REAL, "temperature 1.0"}
+    row = result["settings"]["temperature 1.0"]
+    assert row["error"] == abs(row["self-similarity"][0] - result["settings"][script.REAL]["self-similarity"][0])
+    assert 0 <= row["share with a loop"] <= 1
+    assert "| temperature 1.0 |" in capsys.readouterr().out
 
 
 def test_loop(run, corpus):

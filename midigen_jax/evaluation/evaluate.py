@@ -116,10 +116,10 @@ def read_songs(corpus: Corpus, index: np.ndarray, reach: int) -> Songs:
         reach: in tokens; what was read longer ago is far (`repeats.kinds_of_bars`).
     """
     sequences = [corpus.sequence_of(song) for song in index.tolist()]
-    kinds = []
-    for song, sequence in zip(index.tolist(), sequences, strict=True):
-        of_bars = np.array([*repeats.kinds_of_bars(corpus.song(song), sequence.bar, reach), repeats.SPARSE])
-        kinds.append(of_bars[np.minimum(sequence.bar[1:], len(of_bars) - 1)])
+    kinds = [
+        repeats.kinds_of_tokens(corpus.song(song), sequence.bar, reach)
+        for song, sequence in zip(index.tolist(), sequences, strict=True)
+    ]
     levels = [copying.copiers(sequence.tokens, corpus.vocabulary) for sequence in sequences]
     copiers = {name: [of_song[name] for of_song in levels] for name in levels[0]} if levels else {}
     return Songs(corpus, index, sequences, kinds, copiers)

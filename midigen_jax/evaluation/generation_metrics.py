@@ -62,12 +62,19 @@ def choose_prompts(
     return prompts
 
 
-def continue_songs(sampler: Sampler, prompts: Sequence[EvaluationPrompt], *, bars: int, seed: int = 0) -> list[Pair]:
+def continue_songs(
+    sampler: Sampler,
+    prompts: Sequence[EvaluationPrompt],
+    *,
+    bars: int,
+    settings: GenerationSettings = SETTINGS,
+    seed: int = 0,
+) -> list[Pair]:
     """Continues all prompts at once; the model may end a song at any time."""
     session = sampler.prefill([prompt.prompt for prompt in prompts])
     spans = [span(Length(bars, eos=True), row.song, row.end) for row in session.rows]
     eos_from, ends = [first for first, _ in spans], [end for _, end in spans]
-    continuations = sampler.sample(session, ends, eos_from=eos_from, settings=SETTINGS, seed=seed).finish()
+    continuations = sampler.sample(session, ends, eos_from=eos_from, settings=settings, seed=seed).finish()
     return [
         Pair(prompt, continuation, excerpt(continuation.song, continuation.song.bar_of(continuation.start), bars))
         for prompt, continuation in zip(prompts, continuations, strict=True)

@@ -69,3 +69,12 @@ def kinds_of_bars(song: Song, bar_of_token: np.ndarray, reach: int) -> list[str]
         seen.add((length, notes))
         last[in_any_key] = bar
     return kinds
+
+
+def kinds_of_tokens(song: Song, bar_of_token: np.ndarray, reach: int) -> np.ndarray:
+    """The kind of the bar that each token but the first is in, [N - 1]; behind the last bar with notes they are sparse.
+
+    Arguments as those of `kinds_of_bars`.
+    """
+    of_bars = np.array([*kinds_of_bars(song, bar_of_token, reach), SPARSE])
+    return of_bars[np.minimum(bar_of_token[1:], len(of_bars) - 1)]

@@ -1,0 +1,110 @@
+"""How the memory shapes what is written: songs continued at several temperatures, and with more or less copying.
+
+    python benchmarks/continuations.py --data CORPUS --model RUN_OR_FILE
+
+The first bars of test and validation songs are continued without limiting loops. For each setting: how much of a bar
+recurs 1 to 16 bars later, beside the songs' own continuations; how much more after 4, 8 and 16 bars, at which phrases
+return, than after other distances; and in how many continuations a loop lasts for more than 8 bars.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import _shared
+import jax
+import numpy as np
+from _ours import circumstances
+from tqdm import tqdm
+
+from midigen_jax.cli import command
+from midigen_jax.data.corpus import open_corpus
+from midigen_jax.errors import InputError
+from midigen_jax.evaluation import generation_metrics
+from midigen_jax.evaluation.generation_metrics import SETTINGS, EvaluationPrompt
+from midigen_jax.evaluation.music_metrics import LAGS
+from midigen_jax.run import runtime, trained
+from midigen_jax.sampling.sampler import Sampler
+from midigen_jax.sampling.settings import GenerationSettings
+
+TEMPERATURES, COPIES = (0.8, 0.9, 1.0), (0.0, 0.25, 0.75, 1.0)  # `copy` is 0.5 by default
+PHRASES = np.isin(LAGS, (4, 8, 16))
+ROWS = 16  # songs continued at once
+REAL = "the songs"
+
+
+def summary(described: dict[str, Any]) -> dict[str, Any]:
+    """Of continuations: the self-similarity at each distance, how much higher it is at phrases, and the rest."""
+    curve = [x and x.value for x in described["self-similarity"]]
+    values = np.array([np.nan if x is None else x for x in curve])
+    elsewhere = np.nanmean(values[~PHRASES])
+    metrics = {name: x and x.value for name, x in described["metrics"].items()}
+    return {
+        "self-similarity": curve,
+        "returns": float(np.nanmean(values[PHRASES]) / elsewhere) if elsewhere > 0 else None,
+        **metrics,
+    }
+
+
+def continued(
+    sampler: Sampler, prompts: list[EvaluationPrompt], bars: int, settings: GenerationSettings
+) -> dict[str, Any]:
+    pairs = []
+    for first in range(0, len(prompts), ROWS):
+        some = prompts[first : first + ROWS]
+        pairs += generation_metrics.continue_songs(sampler, some, bars=bars, settings=settings, seed=first)
+    ended = [pair.continuation.stopped == "ended by itself" for pair in pairs]
+    return summary(generation_metrics.describe([pair.written for pair in pairs], ended, [0] * len(pairs)))
+
+
+def error(row: dict[str, Any], real: dict[str, Any]) -> float:
+    """How far apart two curves of self-similarity are, over the distances that both have."""
+    pairs = zip(row["self-similarity"], real["self-similarity"], strict=True)
+    return float(np.mean([abs(a - b) for a, b in pairs if a is not None and b is not None]))
+
+
+def print_table(songs: int, rows: dict[str, dict[str, Any]]) -> None:
+    print(
+        f"\n| {songs} songs | self-similarity | error | returns | loops | notes per beat |\n|---|---|---|---|---|---|"
+    )
+    for name, row in rows.items():
+        mean = np.mean([x for x in row["self-similarity"] if x is not None])
+        returns = "-" if row["returns"] is None else f"{row['returns']:.2f}"
+        loops, notes = row["share with a loop"] * songs, row["notes per beat"]
+        print(f"| {name} | {mean:.3f} | {row['error']:.3f} | {returns} | {loops:.0f} | {notes:.2f} |")
+
+
+def main() -> None:
+    parser = _shared.parser(__doc__)
+    parser.add_argument("--data", type=Path, required=True, metavar="CORPUS", help="the corpus of the model")
+    parser.add_argument("--model", type=Path, required=True, metavar="RUN_OR_FILE")
+    parser.add_argument("--songs", type=int, default=24, help="test songs, and as many validation songs")
+    parser.add_argument("--prompt-bars", type=int, default=8)
+    parser.add_argument("--bars", type=int, default=32)
+    args = parser.parse_args()
+    runtime.retain_freed_memory()
+    corpus, model = open_corpus(args.data), trained.load(args.model)
+    if model.vocabulary != corpus.vocabulary:
+        raise InputError(f"{args.data}: has another vocabulary than {args.model}; give the corpus of its training")
+    prompts = []
+    for split in ("test", "validation"):
+        lengths = {"prompt_bars": args.prompt_bars, "bars": args.bars}
+        prompts += generation_metrics.choose_prompts(corpus, corpus.songs_of(split), args.songs, **lengths)
+    sampler, songs = Sampler(model), len(prompts)
+    nothing = [0] * songs
+    real = generation_metrics.describe([x.real for x in prompts], [x.ends for x in prompts], nothing)
+    rows = {REAL: summary(real) | {"error": 0.0}}
+    settings = {f"temperature {x}": dataclasses.replace(SETTINGS, temperature=x) for x in TEMPERATURES}
+    settings |= {f"copy {x}": dataclasses.replace(SETTINGS, copy=x) for x in COPIES}
+    name = f"continuations-{args.data.name}-{jax.default_backend()}"
+    usual = _shared.has_defaults(parser, args, "songs", "prompt_bars", "bars")
+    for label, changes in tqdm(settings.items()):
+        rows[label] = continued(sampler, prompts, args.bars, changes)
+        rows[label]["error"] = error(rows[label], rows[REAL])
+        print_table(songs, rows)
+        result = {**circumstances(model.config, corpus), "songs": songs, "settings": rows}
+        _shared.save(args.results, name, result, usual=usual)
+
+
+if __name__ == "__main__":
+    command.run(main)
