@@ -320,10 +320,37 @@ def test_copy_is_monotone():
     np.testing.assert_allclose(as_learned, pointer.probabilities(logits, copies), atol=1e-6)
 
 
-def test_temperature_is_that_of_what_is_not_copied():
+def test_temperature_and_top_p_shape_what_no_candidate_names():
     logits, copies = (jax.tree.map(lambda x: x[0], x) for x in mixture())
-    expected = pointer.probabilities(logits / 0.5, copies)
-    np.testing.assert_allclose(drawn_from(logits, copies, temperature=0.5), expected, atol=1e-6)
+    as_learned = np.asarray(pointer.probabilities(logits, copies))
+    for settings in ({"temperature": 0.5}, {"temperature": 2.0}, {"top_p": 0.5}):
+        drawn = np.asarray(drawn_from(logits, copies, **settings))
+        for row, tokens in enumerate(np.asarray(copies.token)):
+            named = np.isin(np.arange(12), tokens)
+            np.testing.assert_allclose(drawn[row, named], as_learned[row, named], atol=1e-6)
+            rest = np.where(named, 0, np.exp(logits[row] / settings.get("temperature", 1)))
+            if "top_p" in settings:
+                order = np.argsort(-rest)
+                before = np.cumsum(rest[order]) - rest[order]
+                rest[order[before >= 0.5 * rest.sum()]] = 0
+            expected = as_learned[row, ~named].sum() * rest / rest.sum()
+            np.testing.assert_allclose(drawn[row, ~named], expected[~named], atol=1e-6)
+
+
+def test_the_likeliest_token_is_drawn_with_top_k_1():
+    logits, copies = (jax.tree.map(lambda x: x[0], x) for x in mixture())
+    arrays = make_setting_arrays(GenerationSettings(top_k=1), Vocabulary())
+    drawn = process_logits(logits, copies, jnp.ones(logits.shape, bool), arrays)
+    np.testing.assert_array_equal(np.isfinite(drawn).sum(-1), 1)
+    np.testing.assert_array_equal(drawn.argmax(-1), pointer.probabilities(logits, copies).argmax(-1))
+
+
+def test_where_only_candidates_are_legal_they_alone_are_drawn():
+    logits, copies = (jax.tree.map(lambda x: x[0, :1], x) for x in mixture())
+    legal = jnp.zeros(logits.shape, bool).at[0, jnp.maximum(copies.token[0], 0)].set(copies.token[0] >= 0)
+    drawn = drawn_from(logits, copies, legal, temperature=0.7)
+    assert np.isfinite(drawn).all()
+    np.testing.assert_allclose(np.where(legal, drawn, 0).sum(), 1, atol=1e-6)
 
 
 def test_no_copy_is_drawn_that_the_settings_rule_out():

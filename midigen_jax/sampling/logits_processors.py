@@ -15,6 +15,7 @@ from .. import vocab
 from ..errors import InputError
 from ..model import pointer
 from ..model.pointer import Copies
+from ..model.retrieval import sum_by_token
 from ..shapes import Array, Bool, Float, Int
 from ..vocab import Vocabulary
 from .settings import GenerationSettings
@@ -104,23 +105,44 @@ def _copy_log_odds(copy: float) -> float:
 def process_logits(
     logits: Float[Array, "B V"], copies: Copies | None, legal: Bool[Array, "B V"], settings: SettingArrays
 ) -> Float[Array, "B V"]:
-    """Applies temperature, top-k, top-p and min-p: tokens that are not drawn from get minus infinity.
+    """Applies temperature, top-p, top-k and min-p: tokens that are not drawn from get minus infinity.
 
-    The temperature applies to the decoder's own distribution only: it would raise the probability of copies that are
-    already likely, and the music would end in a loop. The most likely token always stays. All three cuts are a
-    threshold on the probability, the highest of them counts.
+    Temperature and top-p shape the tokens that no candidate of the memory by alignment names. Those that one names keep
+    their probability, so that the song's past is taken up, and left again, as often as was learned: a copy that goes on
+    with 96 % would never end below a top-p of 0.96. Top-k and min-p cut what is unlikely in the whole. The most likely
+    token always stays.
     """
-    logits = jnp.where(legal, logits, -jnp.inf) / settings.temperature
-    if copies is not None:
+    logits = jnp.where(legal, logits, -jnp.inf)
+    if copies is None:
+        logits = _top_p(logits / settings.temperature, settings.top_p)
+    else:
         may_copy = (copies.token >= 0) & jnp.take_along_axis(legal, jnp.maximum(copies.token, 0), -1)
         copies = copies._replace(log_odds=jnp.where(may_copy, copies.log_odds, pointer.NONE))
-        logits = jnp.log(pointer.probabilities(logits, copies))
+        logits = _shape_rest(logits, copies, settings)
+    probabilities = jax.nn.softmax(logits)
+    highest = probabilities.max(-1)
+    ranked = jnp.sort(probabilities, -1, descending=True)
+    top_k = jax.lax.dynamic_index_in_dim(ranked, settings.top_k - 1, 1, False)
+    threshold = jnp.minimum(jnp.maximum(settings.min_p * highest, top_k), highest)
+    return jnp.where(probabilities >= threshold[:, None], logits, -jnp.inf)
+
+
+def _shape_rest(logits: Float[Array, "B V"], copies: Copies, settings: SettingArrays) -> Float[Array, "B V"]:
+    """Logarithms of the mixture, with temperature and top-p for the tokens that no candidate names."""
+    probabilities = pointer.probabilities(logits, copies)
+    is_candidate = (copies.log_odds > pointer.NONE / 2).astype(jnp.float32)
+    named = sum_by_token(is_candidate[:, None], copies.token[:, None], logits.shape[-1]) > 0
+    rest = _top_p(jnp.where(named, -jnp.inf, logits / settings.temperature), settings.top_p)
+    # Nothing may be left: the mean of no tokens is not a number.
+    rest = jnp.where(jnp.isfinite(rest), jax.nn.softmax(rest), 0)
+    left = jnp.sum(probabilities, -1, where=~named, keepdims=True)
+    return jnp.log(jnp.where(named, probabilities, left * rest))
+
+
+def _top_p(logits: Float[Array, "B V"], top_p: Float[Array, ""]) -> Float[Array, "B V"]:
+    """Keeps a token if the more likely ones together have less than `top_p`."""
     probabilities = jax.nn.softmax(logits)
     ranked = jnp.sort(probabilities, -1, descending=True)
-    min_p = settings.min_p * ranked[:, 0]
-    top_k = jax.lax.dynamic_index_in_dim(ranked, settings.top_k - 1, 1, False)
-    # A token stays if the more likely ones together have less than top_p.
-    kept = (jnp.cumsum(ranked, -1) - ranked < settings.top_p) | (settings.top_p >= 1)
-    top_p = jnp.min(jnp.where(kept, ranked, 1.0), -1)
-    threshold = jnp.minimum(jnp.maximum(jnp.maximum(min_p, top_k), top_p), ranked[:, 0])
-    return jnp.where(probabilities >= threshold[:, None], logits, -jnp.inf)
+    kept = (jnp.cumsum(ranked, -1) - ranked < top_p) | (top_p >= 1)
+    least = jnp.min(jnp.where(kept, ranked, ranked[:, :1]), -1)
+    return jnp.where(probabilities >= least[:, None], logits, -jnp.inf)

@@ -17,7 +17,8 @@ MAX_ROWS = 4096  # continuations at once
 class GenerationSettings:
     """How tokens are drawn; the defaults are those of `sample.py`."""
 
-    # Below 1 the kNN memory, which is confident already, is trusted even more, and music runs into loops.
+    # With a memory by alignment, of what the song's past does not suggest; else of all. With a memory of keys
+    # alone, which is confident already, music runs into loops below 1.
     temperature: float = 1.0
     copy: float = 0.5  # how readily the song's past is taken up: 0 not at all, 1 wherever it fits, 0.5 as learned
     top_k: int = 0  # draw from this many most likely tokens; 0: all
