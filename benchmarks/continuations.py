@@ -21,6 +21,7 @@ from midigen_jax.cli import command
 from midigen_jax.data.corpus import open_corpus
 from midigen_jax.errors import InputError
 from midigen_jax.evaluation import generation_metrics
+from midigen_jax.evaluation.bootstrap import Interval
 from midigen_jax.evaluation.generation_metrics import SETTINGS, EvaluationPrompt
 from midigen_jax.evaluation.music_metrics import LAGS
 from midigen_jax.run import runtime, trained
@@ -35,15 +36,15 @@ REAL = "the songs"
 
 def summary(described: dict[str, Any]) -> dict[str, Any]:
     """Of continuations: the self-similarity at each distance, how much higher it is at phrases, and the rest."""
-    curve = [x and x.value for x in described["self-similarity"]]
-    values = np.array([np.nan if x is None else x for x in curve])
-    elsewhere = np.nanmean(values[~PHRASES])
+    similarities: list[Interval | None] = described["self-similarity"]
+    curve = [x and x.value for x in similarities] or [None] * len(LAGS)
+    at_phrases, elsewhere = (
+        [x for x, phrase in zip(curve, PHRASES, strict=True) if phrase == which and x is not None]
+        for which in (True, False)
+    )
+    returns = float(np.mean(at_phrases) / np.mean(elsewhere)) if at_phrases and any(elsewhere) else None
     metrics = {name: x and x.value for name, x in described["metrics"].items()}
-    return {
-        "self-similarity": curve,
-        "returns": float(np.nanmean(values[PHRASES]) / elsewhere) if elsewhere > 0 else None,
-        **metrics,
-    }
+    return {"self-similarity": curve, "returns": returns, **metrics}
 
 
 def continued(
@@ -54,13 +55,14 @@ def continued(
         some = prompts[first : first + ROWS]
         pairs += generation_metrics.continue_songs(sampler, some, bars=bars, settings=settings, seed=first)
     ended = [pair.continuation.stopped == "ended by itself" for pair in pairs]
-    return summary(generation_metrics.describe([pair.written for pair in pairs], ended, [0] * len(pairs)))
+    return summary(generation_metrics.describe([pair.written for pair in pairs], ended))
 
 
-def error(row: dict[str, Any], real: dict[str, Any]) -> float:
+def error(row: dict[str, Any], real: dict[str, Any]) -> float | None:
     """How far apart two curves of self-similarity are, over the distances that both have."""
     pairs = zip(row["self-similarity"], real["self-similarity"], strict=True)
-    return float(np.mean([abs(a - b) for a, b in pairs if a is not None and b is not None]))
+    errors = [abs(a - b) for a, b in pairs if a is not None and b is not None]
+    return float(np.mean(errors)) if errors else None
 
 
 def print_table(songs: int, rows: dict[str, dict[str, Any]]) -> None:
@@ -68,10 +70,11 @@ def print_table(songs: int, rows: dict[str, dict[str, Any]]) -> None:
         f"\n| {songs} songs | self-similarity | error | returns | loops | notes per beat |\n|---|---|---|---|---|---|"
     )
     for name, row in rows.items():
-        mean = np.mean([x for x in row["self-similarity"] if x is not None])
-        returns = "-" if row["returns"] is None else f"{row['returns']:.2f}"
+        curve = [x for x in row["self-similarity"] if x is not None]
+        figures = [np.mean(curve) if curve else None, row["error"], row["returns"]]
+        cells = ["-" if x is None else f"{x:.3f}" for x in figures]
         loops, notes = row["share with a loop"] * songs, row["notes per beat"]
-        print(f"| {name} | {mean:.3f} | {row['error']:.3f} | {returns} | {loops:.0f} | {notes:.2f} |")
+        print(f"| {name} | {' | '.join(cells)} | {loops:.0f} | {notes:.2f} |")
 
 
 def main() -> None:
@@ -91,8 +94,7 @@ def main() -> None:
         lengths = {"prompt_bars": args.prompt_bars, "bars": args.bars}
         prompts += generation_metrics.choose_prompts(corpus, corpus.songs_of(split), args.songs, **lengths)
     sampler, songs = Sampler(model), len(prompts)
-    nothing = [0] * songs
-    real = generation_metrics.describe([x.real for x in prompts], [x.ends for x in prompts], nothing)
+    real = generation_metrics.describe([x.real for x in prompts], [x.ends for x in prompts])
     rows = {REAL: summary(real) | {"error": 0.0}}
     settings = {f"temperature {x}": dataclasses.replace(SETTINGS, temperature=x) for x in TEMPERATURES}
     settings |= {f"copy {x}": dataclasses.replace(SETTINGS, copy=x) for x in COPIES}

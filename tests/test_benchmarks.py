@@ -203,10 +203,20 @@ def test_continuations(run, corpus, capsys, monkeypatch, exported):
     assert_describes_the_run(result, corpus)
     assert result["songs"] == 2  # one of each split
     assert result["settings"].keys() == {script.REAL, "temperature 1.0"}
-    row = result["settings"]["temperature 1.0"]
-    assert row["error"] == abs(row["self-similarity"][0] - result["settings"][script.REAL]["self-similarity"][0])
+    row, real = result["settings"]["temperature 1.0"], result["settings"][script.REAL]
+    assert len(row["self-similarity"]) == len(real["self-similarity"]) == 16
     assert 0 <= row["share with a loop"] <= 1
     assert "| temperature 1.0 |" in capsys.readouterr().out
+
+
+def test_returns_are_compared_with_other_distances():
+    script = load_script("continuations")
+    curve = [script.Interval(0.4 if lag in (4, 8, 16) else 0.2, 0, 1) for lag in range(1, 17)]
+    row = script.summary({"self-similarity": curve, "metrics": {}})
+    assert row["returns"] == pytest.approx(2)
+    assert script.error(row, {"self-similarity": [0.3] * 15 + [None]}) == pytest.approx(0.1)
+    assert script.summary({"self-similarity": [None] * 16, "metrics": {}})["returns"] is None
+    assert script.error(row, {"self-similarity": [None] * 16}) is None
 
 
 def test_loop(run, corpus):

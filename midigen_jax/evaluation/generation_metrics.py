@@ -87,15 +87,15 @@ def _means(rows: Sequence[Sequence[float]]) -> list[Interval | None]:
     return [ratio(np.nan_to_num(column), np.isfinite(column)) for column in columns]
 
 
-def describe(songs: Sequence[Song], ended: Sequence[bool], copied: Sequence[int]) -> dict[str, Any]:
+def describe(songs: Sequence[Song], ended: Sequence[bool], copied: Sequence[int] | None = None) -> dict[str, Any]:
     """Metrics of excerpts of songs, as means with intervals; excerpts without notes count only for the two shares.
 
     Args:
         ended: whether each song ended within its excerpt.
-        copied: notes of the longest part of each excerpt that a training song has too.
+        copied: notes of the longest part of each excerpt that a training song has too, if that was looked for.
     """
     with_notes = [i for i, song in enumerate(songs) if len(song.notes)]
-    sounding, copied = [songs[i] for i in with_notes], [copied[i] for i in with_notes]
+    sounding = [songs[i] for i in with_notes]
     found: dict[str, Any] = {"excerpts with notes": len(sounding), "self-similarity": [], "metrics": {}}
     shares = {
         "share with a loop": _means([[bool(find_loops(song))] for song in songs])[0],
@@ -104,11 +104,12 @@ def describe(songs: Sequence[Song], ended: Sequence[bool], copied: Sequence[int]
     if sounding:
         means = _means([[metric(song) for metric in METRICS.values()] for song in sounding])
         found["metrics"] = dict(zip(METRICS, means, strict=True))
-        found["longest training excerpts"] = copied
         found["self-similarity"] = _means([self_similarity(song).tolist() for song in sounding])
     found["metrics"] |= shares
-    if sounding:
-        found["metrics"]["longest excerpt of a training song, notes"] = _means([[n] for n in copied])[0]
+    if sounding and copied is not None:
+        found["longest training excerpts"] = [copied[i] for i in with_notes]
+        longest = _means([[n] for n in found["longest training excerpts"]])[0]
+        found["metrics"]["longest excerpt of a training song, notes"] = longest
     return found
 
 
