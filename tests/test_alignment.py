@@ -97,7 +97,7 @@ def test_songs_are_kept_apart_and_padding_is_ignored():
     """Two songs in a lane; the second goes on in the next segment, after padding, as where a prompt has ended."""
     first, second = random_song(100), random_song(60, seed=1)
     tokens, position = (np.concatenate([x, y[:30], np.full(40, vocab.PAD)]) for x, y in zip(first, second, strict=True))
-    expected = list(by_definition(*second, LAGS, K))
+    expected = list(by_definition(second[0], second[1], LAGS, K))
     memory, candidates = read(tokens, position, np.repeat([0, 1, NO_SONG], [100, 30, 40]))
     check(candidates, expected[:30], begin=100)
     memory, _ = read(tokens, position, np.full(170, NO_SONG), memory=memory)
