@@ -133,7 +133,7 @@ def _shape_rest(logits: Float[Array, "B V"], copies: Copies, settings: SettingAr
     is_candidate = (copies.log_odds > pointer.NONE / 2).astype(jnp.float32)
     named = sum_by_token(is_candidate[:, None], copies.token[:, None], logits.shape[-1]) > 0
     rest = _top_p(jnp.where(named, -jnp.inf, logits / settings.temperature), settings.top_p)
-    # Nothing may be left: the mean of no tokens is not a number.
+    # Where every legal token is named, the softmax is over none of them and not a number.
     rest = jnp.where(jnp.isfinite(rest), jax.nn.softmax(rest), 0)
     left = jnp.sum(probabilities, -1, where=~named, keepdims=True)
     return jnp.log(jnp.where(named, probabilities, left * rest))
