@@ -22,7 +22,7 @@ from midigen_jax.data.corpus import open_corpus
 from midigen_jax.errors import InputError
 from midigen_jax.evaluation import generation_metrics
 from midigen_jax.evaluation.bootstrap import Interval
-from midigen_jax.evaluation.generation_metrics import SETTINGS, EvaluationPrompt
+from midigen_jax.evaluation.generation_metrics import SETTINGS, EvaluationPrompt, self_similarity_error
 from midigen_jax.evaluation.music_metrics import LAGS
 from midigen_jax.run import runtime, trained
 from midigen_jax.sampling.sampler import Sampler
@@ -34,8 +34,9 @@ ROWS = 16  # songs continued at once
 REAL = "the songs"
 
 
-def summary(described: dict[str, Any]) -> dict[str, Any]:
-    """Of continuations: the self-similarity at each distance, how much higher it is at phrases, and the rest."""
+def summary(described: dict[str, Any], real: dict[str, Any]) -> dict[str, Any]:
+    """Of continuations: the self-similarity at each distance, how far it is from the songs' and how much higher at
+    phrases, and the other metrics."""
     similarities: list[Interval | None] = described["self-similarity"]
     curve = [x and x.value for x in similarities] or [None] * len(LAGS)
     at_phrases, elsewhere = (
@@ -44,7 +45,8 @@ def summary(described: dict[str, Any]) -> dict[str, Any]:
     )
     returns = float(np.mean(at_phrases) / np.mean(elsewhere)) if at_phrases and any(elsewhere) else None
     metrics = {name: x and x.value for name, x in described["metrics"].items()}
-    return {"self-similarity": curve, "returns": returns, **metrics}
+    error = self_similarity_error(described, real)
+    return {"self-similarity": curve, "error": error, "returns": returns, **metrics}
 
 
 def continued(
@@ -55,14 +57,7 @@ def continued(
         some = prompts[first : first + ROWS]
         pairs += generation_metrics.continue_songs(sampler, some, bars=bars, settings=settings, seed=first)
     ended = [pair.continuation.stopped == "ended by itself" for pair in pairs]
-    return summary(generation_metrics.describe([pair.written for pair in pairs], ended))
-
-
-def error(row: dict[str, Any], real: dict[str, Any]) -> float | None:
-    """How far apart two curves of self-similarity are, over the distances that both have."""
-    pairs = zip(row["self-similarity"], real["self-similarity"], strict=True)
-    errors = [abs(a - b) for a, b in pairs if a is not None and b is not None]
-    return float(np.mean(errors)) if errors else None
+    return generation_metrics.describe([pair.written for pair in pairs], ended)
 
 
 def print_table(songs: int, rows: dict[str, dict[str, Any]]) -> None:
@@ -95,14 +90,13 @@ def main() -> None:
         prompts += generation_metrics.choose_prompts(corpus, corpus.songs_of(split), args.songs, **lengths)
     sampler, songs = Sampler(model), len(prompts)
     real = generation_metrics.describe([x.real for x in prompts], [x.ends for x in prompts])
-    rows = {REAL: summary(real) | {"error": 0.0}}
+    rows = {REAL: summary(real, real)}
     settings = {f"temperature {x}": dataclasses.replace(SETTINGS, temperature=x) for x in TEMPERATURES}
     settings |= {f"copy {x}": dataclasses.replace(SETTINGS, copy=x) for x in COPIES}
     name = f"continuations-{args.data.name}-{jax.default_backend()}"
     usual = _shared.has_defaults(parser, args, "songs", "prompt_bars", "bars")
     for label, changes in tqdm(settings.items()):
-        rows[label] = continued(sampler, prompts, args.bars, changes)
-        rows[label]["error"] = error(rows[label], rows[REAL])
+        rows[label] = summary(continued(sampler, prompts, args.bars, changes), real)
         print_table(songs, rows)
         result = {**circumstances(model.config, corpus), "songs": songs, "settings": rows}
         _shared.save(args.results, name, result, usual=usual)

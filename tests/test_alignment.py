@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from midigen_jax import config as cfg
 from midigen_jax import vocab
 from midigen_jax.kernels import score
 from midigen_jax.model import alignment, pointer
@@ -17,6 +19,7 @@ from midigen_jax.sampling.settings import GenerationSettings
 from midigen_jax.vocab import NO_SONG, Scheme, Vocabulary
 
 LAGS, K = 256, 16
+FIELDS = "score", "token", "pitch_score", "shift", "lag", "bars", "length", "same_position"
 
 
 @lru_cache
@@ -24,12 +27,12 @@ def reader(vocabulary=Vocabulary(), k=K, remembers=True):  # noqa: B008  (it is 
     return jax.jit(partial(read_tokens, vocabulary=vocabulary, k=k, remembers=remembers))
 
 
-def read(tokens, position=None, song=None, *, lags=LAGS, memory=None, **options):
+def read(tokens, position=None, song=None, *, bar=None, lags=LAGS, memory=None, **options):
     """Candidates of each token of one lane or of several."""
     tokens = np.atleast_2d(tokens)
-    position, song = (np.zeros_like(tokens) if x is None else np.atleast_2d(x) for x in (position, song))
+    bar, position, song = (np.zeros_like(tokens) if x is None else np.atleast_2d(x) for x in (bar, position, song))
     memory = init_alignment(len(tokens), lags) if memory is None else memory
-    arrays = (jnp.asarray(x, jnp.int32) for x in (tokens, position, song))
+    arrays = (jnp.asarray(x, jnp.int32) for x in (tokens, bar, position, song))
     memory, candidates = reader(**options)(memory, *arrays)
     return memory, jax.tree.map(np.asarray, candidates)
 
@@ -38,14 +41,16 @@ def is_note(token):
     return vocab.NOTE_0 <= token < vocab.DURATION_0
 
 
-def by_definition(tokens, position, lags, k):
-    """For each token of a song without drums, by lag modulo k: score, next token, pitch score, shift and lag."""
-    scores, pitch_scores, shifts = np.zeros((3, lags + 1), int)
+def by_definition(tokens, bar, position, lags, k):
+    """For each token of a song without drums, by lag modulo k: the fields of `FIELDS`."""
+    scores, pitch_scores, shifts, began = np.zeros((4, lags + 1), int)
     for t in range(len(tokens)):
         best = {}
         for lag in range(1, min(t, lags) + 1):
             now, then, after = tokens[t], tokens[t - lag], tokens[t - lag + 1]
             notes = is_note(now) and is_note(then)
+            if scores[lag] < ONE:
+                began[lag] = bar[t]
             if now - then == shifts[lag] if notes else now == then:
                 scores[lag] = min(scores[lag] + ONE, HIGHEST)
                 if notes:
@@ -58,16 +63,15 @@ def by_definition(tokens, position, lags, k):
             if is_note(after):
                 after = after + shifts[lag] if is_note(after + shifts[lag]) else NO_TOKEN
             if scores[lag] > best.get((lag - 1) % k, (0,))[0]:
-                same = position[t] == position[t - lag]
-                best[(lag - 1) % k] = (scores[lag], after, pitch_scores[lag], shifts[lag], lag, same)
+                of_bars = bar[t] - bar[t - lag], bar[t] - began[lag], position[t] == position[t - lag]
+                best[(lag - 1) % k] = (scores[lag], after, pitch_scores[lag], shifts[lag], lag, *of_bars)
         yield best
 
 
 def check(candidates, expected, lane=0, begin=0):
-    names = ("score", "token", "pitch_score", "shift", "lag", "same_position")
     for t, best in enumerate(expected, begin):
         for i in range(K):
-            found = tuple(getattr(candidates, name)[lane, t, i] for name in names)
+            found = tuple(getattr(candidates, name)[lane, t, i] for name in FIELDS)
             if i in best and best[i][1] != NO_TOKEN:
                 assert found == best[i], (t, i)
             else:
@@ -75,72 +79,74 @@ def check(candidates, expected, lane=0, begin=0):
 
 
 def random_song(n, seed=0, pitches=4):
-    """Notes of few pitches and durations, so that much agrees by chance."""
+    """Notes of few pitches and durations, so that much agrees by chance; with their bars and positions."""
     rng = np.random.default_rng(seed)
     tokens = np.empty(n, int)
     tokens[0::2] = vocab.NOTE_0 + 60 + rng.integers(0, pitches, len(tokens[0::2]))
     tokens[1::2] = vocab.DURATION_0 + rng.integers(1, 4, len(tokens[1::2]))
     rests = rng.random(len(tokens[0::2])) < 0.3
     tokens[0::2][rests] = vocab.SEP
-    return tokens, rng.integers(0, 4, n)
+    return tokens, np.sort(rng.integers(0, n // 8, n)), rng.integers(0, 4, n)
 
 
 def test_candidates_are_those_of_the_definition():
     """With more tokens than lags, and pitches at both ends of the range."""
-    tokens, position = random_song(400)
+    tokens, bar, position = random_song(400)
     tokens[200:300][[is_note(x) for x in tokens[200:300]]] += 66 - 3  # up to the highest pitch
-    _, candidates = read(tokens, position)
-    check(candidates, by_definition(tokens, position, LAGS, K))
+    _, candidates = read(tokens, position, bar=bar)
+    check(candidates, by_definition(tokens, bar, position, LAGS, K))
 
 
 def test_songs_are_kept_apart_and_padding_is_ignored():
     """Two songs in a lane; the second goes on in the next segment, after padding, as where a prompt has ended."""
     first, second = random_song(100), random_song(60, seed=1)
-    tokens, position = (np.concatenate([x, y[:30], np.full(40, vocab.PAD)]) for x, y in zip(first, second, strict=True))
-    expected = list(by_definition(second[0], second[1], LAGS, K))
-    memory, candidates = read(tokens, position, np.repeat([0, 1, NO_SONG], [100, 30, 40]))
+    padding = np.full(40, vocab.PAD)
+    tokens, bar, position = (np.concatenate([x, y[:30], padding]) for x, y in zip(first, second, strict=True))
+    expected = list(by_definition(*second, LAGS, K))
+    memory, candidates = read(tokens, position, np.repeat([0, 1, NO_SONG], [100, 30, 40]), bar=bar)
     check(candidates, expected[:30], begin=100)
-    memory, _ = read(tokens, position, np.full(170, NO_SONG), memory=memory)
-    _, candidates = read(second[0][30:], second[1][30:], np.ones(30, int), memory=memory)
+    memory, _ = read(tokens, position, np.full(170, NO_SONG), bar=bar, memory=memory)
+    tokens, bar, position = (x[30:] for x in second)
+    _, candidates = read(tokens, position, np.ones(30, int), bar=bar, memory=memory)
     check(candidates, expected[30:])
 
 
 def test_segments_and_single_tokens_are_read_alike():
-    tokens, position = (jnp.asarray(x, jnp.int32)[None] for x in random_song(96))
-    song, whole = jnp.zeros_like(tokens), read(tokens, position)
+    tokens, bar, position = (jnp.asarray(x, jnp.int32)[None] for x in random_song(96))
+    song, whole = jnp.zeros_like(tokens), read(tokens, position, bar=bar)
     memory, parts = init_alignment(1, LAGS), []
     for begin in range(0, 96, 32):
         here = slice(begin, begin + 32)
-        memory, found = read(tokens[:, here], position[:, here], memory=memory)
+        memory, found = read(tokens[:, here], position[:, here], bar=bar[:, here], memory=memory)
         parts.append(found)
     joined = [np.concatenate(x, 1) for x in zip(*parts, strict=True)]
     jax.tree.map(np.testing.assert_array_equal, (memory, type(parts[0])(*joined)), whole)
     one = jax.jit(partial(read_token, vocabulary=Vocabulary(), k=K))
     memory, parts = init_alignment(1, LAGS), []
     for t in range(96):
-        memory, found = one(memory, tokens[:, t], position[:, t], song[:, t])
+        memory, found = one(memory, tokens[:, t], bar[:, t], position[:, t], song[:, t])
         parts.append(found)
     joined = [np.stack(x, 1) for x in zip(*parts, strict=True)]
     jax.tree.map(np.testing.assert_array_equal, (memory, type(parts[0])(*joined)), whole)
 
 
 def test_no_candidate_depends_on_a_later_token():
-    tokens, position = random_song(96)
-    _, candidates = read(tokens, position)
+    tokens, bar, position = random_song(96)
+    _, candidates = read(tokens, position, bar=bar)
     for t in (1, 40, 95):
         changed = tokens.copy()
         changed[t:] = random_song(96, seed=2)[0][t:]
-        _, others = read(changed, position)
+        _, others = read(changed, position, bar=bar)
         for name in candidates._fields:
             np.testing.assert_array_equal(getattr(others, name)[:, :t], getattr(candidates, name)[:, :t])
 
 
 @pytest.mark.parametrize("shift", [-40, -1, 5, 40])
 def test_a_song_in_another_key_has_the_same_candidates_in_that_key(shift):
-    tokens, position = random_song(200)
+    tokens, bar, position = random_song(200)
     notes = np.array([is_note(x) for x in tokens])
-    _, candidates = read(tokens, position)
-    _, others = read(tokens + shift * notes, position)
+    _, candidates = read(tokens, position, bar=bar)
+    _, others = read(tokens + shift * notes, position, bar=bar)
     transposed = candidates.token + shift * np.vectorize(is_note)(candidates.token)
     np.testing.assert_array_equal(others.token, transposed)
     for name in candidates._fields[1:]:
@@ -269,6 +275,34 @@ def test_a_memory_that_does_not_remember_is_compared_with_only_what_it_held():
     _, candidates = read(unknown, lags=480, memory=other, remembers=False)
     scores = np.where(candidates.token[0] >= 0, candidates.score[0], 0)
     assert scores[32:].max() < 4 * ONE
+
+
+def test_repetitions_are_counted_for_all_who_name_the_token():
+    """Beyond the first return: a passage of 4 bars that has gone on for 12 was played again twice more."""
+    token, bars, length = (jnp.asarray(x)[None] for x in ([5, 5, 6, NO_TOKEN], [4, 8, 0, 1], [12, 3, 1, 9]))
+    zeros = jnp.zeros_like(token)
+    candidates = alignment.Candidates(token, zeros, zeros, zeros, zeros + 1, bars, length, zeros > 0)
+    same = (token[..., None, :] == token[..., :, None]) & (token >= 0)[..., None, :]
+    np.testing.assert_array_equal(pointer._repetitions(candidates, same), [[2, 2, 0, 0]])
+
+
+def test_a_passage_that_is_played_again_and_again_is_less_and_less_likely_to_go_on():
+    """Two bars, ten times, by a pointer that has learned nothing yet."""
+    theme, _ = theme_and_return(0, 0, 0, notes=16)
+    theme = theme[: len(theme) // 2]
+    tokens, bar = np.tile(theme, 10), np.arange(10 * len(theme)) // (len(theme) // 2)
+    _, candidates = read(tokens, bar=bar)
+    logits = jnp.zeros((*candidates.token.shape[:2], Vocabulary().size))
+    config = cfg.Config()
+    untrained = pointer.Pointer(config, rngs=nnx.Rngs(0))
+    copies = untrained(
+        jax.tree.map(jnp.asarray, candidates), jnp.zeros((*logits.shape[:2], config.model.width)), logits
+    )
+    goes_on = np.where(candidates.token == np.roll(tokens, -1)[:, None], pointer.shares(copies.log_odds), 0).sum(-1)
+    shares = goes_on[0].reshape(10, -1).mean(1)
+    assert shares[1] > 0.6
+    assert (np.diff(shares[2:]) < 0).all()
+    assert shares[-1] < 0.01
 
 
 def mixture():

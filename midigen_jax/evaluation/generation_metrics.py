@@ -113,6 +113,13 @@ def describe(songs: Sequence[Song], ended: Sequence[bool], copied: Sequence[int]
     return found
 
 
+def self_similarity_error(written: dict[str, Any], real: dict[str, Any]) -> float | None:
+    """How far apart the self-similarities of two results of `describe` are, on average over the lags both have."""
+    both = zip(written["self-similarity"], real["self-similarity"], strict=False)  # none of excerpts without notes
+    errors = [abs(a.value - b.value) for a, b in both if a is not None and b is not None]
+    return float(np.mean(errors)) if errors else None
+
+
 def compare_with_real(
     prompts: Sequence[EvaluationPrompt], pairs: dict[str, list[Pair]], corpus: Corpus
 ) -> dict[str, Any]:
@@ -127,7 +134,5 @@ def compare_with_real(
     real, *others = (describe(songs, ended, [x.notes for x in islice(found, len(songs))]) for songs, ended in columns)
     written = dict(zip(pairs, others, strict=True))
     for metrics in written.values():
-        both = zip(metrics["self-similarity"], real["self-similarity"], strict=False)
-        errors = [abs(a.value - b.value) for a, b in both if a is not None and b is not None]
-        metrics["self-similarity error"] = float(np.mean(errors)) if errors else None
+        metrics["self-similarity error"] = self_similarity_error(metrics, real)
     return {"songs": len(prompts), "lags": LAGS.tolist(), "real": real, "written": written}

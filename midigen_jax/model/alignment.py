@@ -34,10 +34,12 @@ class AlignmentMemory(NamedTuple):
 
     token_class: Integer[Array, "B M"]  # transposition classes (`vocab.Transposition`); EMPTY before the song began
     pitch: Int[Array, "B M"]
+    bar: Int[Array, "B M"]
     position: Int[Array, "B M"]  # in the bar, in grid steps
     score: Int[Array, "B M"]
     pitch_score: Int[Array, "B M"]  # the same, of pitches alone
     shift: Int[Array, "B M"]  # semitones from the earlier passage to this one
+    began: Int[Array, "B M"]  # the bar in which the passage that agrees began
     song: Int[Array, " B"]  # of the last token
     drums: Int[Array, " B"]  # 1 if they play after it, else 0
 
@@ -50,20 +52,22 @@ class Candidates(NamedTuple):
     pitch_score: Int[Array, "B *Q k"]
     shift: Int[Array, "B *Q k"]
     lag: Int[Array, "B *Q k"]
+    bars: Int[Array, "B *Q k"]  # from the match to the token that was read
+    length: Int[Array, "B *Q k"]  # bars since the passage that agrees began
     same_position: Bool[Array, "B *Q k"]  # the match is as far into its bar
 
 
 def init_alignment(lanes: int, lags: int) -> AlignmentMemory:
     token_class = jnp.full((lanes, lags), EMPTY, jnp.uint16)
-    pitch, position, score, pitch_score, shift = (jnp.zeros((lanes, lags), jnp.int16) for _ in range(5))
+    pitch, bar, position, score, pitch_score, shift, began = (jnp.zeros((lanes, lags), jnp.int16) for _ in range(7))
     song, drums = jnp.full(lanes, NO_SONG, jnp.int32), jnp.zeros(lanes, jnp.int32)
-    return AlignmentMemory(token_class, pitch, position, score, pitch_score, shift, song, drums)
+    return AlignmentMemory(token_class, pitch, bar, position, score, pitch_score, shift, began, song, drums)
 
 
 def without_scores(memory: AlignmentMemory) -> AlignmentMemory:
     """What was read, before anything is compared with it."""
     zeros = jnp.zeros_like(memory.score)
-    return memory._replace(score=zeros, pitch_score=zeros, shift=zeros)
+    return memory._replace(score=zeros, pitch_score=zeros, shift=zeros, began=zeros)
 
 
 class _Scores(NamedTuple):
@@ -72,11 +76,13 @@ class _Scores(NamedTuple):
     score: Int[Array, "B M"]
     pitch_score: Int[Array, "B M"]
     shift: Int[Array, "B M"]
+    began: Int[Array, "B M"]
 
 
 def read_tokens(
     memory: AlignmentMemory,
     tokens: Int[Array, "B Q"],
+    bar: Int[Array, "B Q"],
     position: Int[Array, "B Q"],
     song: Int[Array, "B Q"],
     vocabulary: Vocabulary,
@@ -108,6 +114,7 @@ def read_tokens(
     remembered = token_class if remembers else jnp.full_like(token_class, EMPTY)
     all_classes = with_past(remembered, memory.token_class)
     all_pitches, all_positions = with_past(token_pitch, memory.pitch), with_past(position, memory.position)
+    all_bars = with_past(bar, memory.bar)
     place = jnp.arange(queries)
     began = jax.lax.cummax(jnp.where(begins, place, -1), axis=1)
     # How many lags lead to the same song from each token; all, if it began before them.
@@ -115,8 +122,8 @@ def read_tokens(
 
     def one_token(scores: _Scores, xs: tuple[Array, ...]) -> tuple[_Scores, tuple[Array, _Scores]]:
         """The tokens stay where they are, and the scores, which are those of lags, move along them."""
-        token_class, pitch, begins, reads, within, t = xs
-        token_class, pitch, begins, reads, within = (x[:, None] for x in (token_class, pitch, begins, reads, within))
+        *of_token, t = xs
+        token_class, pitch, bar, begins, reads, within = (x[:, None] for x in of_token)
         old_class, followed, old_pitch = (
             jax.lax.dynamic_slice_in_dim(x, queries - read, lags, 1)
             for x, read in ((all_classes, t), (all_classes, t + 1), (all_pitches, t))
@@ -124,13 +131,13 @@ def read_tokens(
         lag = jnp.arange(1, lags + 1)
         old_class = jnp.where(lag <= within, old_class, EMPTY)
         before = jax.tree.map(lambda x: jnp.where(begins, 0, x), scores)
-        after = _compare(before, old_class, old_pitch, token_class, pitch)
+        after = _compare(before, old_class, old_pitch, token_class, pitch, bar)
         after = jax.tree.map(lambda new, old: jnp.where(reads, new, old), after, scores)
         best = _best_lags(jnp.where((lag <= within) & (followed != EMPTY), after.score, 0), k)
         return after, (best, jax.tree.map(lambda x: jnp.take_along_axis(x, best, 1), after))
 
-    xs = *(x.T for x in (token_class, token_pitch, begins, reads, within)), place
-    scores, found = jax.lax.scan(one_token, _Scores(memory.score, memory.pitch_score, memory.shift), xs)
+    xs = *(x.T for x in (token_class, token_pitch, bar.astype(jnp.int16), begins, reads, within)), place
+    scores, found = jax.lax.scan(one_token, _Scores(memory.score, memory.pitch_score, memory.shift, memory.began), xs)
     best, at_best = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), found)
 
     def at(x: Array, read: Array) -> Integer[Array, "B Q k"]:
@@ -139,7 +146,9 @@ def read_tokens(
 
     followed = at(all_classes, place + 1), at(all_pitches, place + 1)
     same_position = at(all_positions, place) == position[..., None]
-    candidates = _candidates(best, at_best, *followed, same_position, vocabulary)
+    bar = bar[..., None].astype(jnp.int16)
+    bars, length = bar - at(all_bars, place), bar - at_best.began
+    candidates = _candidates(best, at_best, *followed, bars, length, same_position, vocabulary)
 
     n_read = reads.sum(1)
 
@@ -149,9 +158,9 @@ def read_tokens(
     last = jnp.maximum(n_read - 1, 0)[:, None]
     of_song = jnp.where(n_read[:, None] > 0, jnp.take_along_axis(within, last, 1) + 1, lags)
     new_classes = jnp.where(jnp.arange(lags) < of_song, newest(all_classes), EMPTY)
-    history = new_classes, newest(all_pitches), newest(all_positions)
+    history = new_classes, newest(all_pitches), newest(all_bars), newest(all_positions)
     last_song = jnp.take_along_axis(songs, n_read[:, None], 1)[:, 0]
-    return AlignmentMemory(*history, scores.score, scores.pitch_score, scores.shift, last_song, drums), candidates
+    return AlignmentMemory(*history, *scores, last_song, drums), candidates
 
 
 def _drums(
@@ -176,13 +185,16 @@ def _drums(
 def read_token(
     memory: AlignmentMemory,
     token: Int[Array, " B"],
+    bar: Int[Array, " B"],
     position: Int[Array, " B"],
     song: Int[Array, " B"],
     vocabulary: Vocabulary,
     k: int,
 ) -> tuple[AlignmentMemory, Candidates]:
     """`read_tokens` for one token."""
-    memory, candidates = read_tokens(memory, token[:, None], position[:, None], song[:, None], vocabulary, k)
+    memory, candidates = read_tokens(
+        memory, token[:, None], bar[:, None], position[:, None], song[:, None], vocabulary, k
+    )
     return memory, jax.tree.map(lambda x: x[:, 0], candidates)
 
 
@@ -192,9 +204,11 @@ def _compare(
     old_pitch: Int[Array, "B M"],
     new_class: Integer[Array, "B 1"],
     new_pitch: Int[Array, "B 1"],
+    bar: Int[Array, "B 1"],
 ) -> _Scores:
     """The scores of all lags after a token; the old tokens are those before it, newest first."""
-    score, pitch_score, shift = scores
+    score, pitch_score, shift, began = scores
+    began = jnp.where(score < ONE, bar, began)
     same_class, pitched = old_class == new_class, new_pitch >= 0
     difference = new_pitch - old_pitch
     other_pitch = same_class & pitched & (difference != shift)
@@ -207,7 +221,7 @@ def _compare(
     pitch_score = after(pitch_score, jnp.where(pitched, ONE, 0).astype(score.dtype))
     # A lag whose pitches no longer agree tries another shift.
     shift = jnp.where(other_pitch & (pitch_score < ONE // 2), difference, shift)
-    return _Scores(score, pitch_score, shift)
+    return _Scores(score, pitch_score, shift, began)
 
 
 def _candidates(
@@ -215,6 +229,8 @@ def _candidates(
     at_best: _Scores,
     token_class: Integer[Array, "B *Q k"],
     pitch: Int[Array, "B *Q k"],
+    bars: Int[Array, "B *Q k"],
+    length: Int[Array, "B *Q k"],
     same_position: Bool[Array, "B *Q k"],
     vocabulary: Vocabulary,
 ) -> Candidates:
@@ -223,11 +239,11 @@ def _candidates(
     Args:
         token_class, pitch: of these tokens.
     """
-    tables, (score, pitch_score, shift) = vocabulary.transposition, at_best
+    tables, (score, pitch_score, shift) = vocabulary.transposition, at_best[:3]
     shifted = jnp.where(pitch >= 0, pitch + shift, 0)
     exists = (score > 0) & (token_class != EMPTY) & (shifted >= 0) & (shifted < tables.token.shape[1])
     token = jnp.where(exists, jnp.asarray(tables.token)[token_class, shifted], NO_TOKEN)
-    return Candidates(token, score, pitch_score, shift, best + 1, same_position)
+    return Candidates(token, score, pitch_score, shift, best + 1, bars, length, same_position)
 
 
 def _best_lags(score: Int[Array, "B M"], k: int) -> Int[Array, "B k"]:

@@ -87,7 +87,7 @@ def decode_token(
         x = x + decoder.embed_previous(i + 1, cache.previous[:, i], visible > i).astype(x.dtype)
     if cache.alignment is not None:
         song = jnp.where(active, SONG, mem.NO_SONG)
-        arguments = token, position, song, decoder.vocabulary, decoder.config.memory.top_k
+        arguments = token, bar, position, song, decoder.vocabulary, decoder.config.memory.top_k
         after, candidates = alignment.read_token(cache.alignment, *arguments)
         cache = cache._replace(alignment=after)
     for block, block_weights in zip(decoder.blocks, weights, strict=True):

@@ -13,14 +13,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .. import config as cfg
-from ..shapes import Array, Float, Int
+from ..shapes import Array, Bool, Float, Int
 from .alignment import EMPTY, ONE, AlignmentMemory, Candidates
 from .retrieval import Retrieval, RetrievalStatistics, sum_by_token
 
-FEATURES = 6  # of a candidate
+FEATURES = 14  # of a candidate
 HIDDEN = 32  # of the network that gives a candidate's log-odds
 PRIOR = -3.0  # log-odds of a candidate at the start, whose score is 0 ...
 PRIOR_SLOPE = 1.0  # ... and how much they rise each time that the score doubles
+# How much the log-odds fall, at the start, each time that a passage is played again at once. Songs hardly ever do that
+# more than once or twice, so that they alone don't teach when to stop.
+FATIGUE, MOST_REPETITIONS = 2.0, 16.0
 NONE = -1e9  # log-odds where there is no candidate
 
 
@@ -77,8 +80,9 @@ class Pointer(nnx.Module):
         self.output = nnx.Linear(HIDDEN, 1, use_bias=False, kernel_init=nnx.initializers.zeros, rngs=rngs)
         self.bias = nnx.Param(jnp.asarray(PRIOR))
         self.slope = nnx.Param(jnp.asarray(PRIOR_SLOPE))
-        self.gate = nnx.Param(jnp.zeros(config.model.width))
+        self.gate = nnx.Param(jnp.zeros((config.model.width, 1 + FEATURES)))
         self.agreement = nnx.Param(jnp.zeros(()))
+        self.fatigue = nnx.Param(jnp.asarray(FATIGUE))
 
     def __call__(self, candidates: Candidates, hidden: Float[Array, "*B D"], logits: Float[Array, "*B V"]) -> Copies:
         """The candidates' log-odds against the decoder's own distribution.
@@ -87,25 +91,43 @@ class Pointer(nnx.Module):
             hidden: the last layer's output, normalised.
             logits: the decoder's own.
         """
-        token, features = candidates.token, _features(candidates)
+        token = candidates.token
+        same = (token[..., None, :] == token[..., :, None]) & (token >= 0)[..., None, :]
+        features = _features(candidates, same)
         own = jnp.take_along_axis(logits, jnp.maximum(token, 0), -1) - jax.nn.logsumexp(logits, -1, keepdims=True)
-        gate = jnp.einsum("...d,d->...", hidden.astype(jnp.float32), self.gate[...])[..., None]
+        gate = hidden.astype(jnp.float32) @ self.gate[...]
         log_odds = self.output(jax.nn.relu(self.input(features)))[..., 0] + self.slope[...] * features[..., 0]
-        log_odds = log_odds + self.bias[...] + gate + self.agreement[...] * own
+        log_odds += self.bias[...] + gate[..., :1] + jnp.einsum("...f,...kf->...k", gate[..., 1:], features)
+        log_odds += self.agreement[...] * own - self.fatigue[...] * _repetitions(candidates, same)
         return Copies(token, jnp.where(token >= 0, log_odds, NONE))
 
 
-def _features(candidates: Candidates) -> Float[Array, "*B k features"]:
-    """What is known of a candidate, in numbers of about one size."""
-    same = candidates.token[..., None, :] == candidates.token[..., :, None]
+def _features(candidates: Candidates, same: Bool[Array, "*B k k"]) -> Float[Array, "*B k features"]:
+    """What is known of a candidate, in numbers of about one size.
+
+    Args:
+        same: which candidates name the same token.
+    """
+    bars, length = jnp.maximum(candidates.bars, 0), jnp.maximum(candidates.length, 0)
     return jnp.stack(
         [
             jnp.log2(1 + candidates.score / ONE),
             jnp.log2(1 + candidates.pitch_score / ONE),
             jnp.log2(candidates.lag) / 4,
-            jnp.log2(same.sum(-1)),  # how many candidates name its token
+            jnp.log2(jnp.maximum(same.sum(-1), 1)),
             (candidates.shift != 0).astype(jnp.float32),
             candidates.same_position.astype(jnp.float32),
+            jnp.log2(1 + bars),
+            *((bars % period == 0).astype(jnp.float32) for period in (2, 4, 8, 16)),  # phrases return then, ...
+            jnp.log2(1 + length),
+            *((length % period == 0).astype(jnp.float32) for period in (4, 8)),  # ... and end after so many bars
         ],
         -1,
     )
+
+
+def _repetitions(candidates: Candidates, same: Bool[Array, "*B k k"]) -> Float[Array, "*B k"]:
+    """How often a candidate's token would continue a passage that was just played again, beyond once: 0 during its
+    first return, however long that is; the most of all candidates that name the token."""
+    repetitions = candidates.length / jnp.maximum(candidates.bars, 1) - 1
+    return jnp.where(same, jnp.clip(repetitions, 0, MOST_REPETITIONS)[..., None, :], 0).max(-1)

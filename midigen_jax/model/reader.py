@@ -75,14 +75,14 @@ def read_segment(
         xl = xl._replace(song=jnp.where(visible.xl, xl.song, mem.NO_SONG))
     if seen_knn is not None and visible.knn is not True:
         seen_knn = seen_knn._replace(song=jnp.where(visible.knn, seen_knn.song, mem.NO_SONG))
+    inputs = (batch["tokens"], batch["bar"], batch["position"], batch["song"])
     if aligned is not None:
-        arguments = batch["tokens"], batch["position"], batch["song"], decoder.vocabulary, decoder.config.memory.top_k
+        arguments = *inputs, decoder.vocabulary, decoder.config.memory.top_k
         aligned, candidates = alignment.read_tokens(aligned, *arguments)
         if other_aligned is not None:
             other_aligned, candidates = alignment.read_tokens(other_aligned, *arguments, remembers=False)
         candidates = candidates._replace(token=jnp.where(visible.knn, candidates.token, alignment.NO_TOKEN))
         candidates = jax.tree.map(partial(checkpoint_name, name=mem.HITS), candidates)
-    inputs = (batch["tokens"], batch["bar"], batch["position"], batch["song"])
     output = decoder(*inputs, Memory(xl, seen_knn, None), keys=keys)
     retrieval, copies = output.retrieval, None
     if candidates is not None and memory.alignment is not None:
