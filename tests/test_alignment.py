@@ -278,12 +278,12 @@ def test_a_memory_that_does_not_remember_is_compared_with_only_what_it_held():
 
 
 def test_repetitions_are_counted_for_all_who_name_the_token():
-    """Beyond the first return: a passage of 4 bars that has gone on for 12 was played again twice more."""
+    """A passage of 4 bars that has gone on for 12 was played again three times."""
     token, bars, length = (jnp.asarray(x)[None] for x in ([5, 5, 6, NO_TOKEN], [4, 8, 0, 1], [12, 3, 1, 9]))
     zeros = jnp.zeros_like(token)
     candidates = alignment.Candidates(token, zeros, zeros, zeros, zeros + 1, bars, length, zeros > 0)
     same = (token[..., None, :] == token[..., :, None]) & (token >= 0)[..., None, :]
-    np.testing.assert_array_equal(pointer._repetitions(candidates, same), [[2, 2, 0, 0]])
+    np.testing.assert_array_equal(pointer._repetitions(candidates, same), [[3, 3, 1, 0]])
 
 
 def test_a_passage_that_is_played_again_and_again_is_less_and_less_likely_to_go_on():
@@ -300,8 +300,8 @@ def test_a_passage_that_is_played_again_and_again_is_less_and_less_likely_to_go_
     )
     goes_on = np.where(candidates.token == np.roll(tokens, -1)[:, None], pointer.shares(copies.log_odds), 0).sum(-1)
     shares = goes_on[0].reshape(10, -1).mean(1)
-    assert shares[1] > 0.6
-    assert (np.diff(shares[2:]) < 0).all()
+    assert shares[1] > 0.5
+    assert (np.diff(shares[1:6]) < 0).all()
     assert shares[-1] < 0.01
 
 

@@ -19,11 +19,12 @@ from .retrieval import Retrieval, RetrievalStatistics, sum_by_token
 
 FEATURES = 14  # of a candidate
 HIDDEN = 32  # of the network that gives a candidate's log-odds
+DISTANCES = 33  # 0 to 31 bars, and all that is further
 PRIOR = -3.0  # log-odds of a candidate at the start, whose score is 0 ...
 PRIOR_SLOPE = 1.0  # ... and how much they rise each time that the score doubles
-# How much the log-odds fall, at the start, each time that a passage is played again at once. Songs hardly ever do that
-# more than once or twice, so that they alone don't teach when to stop.
-FATIGUE, MOST_REPETITIONS = 2.0, 16.0
+# How much the log-odds have fallen, at the start, when a passage was played twice in a row; they fall with the square
+# of the repetitions. Songs hardly ever go on from there, so that they alone don't teach when to stop.
+FATIGUE, MOST_REPETITIONS = 4.0, 4.0
 NONE = -1e9  # log-odds where there is no candidate
 
 
@@ -78,8 +79,8 @@ class Pointer(nnx.Module):
     def __init__(self, config: cfg.Config, *, rngs: nnx.Rngs):
         self.input = nnx.Linear(FEATURES, HIDDEN, rngs=rngs)
         self.output = nnx.Linear(HIDDEN, 1, use_bias=False, kernel_init=nnx.initializers.zeros, rngs=rngs)
-        self.bias = nnx.Param(jnp.asarray(PRIOR))
-        self.slope = nnx.Param(jnp.asarray(PRIOR_SLOPE))
+        self.bias = nnx.Param(jnp.full(DISTANCES, PRIOR))  # by the bars between a candidate and now: phrases return
+        self.slope = nnx.Param(jnp.full(DISTANCES, PRIOR_SLOPE))  # after 4 or 8
         self.gate = nnx.Param(jnp.zeros((config.model.width, 1 + FEATURES)))
         self.agreement = nnx.Param(jnp.zeros(()))
         self.fatigue = nnx.Param(jnp.asarray(FATIGUE))
@@ -96,9 +97,11 @@ class Pointer(nnx.Module):
         features = _features(candidates, same)
         own = jnp.take_along_axis(logits, jnp.maximum(token, 0), -1) - jax.nn.logsumexp(logits, -1, keepdims=True)
         gate = hidden.astype(jnp.float32) @ self.gate[...]
-        log_odds = self.output(jax.nn.relu(self.input(features)))[..., 0] + self.slope[...] * features[..., 0]
-        log_odds += self.bias[...] + gate[..., :1] + jnp.einsum("...f,...kf->...k", gate[..., 1:], features)
-        log_odds += self.agreement[...] * own - self.fatigue[...] * _repetitions(candidates, same)
+        distance = jnp.clip(candidates.bars, 0, DISTANCES - 1)
+        log_odds = self.bias[...][distance] + self.slope[...][distance] * features[..., 0]
+        log_odds += self.output(jax.nn.relu(self.input(features)))[..., 0]
+        log_odds += gate[..., :1] + jnp.einsum("...f,...kf->...k", gate[..., 1:], features)
+        log_odds += self.agreement[...] * own - self.fatigue[...] * jnp.square(_repetitions(candidates, same))
         return Copies(token, jnp.where(token >= 0, log_odds, NONE))
 
 
@@ -127,7 +130,7 @@ def _features(candidates: Candidates, same: Bool[Array, "*B k k"]) -> Float[Arra
 
 
 def _repetitions(candidates: Candidates, same: Bool[Array, "*B k k"]) -> Float[Array, "*B k"]:
-    """How often a candidate's token would continue a passage that was just played again, beyond once: 0 during its
-    first return, however long that is; the most of all candidates that name the token."""
-    repetitions = candidates.length / jnp.maximum(candidates.bars, 1) - 1
-    return jnp.where(same, jnp.clip(repetitions, 0, MOST_REPETITIONS)[..., None, :], 0).max(-1)
+    """How often in a row a passage was played again before a candidate's token: 1 where its first return has just
+    ended; the most of all candidates that name the token."""
+    repetitions = jnp.clip(candidates.length / jnp.maximum(candidates.bars, 1), 0, MOST_REPETITIONS)
+    return jnp.where(same, repetitions[..., None, :], 0).max(-1)
