@@ -12,7 +12,7 @@ from midigen_jax import config as cfg
 from midigen_jax import vocab
 from midigen_jax.kernels import score
 from midigen_jax.model import alignment, pointer
-from midigen_jax.model.alignment import HIGHEST, KEPT, NO_TOKEN, ONE, init_alignment, read_token, read_tokens
+from midigen_jax.model.alignment import HIGHEST, KEPT, LASTING, NO_TOKEN, ONE, init_alignment, read_token, read_tokens
 from midigen_jax.model.pointer import NONE, Copies
 from midigen_jax.sampling.logits_processors import make_setting_arrays, process_logits
 from midigen_jax.sampling.settings import GenerationSettings
@@ -49,7 +49,7 @@ def by_definition(tokens, bar, position, lags, k):
         for lag in range(1, min(t, lags) + 1):
             now, then, after = tokens[t], tokens[t - lag], tokens[t - lag + 1]
             notes = is_note(now) and is_note(then)
-            if scores[lag] < ONE:
+            if scores[lag] < LASTING:
                 began[lag] = bar[t]
             if now - then == shifts[lag] if notes else now == then:
                 scores[lag] = min(scores[lag] + ONE, HIGHEST)
@@ -102,7 +102,7 @@ def test_songs_are_kept_apart_and_padding_is_ignored():
     first, second = random_song(100), random_song(60, seed=1)
     padding = np.full(40, vocab.PAD)
     tokens, bar, position = (np.concatenate([x, y[:30], padding]) for x, y in zip(first, second, strict=True))
-    expected = list(by_definition(*second, LAGS, K))
+    expected = list(by_definition(*second, lags=LAGS, k=K))
     memory, candidates = read(tokens, position, np.repeat([0, 1, NO_SONG], [100, 30, 40]), bar=bar)
     check(candidates, expected[:30], begin=100)
     memory, _ = read(tokens, position, np.full(170, NO_SONG), bar=bar, memory=memory)

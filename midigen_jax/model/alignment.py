@@ -24,6 +24,7 @@ from ..vocab import NO_SONG, Vocabulary
 ONE = 16  # the score of one token that agrees
 HIGHEST = 64 * ONE
 KEPT = 5  # eighths of its score that a lag keeps after a token that does not agree
+LASTING = 8 * ONE  # the least score of a passage that lasts: that of chance matches stays below
 MAX_LAGS = (1 << 31) // (HIGHEST + 1)  # scores and lags share a number of 32 bits
 NO_TOKEN = -1
 EMPTY = np.iinfo(np.uint16).max  # the class of what was never read
@@ -39,7 +40,7 @@ class AlignmentMemory(NamedTuple):
     score: Int[Array, "B M"]
     pitch_score: Int[Array, "B M"]  # the same, of pitches alone
     shift: Int[Array, "B M"]  # semitones from the earlier passage to this one
-    began: Int[Array, "B M"]  # the bar in which the passage that agrees began
+    began: Int[Array, "B M"]  # the bar from which on the passages have agreed
     song: Int[Array, " B"]  # of the last token
     drums: Int[Array, " B"]  # 1 if they play after it, else 0
 
@@ -53,7 +54,7 @@ class Candidates(NamedTuple):
     shift: Int[Array, "B *Q k"]
     lag: Int[Array, "B *Q k"]
     bars: Int[Array, "B *Q k"]  # from the match to the token that was read
-    length: Int[Array, "B *Q k"]  # bars since the passage that agrees began
+    length: Int[Array, "B *Q k"]  # for how many bars the passages have agreed
     same_position: Bool[Array, "B *Q k"]  # the match is as far into its bar
 
 
@@ -208,7 +209,7 @@ def _compare(
 ) -> _Scores:
     """The scores of all lags after a token; the old tokens are those before it, newest first."""
     score, pitch_score, shift, began = scores
-    began = jnp.where(score < ONE, bar, began)
+    began = jnp.where(score < LASTING, bar, began)
     same_class, pitched = old_class == new_class, new_pitch >= 0
     difference = new_pitch - old_pitch
     other_pitch = same_class & pitched & (difference != shift)
