@@ -211,12 +211,18 @@ def test_continuations(run, corpus, capsys, monkeypatch, exported):
 
 def test_returns_are_compared_with_other_distances():
     script = load_script("continuations")
-    curve = [script.Interval(0.4 if lag in (4, 8, 16) else 0.2, 0, 1) for lag in range(1, 17)]
-    row = script.summary({"self-similarity": curve, "metrics": {}})
+
+    def described(curve):
+        curve = [x if x is None else script.Interval(x, 0, 1) for x in curve]
+        return {"self-similarity": curve, "metrics": {}}
+
+    written = described([0.4 if lag in (4, 8, 16) else 0.2 for lag in range(1, 17)])
+    row = script.summary(written, described([0.3] * 15 + [None]))
     assert row["returns"] == pytest.approx(2)
-    assert script.error(row, {"self-similarity": [0.3] * 15 + [None]}) == pytest.approx(0.1)
-    assert script.summary({"self-similarity": [None] * 16, "metrics": {}})["returns"] is None
-    assert script.error(row, {"self-similarity": [None] * 16}) is None
+    assert row["error"] == pytest.approx(0.1)
+    nothing = described([None] * 16)
+    assert script.summary(nothing, written)["returns"] is None
+    assert script.summary(written, nothing)["error"] is None
 
 
 def test_loop(run, corpus):
