@@ -94,6 +94,7 @@ def read_tokens(
     """The memory after the tokens, and after each of them candidates for the next one.
 
     Args:
+        bar: in the song, from 0.
         position: in the bar, in grid steps.
         song: NO_SONG behind a lane's last token; what is there leaves the memory as it is.
         k: number of candidates; the best of every k-th lag, so that none displaces its neighbours.

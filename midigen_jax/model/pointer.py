@@ -2,8 +2,8 @@
 
 One softmax over the decoder and all candidates, as in Merity et al. 2017, "Pointer sentinel mixture models": a
 candidate has log-odds against the decoder's own distribution. They follow from how well and how long the passages
-agree, from what the decoder knows of the music, and from how likely the decoder itself holds the candidate. Letters of
-shapes are those of `shapes`.
+agree, how far apart they are, how often in a row they were played, from what the decoder knows of the music, and from
+how likely the decoder itself holds the candidate. Letters of shapes are those of `shapes`.
 """
 
 from typing import NamedTuple
@@ -79,8 +79,9 @@ class Pointer(nnx.Module):
     def __init__(self, config: cfg.Config, *, rngs: nnx.Rngs):
         self.input = nnx.Linear(FEATURES, HIDDEN, rngs=rngs)
         self.output = nnx.Linear(HIDDEN, 1, use_bias=False, kernel_init=nnx.initializers.zeros, rngs=rngs)
-        self.bias = nnx.Param(jnp.full(DISTANCES, PRIOR))  # by the bars between a candidate and now: phrases return
-        self.slope = nnx.Param(jnp.full(DISTANCES, PRIOR_SLOPE))  # after 4 or 8
+        # By the bars since the match: what agrees 4 or 8 bars later goes on more often than at other distances.
+        self.bias = nnx.Param(jnp.full(DISTANCES, PRIOR))
+        self.slope = nnx.Param(jnp.full(DISTANCES, PRIOR_SLOPE))
         self.gate = nnx.Param(jnp.zeros((config.model.width, 1 + FEATURES)))
         self.agreement = nnx.Param(jnp.zeros(()))
         self.fatigue = nnx.Param(jnp.asarray(FATIGUE))
