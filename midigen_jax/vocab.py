@@ -61,7 +61,6 @@ class Transposition(NamedTuple):
 
     token_class: np.ndarray  # int32 [2, V]
     pitch: np.ndarray  # int32 [2, V], the lowest that can be transposed; -1 without any
-    drums_after: np.ndarray  # bool [2, V], whether they play after the token
     token: np.ndarray  # int32 [classes, 128], by its class and pitch; that of pitch 0 without any. -1: there is none
 
 
@@ -142,7 +141,6 @@ class Vocabulary:
     @cached_property
     def transposition(self) -> Transposition:
         token_class, pitch = np.zeros((2, 2, self.size), np.int32)
-        drums_after = np.zeros((2, self.size), bool)
         classes: dict[tuple, int] = {}
         tokens: list[np.ndarray] = []  # of each class, by pitch
         for drums_before in (0, 1):
@@ -161,8 +159,7 @@ class Vocabulary:
                     tokens.append(np.full(DURATION_0 - NOTE_0, -1, np.int32))
                 tokens[i][max(lowest, 0)] = token
                 token_class[drums_before, token], pitch[drums_before, token] = i, lowest
-                drums_after[drums_before, token] = drums
-        return Transposition(token_class, pitch, drums_after, np.stack(tokens))
+        return Transposition(token_class, pitch, np.stack(tokens))
 
     @cached_property
     def expansions(self) -> tuple[np.ndarray, np.ndarray]:

@@ -16,18 +16,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ..shapes import Array, Bool, Int, Integer
-from ..vocab import NO_SONG, Vocabulary
+from ..vocab import DRUMS, NO_SONG, Vocabulary
+from . import places
+from .places import EMPTY, NO_TOKEN, Place, Tracks
 
 ONE = 16  # the score of one token that agrees
 HIGHEST = 64 * ONE
 KEPT = 5  # eighths of its score that a lag keeps after a token that does not agree
 LASTING = 8 * ONE  # the least score of a passage that lasts: that of chance matches stays below
 MAX_LAGS = (1 << 31) // (HIGHEST + 1)  # scores and lags share a number of 32 bits
-NO_TOKEN = -1
-EMPTY = np.iinfo(np.uint16).max  # the class of what was never read
 
 
 class AlignmentMemory(NamedTuple):
@@ -37,16 +36,22 @@ class AlignmentMemory(NamedTuple):
     pitch: Int[Array, "B M"]
     bar: Int[Array, "B M"]
     position: Int[Array, "B M"]  # in the bar, in grid steps
+    time: Int[Array, "B M"]  # since the song began, in grid steps
+    rank: Int[Array, "B M"]  # among the tokens of one time (`places`)
     score: Int[Array, "B M"]
     pitch_score: Int[Array, "B M"]  # the same, of pitches alone
     shift: Int[Array, "B M"]  # semitones from the earlier passage to this one
     began: Int[Array, "B M"]  # the bar from which on the passages have agreed
+    place: Place
+    tracks: Tracks
     song: Int[Array, " B"]  # of the last token
-    drums: Int[Array, " B"]  # 1 if they play after it, else 0
 
 
 class Candidates(NamedTuple):
-    """Tokens that followed the best matches, in no order; all else is undefined where the token is below 0."""
+    """Tokens that followed the best matches, in no order, and then those at the same place some bars before.
+
+    All else is undefined where the token is below 0.
+    """
 
     token: Int[Array, "B *Q k"]
     score: Int[Array, "B *Q k"]
@@ -61,8 +66,9 @@ class Candidates(NamedTuple):
 def init_alignment(lanes: int, lags: int) -> AlignmentMemory:
     token_class = jnp.full((lanes, lags), EMPTY, jnp.uint16)
     pitch, bar, position, score, pitch_score, shift, began = (jnp.zeros((lanes, lags), jnp.int16) for _ in range(7))
-    song, drums = jnp.full(lanes, NO_SONG, jnp.int32), jnp.zeros(lanes, jnp.int32)
-    return AlignmentMemory(token_class, pitch, bar, position, score, pitch_score, shift, began, song, drums)
+    time, rank = (jnp.zeros((lanes, lags), jnp.int32) for _ in range(2))
+    of_lanes = places.init_place(lanes), places.init_tracks(lanes), jnp.full(lanes, NO_SONG, jnp.int32)
+    return AlignmentMemory(token_class, pitch, bar, position, time, rank, score, pitch_score, shift, began, *of_lanes)
 
 
 def without_scores(memory: AlignmentMemory) -> AlignmentMemory:
@@ -105,7 +111,8 @@ def read_tokens(
     reads = song != NO_SONG
     songs = jnp.concatenate([memory.song[:, None], song], 1)
     begins = reads & (song != songs[:, :-1])
-    drums, drums_before = _drums(memory.drums, tokens, begins, reads, vocabulary)
+    place, of_tokens = places.follow(memory.place, tokens, begins, reads, vocabulary)
+    drums_before = (of_tokens.instrument == DRUMS).astype(jnp.int32)
     token_class = jnp.asarray(vocabulary.transposition.token_class)[drums_before, tokens].astype(jnp.uint16)
     token_pitch = jnp.asarray(vocabulary.transposition.pitch)[drums_before, tokens].astype(jnp.int16)
 
@@ -117,10 +124,11 @@ def read_tokens(
     all_classes = with_past(remembered, memory.token_class)
     all_pitches, all_positions = with_past(token_pitch, memory.pitch), with_past(position, memory.position)
     all_bars = with_past(bar, memory.bar)
-    place = jnp.arange(queries)
-    began = jax.lax.cummax(jnp.where(begins, place, -1), axis=1)
+    all_times, all_ranks = with_past(of_tokens.time, memory.time), with_past(of_tokens.rank, memory.rank)
+    index = jnp.arange(queries)
+    began = jax.lax.cummax(jnp.where(begins, index, -1), axis=1)
     # How many lags lead to the same song from each token; all, if it began before them.
-    within = jnp.where(began < 0, lags, place - began)
+    within = jnp.where(began < 0, lags, index - began)
 
     def one_token(scores: _Scores, xs: tuple[Array, ...]) -> tuple[_Scores, tuple[Array, _Scores]]:
         """The tokens stay where they are, and the scores, which are those of lags, move along them."""
@@ -138,19 +146,24 @@ def read_tokens(
         best = _best_lags(jnp.where((lag <= within) & (followed != EMPTY), after.score, 0), k)
         return after, (best, jax.tree.map(lambda x: jnp.take_along_axis(x, best, 1), after))
 
-    xs = *(x.T for x in (token_class, token_pitch, bar.astype(jnp.int16), begins, reads, within)), place
-    scores, found = jax.lax.scan(one_token, _Scores(memory.score, memory.pitch_score, memory.shift, memory.began), xs)
-    best, at_best = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), found)
+    xs = *(x.T for x in (token_class, token_pitch, bar.astype(jnp.int16), begins, reads, within)), index
+    scores, of_best = jax.lax.scan(one_token, _Scores(memory.score, memory.pitch_score, memory.shift, memory.began), xs)
+    best, at_best = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), of_best)
 
     def at(x: Array, read: Array) -> Integer[Array, "B Q k"]:
         """What the best lags lead to from where so many tokens are read."""
         return jnp.take_along_axis(x, (best + (queries - read)[:, None]).reshape(lanes, -1), 1).reshape(best.shape)
 
-    followed = at(all_classes, place + 1), at(all_pitches, place + 1)
-    same_position = at(all_positions, place) == position[..., None]
+    followed = at(all_classes, index + 1), at(all_pitches, index + 1)
+    same_position = at(all_positions, index) == position[..., None]
     bar = bar[..., None].astype(jnp.int16)
-    bars, length = bar - at(all_bars, place), bar - at_best.began
+    bars, length = bar - at(all_bars, index), bar - at_best.began
     candidates = _candidates(best, at_best, *followed, bars, length, same_position, vocabulary)
+    past = places.Past(all_bars, all_positions, all_times, all_ranks, all_classes, all_pitches)
+    known = jnp.minimum(jnp.sum(memory.token_class != EMPTY, 1)[:, None] + index, lags - 1)
+    found = places.find(past, of_tokens, tokens, jnp.minimum(within, known), vocabulary)
+    tracks, after = places.compare(memory.tracks, found.token, tokens, token_pitch >= 0, begins, reads)
+    candidates = _with_places(candidates, found, after)
 
     n_read = reads.sum(1)
 
@@ -160,28 +173,9 @@ def read_tokens(
     last = jnp.maximum(n_read - 1, 0)[:, None]
     of_song = jnp.where(n_read[:, None] > 0, jnp.take_along_axis(within, last, 1) + 1, lags)
     new_classes = jnp.where(jnp.arange(lags) < of_song, newest(all_classes), EMPTY)
-    history = new_classes, newest(all_pitches), newest(all_bars), newest(all_positions)
+    history = new_classes, *map(newest, (all_pitches, all_bars, all_positions, all_times, all_ranks))
     last_song = jnp.take_along_axis(songs, n_read[:, None], 1)[:, 0]
-    return AlignmentMemory(*history, *scores, last_song, drums), candidates
-
-
-def _drums(
-    drums: Int[Array, " B"],
-    tokens: Int[Array, "B Q"],
-    begins: Bool[Array, "B Q"],
-    reads: Bool[Array, "B Q"],
-    vocabulary: Vocabulary,
-) -> tuple[Int[Array, " B"], Int[Array, "B Q"]]:
-    """Whether drums play after the tokens, and before each of them."""
-
-    def one_token(drums: Array, xs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        token, begins, reads = xs
-        before = jnp.where(begins, 0, drums)
-        after = jnp.asarray(vocabulary.transposition.drums_after, jnp.int32)[before, token]
-        return jnp.where(reads, after, drums), before
-
-    drums, before = jax.lax.scan(one_token, drums, (tokens.T, begins.T, reads.T))
-    return drums, before.T
+    return AlignmentMemory(*history, *scores, place, tracks, last_song), candidates
 
 
 def read_token(
@@ -246,6 +240,16 @@ def _candidates(
     exists = (score > 0) & (token_class != EMPTY) & (shifted >= 0) & (shifted < tables.token.shape[1])
     token = jnp.where(exists, jnp.asarray(tables.token)[token_class, shifted], NO_TOKEN)
     return Candidates(token, score, pitch_score, shift, best + 1, bars, length, same_position)
+
+
+def _with_places(candidates: Candidates, found: places.Found, tracks: Tracks) -> Candidates:
+    """Both kinds of candidates."""
+    zeros = jnp.zeros_like(found.token)
+    bars = jnp.broadcast_to(jnp.asarray(places.DISTANCES), zeros.shape)
+    of_places = Candidates(
+        found.token, tracks.score, tracks.pitch_score, zeros, found.lag, bars, zeros, found.same_position
+    )
+    return jax.tree.map(lambda x, y: jnp.concatenate([x, y.astype(x.dtype)], -1), candidates, of_places)
 
 
 def _best_lags(score: Int[Array, "B M"], k: int) -> Int[Array, "B k"]:

@@ -14,12 +14,15 @@ from flax import nnx
 
 from .. import config as cfg
 from ..shapes import Array, Bool, Float, Int
-from .alignment import EMPTY, ONE, AlignmentMemory, Candidates
+from . import places
+from .alignment import ONE, AlignmentMemory, Candidates
+from .places import EMPTY
 from .retrieval import Retrieval, RetrievalStatistics, sum_by_token
 
-FEATURES = 14  # of a candidate
+FEATURES = 15  # of a candidate
 HIDDEN = 32  # of the network that gives a candidate's log-odds
 DISTANCES = 33  # 0 to 31 bars, and all that is further
+N_PLACES = len(places.DISTANCES)  # the last candidates are those at the same place so many bars before
 PRIOR = -3.0  # log-odds of a candidate at the start, whose score is 0 ...
 PRIOR_SLOPE = 1.0  # ... and how much they rise each time that the score doubles
 # How much the log-odds have fallen, at the start, when a passage was played twice in a row; they fall with the square
@@ -80,9 +83,10 @@ class Pointer(nnx.Module):
         self.input = nnx.Linear(FEATURES, HIDDEN, rngs=rngs)
         self.output = nnx.Linear(HIDDEN, 1, use_bias=False, kernel_init=nnx.initializers.zeros, rngs=rngs)
         # By the bars since the match: what agrees 4 or 8 bars later goes on more often than at other distances.
-        self.bias = nnx.Param(jnp.full(DISTANCES, PRIOR))
-        self.slope = nnx.Param(jnp.full(DISTANCES, PRIOR_SLOPE))
+        self.bias = nnx.Param(jnp.full(DISTANCES + N_PLACES, PRIOR))
+        self.slope = nnx.Param(jnp.full(DISTANCES + N_PLACES, PRIOR_SLOPE))
         self.gate = nnx.Param(jnp.zeros((config.model.width, 1 + FEATURES)))
+        self.place_gate = nnx.Param(jnp.zeros((config.model.width, N_PLACES)))  # as where a phrase begins
         self.agreement = nnx.Param(jnp.zeros(()))
         self.fatigue = nnx.Param(jnp.asarray(FATIGUE))
 
@@ -97,10 +101,13 @@ class Pointer(nnx.Module):
         same = (token[..., None, :] == token[..., :, None]) & (token >= 0)[..., None, :]
         features = _features(candidates, same)
         own = jnp.take_along_axis(logits, jnp.maximum(token, 0), -1) - jax.nn.logsumexp(logits, -1, keepdims=True)
-        gate = hidden.astype(jnp.float32) @ self.gate[...]
+        gate, place_gate = (hidden.astype(jnp.float32) @ x[...] for x in (self.gate, self.place_gate))
+        of_place = jnp.arange(token.shape[-1]) - (token.shape[-1] - N_PLACES)  # below 0: a match
         distance = jnp.clip(candidates.bars, 0, DISTANCES - 1)
+        distance = jnp.where(of_place < 0, distance, DISTANCES + of_place)
         log_odds = self.bias[...][distance] + self.slope[...][distance] * features[..., 0]
         log_odds += self.output(jax.nn.relu(self.input(features)))[..., 0]
+        log_odds = log_odds.at[..., -N_PLACES:].add(place_gate)
         log_odds += gate[..., :1] + jnp.einsum("...f,...kf->...k", gate[..., 1:], features)
         log_odds += self.agreement[...] * own - self.fatigue[...] * jnp.square(_repetitions(candidates, same))
         return Copies(token, jnp.where(token >= 0, log_odds, NONE))
@@ -113,6 +120,7 @@ def _features(candidates: Candidates, same: Bool[Array, "*B k k"]) -> Float[Arra
         same: which candidates name the same token.
     """
     bars, length = jnp.maximum(candidates.bars, 0), jnp.maximum(candidates.length, 0)
+    of_places = jnp.arange(length.shape[-1]) >= length.shape[-1] - N_PLACES
     return jnp.stack(
         [
             jnp.log2(1 + candidates.score / ONE),
@@ -125,6 +133,7 @@ def _features(candidates: Candidates, same: Bool[Array, "*B k k"]) -> Float[Arra
             *((bars % period == 0).astype(jnp.float32) for period in (2, 4, 8, 16)),  # phrases return then, ...
             jnp.log2(1 + length),
             *((length % period == 0).astype(jnp.float32) for period in (4, 8)),  # ... and end after so many bars
+            jnp.broadcast_to(of_places, length.shape).astype(jnp.float32),
         ],
         -1,
     )

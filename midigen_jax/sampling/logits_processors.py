@@ -107,10 +107,10 @@ def process_logits(
 ) -> Float[Array, "B V"]:
     """Applies temperature, top-p, top-k and min-p: tokens that are not drawn from get minus infinity.
 
-    Temperature and top-p shape the tokens that no candidate of the memory by alignment names. Those that one names keep
-    their probability, so that the song's past is taken up, and left again, as often as was learned: a copy that goes on
-    with 96 % would never end below a top-p of 0.96. Top-k and min-p cut what is unlikely in the whole. The most likely
-    token always stays.
+    Temperature shapes what is new: the tokens that no candidate of the memory by alignment names. Those that one names
+    keep their probability, so that the song's past is taken up, and left again, as often as was learned: a copy that
+    goes on with 96 % would never end below a top-p of 0.96. Top-p cuts what the decoder itself, without candidates,
+    holds unlikely; top-k and min-p cut what is unlikely in the whole. The most likely token always stays.
     """
     logits = jnp.where(legal, logits, -jnp.inf)
     if copies is None:
@@ -118,7 +118,8 @@ def process_logits(
     else:
         may_copy = (copies.token >= 0) & jnp.take_along_axis(legal, jnp.maximum(copies.token, 0), -1)
         copies = copies._replace(log_odds=jnp.where(may_copy, copies.log_odds, pointer.NONE))
-        logits = _shape_rest(logits, copies, settings)
+        own = _shape_new(_top_p(logits, settings.top_p), copies, settings.temperature)
+        logits = jnp.log(pointer.probabilities(own, copies))
     probabilities = jax.nn.softmax(logits)
     highest = probabilities.max(-1)
     ranked = jnp.sort(probabilities, -1, descending=True)
@@ -127,16 +128,15 @@ def process_logits(
     return jnp.where(probabilities >= threshold[:, None], logits, -jnp.inf)
 
 
-def _shape_rest(logits: Float[Array, "B V"], copies: Copies, settings: SettingArrays) -> Float[Array, "B V"]:
-    """Logarithms of the mixture, with temperature and top-p for the tokens that no candidate names."""
-    probabilities = pointer.probabilities(logits, copies)
+def _shape_new(logits: Float[Array, "B V"], copies: Copies, temperature: Float[Array, ""]) -> Float[Array, "B V"]:
+    """The decoder's own logits, with temperature for the tokens that no candidate names: all together stay as likely
+    as they were."""
     is_candidate = (copies.log_odds > pointer.NONE / 2).astype(jnp.float32)
     named = sum_by_token(is_candidate[:, None], copies.token[:, None], logits.shape[-1]) > 0
-    rest = _top_p(jnp.where(named, -jnp.inf, logits / settings.temperature), settings.top_p)
-    # Where every legal token is named, the softmax is over none of them and not a number.
-    rest = jnp.where(jnp.isfinite(rest), jax.nn.softmax(rest), 0)
-    left = jnp.sum(probabilities, -1, where=~named, keepdims=True)
-    return jnp.log(jnp.where(named, probabilities, left * rest))
+    new = jnp.where(named, -jnp.inf, logits)
+    # Where no token is new, the sums are minus infinity, as are all these logits.
+    before, after = (jax.nn.logsumexp(x, -1, keepdims=True) for x in (new, new / temperature))
+    return jnp.where(named | (new == -jnp.inf), logits, new / temperature + before - after)
 
 
 def _top_p(logits: Float[Array, "B V"], top_p: Float[Array, ""]) -> Float[Array, "B V"]:

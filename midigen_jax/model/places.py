@@ -1,0 +1,247 @@
+"""The same place some bars earlier: what was played there is what returns when a phrase begins again.
+
+Matches with the past (`alignment`) tell that a passage is being repeated only once its first tokens were. At the
+distances at which phrases return, the token that came next at the same time in the bar, and behind the same note of a
+chord, is a candidate even before; and it stays at its place in time where a note was added or left out (Yu et al. 2022,
+"Museformer", attends to these bars for the same reason).
+
+A place is a time and a rank: tokens of one time are in the order of their instruments and from the highest note down,
+and the rest behind them comes last. Letters of shapes are those of `shapes`; M are lags.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import vocab
+from ..shapes import Array, Bool, Int, Integer
+from ..vocab import Vocabulary
+
+DISTANCES = (1, 2, 4, 8, 12, 16, 24, 32)  # bars, as in Museformer
+NO_TOKEN = NO_INSTRUMENT = NO_RANK = -1
+EMPTY = np.iinfo(np.uint16).max  # the transposition class of what was never read
+ONE, HIGHEST, KEPT = 16, 64 * 16, 5  # scores, as in `alignment`
+
+_CONTINUES = -2  # instead of a rank: the token goes on with the event before it
+_STAGES = 3  # of a note: pitch, velocity, duration
+_SPAN = 1 + 128 * _STAGES  # ranks of an instrument; the first is that of its name
+_REST = _SPAN * vocab.N_INSTRUMENTS  # above the ranks of all notes; then comes the rest's duration
+_ANY = _REST  # ranks by which the next token may be further
+
+
+class Place(NamedTuple):
+    """Where each lane's song is after its last token."""
+
+    instrument: Int[Array, " B"]  # the one that plays, or NO_INSTRUMENT
+    time: Int[Array, " B"]  # of the next token, in grid steps from the song's start
+    rank: Int[Array, " B"]  # of the last token at that time, or NO_RANK
+    rests: Bool[Array, " B"]  # the last token was `sep`: the length of the rest comes next
+
+
+class OfTokens(NamedTuple):
+    """Of each token that was read."""
+
+    instrument: Int[Array, "B Q"]  # the one that played before it
+    time: Int[Array, "B Q"]
+    rank: Int[Array, "B Q"]
+    after: Place  # it, with arrays [B, Q]
+
+
+class Past(NamedTuple):
+    """What was read, newest first; the last Q tokens are those of the segment."""
+
+    bar: Int[Array, "B QM"]
+    position: Int[Array, "B QM"]
+    time: Int[Array, "B QM"]
+    rank: Int[Array, "B QM"]
+    token_class: Integer[Array, "B QM"]  # `vocab.Transposition`; EMPTY: not to be found
+    pitch: Int[Array, "B QM"]
+
+
+class Found(NamedTuple):
+    """For each token and distance: what came next at the same place; undefined where the token is NO_TOKEN."""
+
+    token: Int[Array, "B Q d"]
+    lag: Int[Array, "B Q d"]  # to the token before it
+    same_position: Bool[Array, "B Q d"]  # an event began at that time
+
+
+class Tracks(NamedTuple):
+    """How well what was found at each distance has agreed with the song lately."""
+
+    token: Int[Array, "B d"]  # found after the last token
+    score: Int[Array, "B d"]
+    pitch_score: Int[Array, "B d"]  # the same, of pitches alone
+
+
+class _Tables(NamedTuple):
+    """Of each token."""
+
+    first: np.ndarray  # int32 [V], rank of its first event within the instrument; or _REST, or _CONTINUES
+    last: np.ndarray  # int32 [V], rank of its last note within the instrument, if no rest follows; or NO_RANK
+    first_instrument: np.ndarray  # int32 [V], with which it begins, or NO_INSTRUMENT
+    last_instrument: np.ndarray  # int32 [V], which it names last, or NO_INSTRUMENT
+    steps: np.ndarray  # int32 [2, V], by which it moves time on: otherwise, and behind `sep`
+    room: np.ndarray  # int32 [V], ranks by which the next token may be further, so that it ends the event
+
+
+def _tables(vocabulary: Vocabulary) -> _Tables:
+    scheme, (_, steps) = vocabulary.scheme, vocabulary.grammar
+    first, last, first_instrument, last_instrument, room = np.full((5, vocabulary.size), NO_RANK, np.int32)
+    room[:] = _ANY
+    for token, parts in enumerate(vocabulary.base_tokens):
+        for i, part in enumerate(parts):
+            rank = _CONTINUES
+            if part == vocab.SEP:
+                rank, last[token] = _REST, NO_RANK
+            elif vocab.NOTE_0 <= part < vocab.DURATION_0:
+                rank = 1 + (vocab.DURATION_0 - 1 - part) * _STAGES
+                last[token] = rank + _STAGES - 1 if len(parts) > 1 else NO_RANK
+            elif vocab.INSTRUMENT_0 <= part < vocab.velocity_0(scheme):
+                rank, last_instrument[token] = 0, part - vocab.INSTRUMENT_0
+                if i == 0:
+                    first_instrument[token] = part - vocab.INSTRUMENT_0
+            if i == 0:
+                first[token] = rank
+    room[vocab.NOTE_0 : vocab.DURATION_0] = room[vocab.velocity_0(scheme) : scheme.size] = 1
+    room[vocab.INSTRUMENT_0 : vocab.velocity_0(scheme)] = _SPAN - 1
+    return _Tables(first, last, first_instrument, last_instrument, steps[[vocab.EVENT, vocab.REST]], room)
+
+
+def init_place(lanes: int) -> Place:
+    instrument, rank = (jnp.full(lanes, x, jnp.int32) for x in (NO_INSTRUMENT, NO_RANK))
+    return Place(instrument, jnp.zeros(lanes, jnp.int32), rank, jnp.zeros(lanes, bool))
+
+
+def follow(
+    place: Place,
+    tokens: Int[Array, "B Q"],
+    begins: Bool[Array, "B Q"],
+    reads: Bool[Array, "B Q"],
+    vocabulary: Vocabulary,
+) -> tuple[Place, OfTokens]:
+    """The place after the tokens, and the places of all.
+
+    Args:
+        begins: which tokens are the first of their song.
+        reads: which are read; the others leave the place as it is.
+    """
+    tables = _Tables(*map(jnp.asarray, _tables(vocabulary)))
+    start = init_place(len(tokens))
+
+    def one_token(place: Place, xs: tuple[Array, Array, Array]) -> tuple[Place, OfTokens]:
+        token, begins, reads = xs
+        before = jax.tree.map(lambda new, old: jnp.where(begins, new, old), start, place)
+        named, also_named = tables.first_instrument[token], tables.last_instrument[token]
+        instrument = jnp.where(named == NO_INSTRUMENT, before.instrument, named)
+        first, last = tables.first[token], tables.last[token]
+        rank = jnp.where(first == _REST, _REST, first + _SPAN * jnp.maximum(instrument, 0))
+        # Unisons have one rank; what is not in order gets that of the token before.
+        rank = jnp.where(first == _CONTINUES, before.rank + 1, jnp.maximum(rank, before.rank))
+        instrument_after = jnp.where(also_named == NO_INSTRUMENT, instrument, also_named)
+        last = jnp.where(last == NO_RANK, NO_RANK, last + _SPAN * jnp.maximum(instrument_after, 0))
+        steps = tables.steps[before.rests.astype(jnp.int32), token]
+        rank_after = jnp.where(steps > 0, last, jnp.maximum(rank, last))
+        after = Place(instrument_after, before.time + steps, rank_after, token == vocab.SEP)
+        after = jax.tree.map(lambda new, old: jnp.where(reads, new, old), after, place)
+        return after, OfTokens(before.instrument, before.time, rank, after)
+
+    place, of_tokens = jax.lax.scan(one_token, place, (tokens.T, begins.T, reads.T))
+    return place, jax.tree.map(lambda x: x.T, of_tokens)
+
+
+def _furthest(holds: Callable[[Array], Array], limit: Int[Array, "B Q d"], most: int) -> Int[Array, "B Q d"]:
+    """The highest lag up to `limit` for which a condition holds that, once it does not, holds no more; 0 at least."""
+
+    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = (low + high + 1) // 2
+        holding = holds(middle)
+        return jnp.where(holding, middle, low), jnp.where(holding, high, middle - 1)
+
+    return jax.lax.fori_loop(0, most.bit_length(), halve, (jnp.zeros_like(limit), limit))[0]
+
+
+def find(
+    past: Past, of_tokens: OfTokens, tokens: Int[Array, "B Q"], within: Int[Array, "B Q"], vocabulary: Vocabulary
+) -> Found:
+    """What came next at the same place DISTANCES bars before.
+
+    Args:
+        within: how many lags lead to tokens that are of the same song and still known.
+    """
+    lanes, queries = tokens.shape
+    distances = jnp.asarray(DISTANCES)
+
+    def at(x: Integer[Array, "B QM"], lag: Int[Array, "B Q d"]) -> Int[Array, "B Q d"]:
+        index = lag + jnp.arange(queries - 1, -1, -1)[:, None]
+        return jnp.take_along_axis(x, index.reshape(lanes, -1), 1).reshape(index.shape).astype(jnp.int32)
+
+    here, after = jnp.zeros((lanes, queries, 1), jnp.int32), of_tokens.after
+    bar = at(past.bar, here) - distances
+    limit = jnp.broadcast_to(within[..., None], bar.shape)
+    most = past.bar.shape[1]
+    first = _furthest(lambda lag: at(past.bar, lag) >= bar, limit, most)
+    bar_start = at(past.time, first) - at(past.position, first)
+    time = bar_start + at(past.position, here) + (after.time - of_tokens.time)[..., None]
+    rests = after.rests[..., None]
+    rank = jnp.where(rests, _REST + 1, after.rank[..., None])
+
+    def is_later(lag: Int[Array, "B Q d"]) -> Bool[Array, "B Q d"]:
+        other = at(past.time, lag)
+        return (other > time) | ((other == time) & (at(past.rank, lag) > rank))
+
+    following = _furthest(is_later, limit, most)
+    token_class, next_time = at(past.token_class, following), at(past.time, following)
+    exists = (bar >= 0) & (at(past.bar, first) == bar) & is_later(following) & (token_class != EMPTY)
+    token = jnp.asarray(vocabulary.transposition.token)[token_class, jnp.maximum(at(past.pitch, following), 0)]
+    same_time = next_time == time
+    room = jnp.asarray(_tables(vocabulary).room)[tokens][..., None]
+    goes_on = same_time & (at(past.rank, following) <= rank + room)
+    # Where nothing began, or nothing more, there is a rest up to what began next.
+    rest = vocab.DURATION_0 + jnp.minimum(next_time - time, vocab.MAX_DURATION)
+    token = jnp.where(rests, rest, jnp.where(same_time, token, vocab.SEP))
+    exists &= rests | goes_on | (room == _ANY)
+    return Found(jnp.where(exists, token, NO_TOKEN), following + 1, same_time)
+
+
+def init_tracks(lanes: int) -> Tracks:
+    shape = lanes, len(DISTANCES)
+    return Tracks(jnp.full(shape, NO_TOKEN, jnp.int32), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.int32))
+
+
+def compare(
+    tracks: Tracks,
+    found: Int[Array, "B Q d"],
+    tokens: Int[Array, "B Q"],
+    pitched: Bool[Array, "B Q"],
+    begins: Bool[Array, "B Q"],
+    reads: Bool[Array, "B Q"],
+) -> tuple[Tracks, Tracks]:
+    """The tracks after the tokens, and after each of them [B, Q, d].
+
+    Args:
+        found: the tokens of `Found`.
+        pitched: which tokens have a pitch.
+        begins, reads: as in `follow`.
+    """
+
+    def one_token(tracks: Tracks, xs: tuple[Array, ...]) -> tuple[Tracks, Tracks]:
+        found, *of_token = xs
+        token, pitched, begins, reads = (x[:, None] for x in of_token)
+
+        def after(score: Array) -> Array:
+            agreed = jnp.where(tracks.token == token, jnp.minimum(score + ONE, HIGHEST), score * KEPT >> 3)
+            return jnp.where(begins, 0, agreed)
+
+        pitch_score = jnp.where(pitched | begins, after(tracks.pitch_score), tracks.pitch_score)
+        new = Tracks(found, after(tracks.score), pitch_score)
+        new = jax.tree.map(lambda new, old: jnp.where(reads, new, old), new, tracks)
+        return new, new
+
+    xs = jnp.moveaxis(found, 1, 0), tokens.T, pitched.T, begins.T, reads.T
+    tracks, after = jax.lax.scan(one_token, tracks, xs)
+    return tracks, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), after)

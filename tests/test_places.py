@@ -1,0 +1,166 @@
+"""What was played at the same place some bars earlier."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from midigen_jax import vocab
+from midigen_jax.model.alignment import init_alignment, read_tokens
+from midigen_jax.model.places import DISTANCES, NO_TOKEN
+from midigen_jax.music.song import make_song, tokens_of
+from midigen_jax.vocab import Scheme, Vocabulary
+
+LAGS, K = 2048, 16
+RICH = Scheme(multi=True, velocities=True)
+NOTHING = -1, -1  # sorts before every rank
+BAR = 32  # grid steps of 4/4
+LATER = np.array([8 * BAR, 0, 0, 0, 0])  # by 8 bars
+
+
+def random_notes(bars, scheme, seed=0):
+    """Chords on a coarse grid, of few pitches, so that many places and notes come again; some beats are left out."""
+    rng = np.random.default_rng(seed)
+    time = np.repeat(np.arange(0, bars * BAR, 4), 3)
+    keep = (rng.random(len(time)) < 0.5) & np.repeat(rng.random(len(time) // 3) < 0.7, 3)
+    time = time[keep]
+    pitch = 60 + rng.choice([0, 2, 4, 7], len(time))
+    instrument = rng.choice([0, 33, vocab.DRUMS], len(time)) if scheme.multi else np.zeros(len(time), int)
+    velocity = rng.choice([40, 80], len(time))
+    notes = np.stack([time, rng.choice([2, 4], len(time)), pitch, instrument, velocity], 1)
+    return in_order(notes)
+
+
+def in_order(notes):
+    """As songs are encoded, each note once: by time and instrument, and the highest first."""
+    order = notes[:, [0, 3, 2]] * [1, 1, -1]
+    return notes[np.unique(order, axis=0, return_index=True)[1]].astype(np.int32)
+
+
+def song_of(notes, vocabulary, meters=((0, 4, 4),)):
+    song = make_song(notes, np.array(meters, np.int32), np.array([[0, 500_000]], np.int32), vocabulary.scheme)
+    sequence = tokens_of(song, vocabulary)
+    return [np.asarray(x).astype(int) for x in sequence]
+
+
+def candidates_of(tokens, bar, position, vocabulary, lags=LAGS):
+    arrays = [jnp.asarray(x, jnp.int32)[None] for x in (tokens, bar, position, np.zeros_like(tokens))]
+    read = jax.jit(partial(read_tokens, vocabulary=vocabulary, k=K))
+    _, candidates = read(init_alignment(1, lags), *arrays)
+    return jax.tree.map(lambda x: np.asarray(x)[0, :, K:], candidates)
+
+
+def ranks_of(tokens, scheme):
+    """Of each token: its time, its rank, a pair, and how many steps it moves time on."""
+    instrument, time, rank, found = -1, 0, NOTHING, []
+    for before, token in zip([vocab.SOS, *tokens], tokens, strict=False):
+        passed = 0
+        if token == vocab.SEP:
+            rank = (vocab.N_INSTRUMENTS, 0)
+        elif vocab.NOTE_0 <= token < vocab.DURATION_0:
+            rank = (max(instrument, 0), 3 * (128 - (token - vocab.NOTE_0)))
+        elif vocab.INSTRUMENT_0 <= token < vocab.velocity_0(scheme):
+            instrument = token - vocab.INSTRUMENT_0
+            rank = (instrument, 0)
+        else:
+            rank = (rank[0], rank[1] + 1)
+            passed = token - vocab.DURATION_0 if before == vocab.SEP else 0
+        found.append((time, rank, passed))
+        time += passed
+        if passed:
+            rank = NOTHING
+    return found
+
+
+def by_definition(tokens, bar, position, scheme, t, distance):
+    """The candidate after token t, or NO_TOKEN."""
+    places = ranks_of(tokens, scheme)
+    starts = [places[j][0] - position[j] for j in range(t + 1) if bar[j] == bar[t] - distance]
+    if not starts:
+        return NO_TOKEN
+    _, rank, passed = places[t]
+    time = starts[0] + position[t] + passed
+    rests = tokens[t] == vocab.SEP
+    rank = (vocab.N_INSTRUMENTS, 1) if rests else NOTHING if passed else rank
+    later = [j for j in range(t + 1) if places[j][:2] > (time, rank)]
+    if not later:
+        return NO_TOKEN
+    j = later[0]
+    same_time = places[j][0] == time
+    if rests:
+        return vocab.DURATION_0 + min(places[j][0] - time, vocab.MAX_DURATION)
+    if vocab.INSTRUMENT_0 <= tokens[t] < vocab.velocity_0(scheme):
+        return tokens[j] if same_time and places[j][1][0] == rank[0] else NO_TOKEN
+    if vocab.NOTE_0 <= tokens[t] < vocab.DURATION_0 or vocab.velocity_0(scheme) <= tokens[t] < scheme.size:
+        return tokens[j] if same_time and places[j][1] == (rank[0], rank[1] + 1) else NO_TOKEN
+    return tokens[j] if same_time else vocab.SEP
+
+
+@pytest.mark.parametrize("scheme", [Scheme(), RICH])
+@pytest.mark.parametrize("meters", [((0, 4, 4),), ((0, 3, 4), (24 * 5, 4, 4))])
+def test_candidates_are_those_of_the_definition(scheme, meters):
+    vocabulary = Vocabulary(scheme)
+    tokens, bar, position = song_of(random_notes(10, scheme), vocabulary, meters)
+    found = candidates_of(tokens, bar, position, vocabulary).token
+    expected = [
+        [by_definition(tokens, bar, position, scheme, t, distance) for distance in DISTANCES]
+        for t in range(len(tokens))
+    ]
+    np.testing.assert_array_equal(found, expected)
+    assert (found[:, :4] >= 0).mean() > 0.3
+
+
+def test_a_phrase_that_returns_is_offered_from_its_first_token_on():
+    """Eight bars, and again: nothing but the place tells what comes first."""
+    notes = random_notes(8, Scheme())
+    again = notes + LATER
+    tokens, bar, position = song_of(np.concatenate([notes, again]), Vocabulary())
+    found = candidates_of(tokens, bar, position, Vocabulary())
+    at = np.flatnonzero(bar[:-2] >= 8)
+    np.testing.assert_array_equal(found.token[at, DISTANCES.index(8)], tokens[at + 1])
+    assert (found.bars == DISTANCES).all()
+    assert (np.diff(found.score[at[:40], DISTANCES.index(8)]) > 0).all()
+
+
+@pytest.mark.parametrize("change", ["added", "left out", "other"])
+def test_a_note_that_is_changed_moves_nothing_else(change):
+    """All other notes of the return are still offered, each at its time."""
+    notes = random_notes(8, Scheme())
+    again = notes + LATER
+    changed = len(again) // 2
+    if change == "added":
+        again = np.insert(again, changed, again[changed] + [0, 0, 12, 0, 0], 0)
+    elif change == "left out":
+        again = np.delete(again, changed, 0)
+    else:
+        again[changed, 2] -= 25
+    tokens, bar, position = song_of(np.concatenate([notes, in_order(again)]), Vocabulary())
+    found = candidates_of(tokens, bar, position, Vocabulary()).token[:, DISTANCES.index(8)]
+    at = np.flatnonzero(bar[:-2] >= 8)
+    wrong = found[at] != tokens[at + 1]
+    assert 0 < wrong.sum() <= 4
+
+
+def test_nothing_is_offered_from_before_the_memory():
+    notes = random_notes(8, Scheme())
+    tokens, bar, position = song_of(np.concatenate([notes, notes + LATER]), Vocabulary())
+    found = candidates_of(tokens, bar, position, Vocabulary(), lags=128)
+    assert (found.lag[found.token >= 0] <= 128).all()
+    assert (found.token[:, DISTANCES.index(8)] == NO_TOKEN).all()
+    assert (found.token[:, 0] >= 0).any()
+
+
+def test_merged_tokens_have_places_too():
+    """Of one merge of a note and its rest: the phrase that returns is offered as the same tokens."""
+    note = vocab.NOTE_0 + 60, vocab.DURATION_0 + 4
+    vocabulary = Vocabulary(Scheme(), ((*note, vocab.SEP, vocab.DURATION_0 + 8),))
+    time = np.arange(0, 16 * BAR, 8)
+    notes = np.stack([time, 0 * time + 4, 60 + 0 * time, 0 * time, 0 * time + 80], 1).astype(np.int32)
+    tokens, bar, position = song_of(notes, vocabulary)
+    assert (tokens[1:-4] == vocabulary.scheme.size).all()
+    found = candidates_of(tokens, bar, position, vocabulary)
+    at = np.flatnonzero(bar[:-5] >= 1)
+    assert (found.token[at, 0] == vocabulary.scheme.size).all()
+    assert (found.lag[at, 0] == 4).all()
