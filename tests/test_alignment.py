@@ -14,7 +14,7 @@ from midigen_jax.kernels import score
 from midigen_jax.model import alignment, pointer
 from midigen_jax.model.alignment import HIGHEST, KEPT, LASTING, NO_TOKEN, ONE, init_alignment, read_token, read_tokens
 from midigen_jax.model.pointer import NONE, Copies
-from midigen_jax.sampling.logits_processors import make_setting_arrays, process_logits
+from midigen_jax.sampling.logits_processors import MOST_LOG_ODDS, make_setting_arrays, process_logits
 from midigen_jax.sampling.settings import GenerationSettings
 from midigen_jax.vocab import NO_SONG, Scheme, Vocabulary
 
@@ -336,7 +336,7 @@ def drawn_from(logits, copies, legal=None, **settings):
 
 
 def test_copy_is_monotone():
-    """The more of it, the likelier the candidates; none at 0, nothing else at 1."""
+    """The more of it, the likelier the candidates; none at 0, all of them by twenty times at 1."""
     logits, copies = (jax.tree.map(lambda x: x[0], x) for x in mixture())
     named = np.zeros(logits.shape, bool)
     for row, tokens in enumerate(np.asarray(copies.token)):
@@ -348,7 +348,8 @@ def test_copy_is_monotone():
     assert (np.diff(shares, axis=0) > 0).all()
     own = jax.nn.softmax(logits)
     np.testing.assert_allclose(drawn_from(logits, copies, copy=0.0), own, atol=1e-6)
-    np.testing.assert_allclose(shares[-1], 1, atol=1e-6)
+    more = pointer.probabilities(logits, copies._replace(log_odds=copies.log_odds + MOST_LOG_ODDS))
+    np.testing.assert_allclose(drawn_from(logits, copies, copy=1.0), more, atol=1e-6)
     as_learned = drawn_from(logits, copies, copy=0.5)
     np.testing.assert_allclose(as_learned, pointer.probabilities(logits, copies), atol=1e-6)
 

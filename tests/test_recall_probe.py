@@ -10,7 +10,7 @@ from test_ablations import copier_config, copier_model, copier_params
 from midigen_jax.errors import InputError
 from midigen_jax.evaluation import ablations, recall_probe
 from midigen_jax.evaluation.recall_probe import OTHER_THEME, RANDOM, TRANSPOSED, UNSEEN, VARIED
-from midigen_jax.model import decoder
+from midigen_jax.model import decoder, pointer
 from midigen_jax.music.song import new_song
 from midigen_jax.run.trained import TrainedModel
 from midigen_jax.sampling.sampler import Sampler
@@ -93,10 +93,10 @@ def test_returns_in_another_key_and_varied():
 
 
 def aligned_model():
-    """One that trusts what agrees, whatever else it holds likely."""
+    """One that trusts what agrees at any lag, whatever else it holds likely."""
     config = changed(copier_config(), memory__retrieval="alignment", memory__top_k=16)
     params = decoder.init_params(config, Vocabulary(), seed=0)[1]
-    params["pointer"]["slope"] = jnp.full_like(params["pointer"]["slope"], 4.0)
+    params["pointer"]["slope"] = params["pointer"]["slope"].at[: pointer.DISTANCES].set(4.0)
     return TrainedModel(config, params, Vocabulary())
 
 

@@ -20,28 +20,24 @@ import jax.numpy as jnp
 from ..shapes import Array, Bool, Int, Integer
 from ..vocab import DRUMS, NO_SONG, Vocabulary
 from . import places
-from .places import EMPTY, NO_TOKEN, Place, Tracks
+from .places import EMPTY, HIGHEST, KEPT, NO_TOKEN, ONE, Past, Place, Tracks
 
-ONE = 16  # the score of one token that agrees
-HIGHEST = 64 * ONE
-KEPT = 5  # eighths of its score that a lag keeps after a token that does not agree
 LASTING = 8 * ONE  # the least score of a passage that lasts: that of chance matches stays below
 MAX_LAGS = (1 << 31) // (HIGHEST + 1)  # scores and lags share a number of 32 bits
 
 
-class AlignmentMemory(NamedTuple):
-    """The last M tokens of each lane's song, newest first, and the scores of the lags 1 to M."""
+class Scores(NamedTuple):
+    """Of the lags 1 to M."""
 
-    token_class: Integer[Array, "B M"]  # transposition classes (`vocab.Transposition`); EMPTY before the song began
-    pitch: Int[Array, "B M"]
-    bar: Int[Array, "B M"]
-    position: Int[Array, "B M"]  # in the bar, in grid steps
-    time: Int[Array, "B M"]  # since the song began, in grid steps
-    rank: Int[Array, "B M"]  # among the tokens of one time (`places`)
     score: Int[Array, "B M"]
     pitch_score: Int[Array, "B M"]  # the same, of pitches alone
     shift: Int[Array, "B M"]  # semitones from the earlier passage to this one
     began: Int[Array, "B M"]  # the bar from which on the passages have agreed
+
+
+class AlignmentMemory(NamedTuple):
+    past: Past  # the last M tokens of each lane's song
+    scores: Scores
     place: Place
     tracks: Tracks
     song: Int[Array, " B"]  # of the last token
@@ -64,26 +60,19 @@ class Candidates(NamedTuple):
 
 
 def init_alignment(lanes: int, lags: int) -> AlignmentMemory:
+    def zeros(dtype: type) -> Array:
+        return jnp.zeros((lanes, lags), dtype)
+
     token_class = jnp.full((lanes, lags), EMPTY, jnp.uint16)
-    pitch, bar, position, score, pitch_score, shift, began = (jnp.zeros((lanes, lags), jnp.int16) for _ in range(7))
-    time, rank = (jnp.zeros((lanes, lags), jnp.int32) for _ in range(2))
-    of_lanes = places.init_place(lanes), places.init_tracks(lanes), jnp.full(lanes, NO_SONG, jnp.int32)
-    return AlignmentMemory(token_class, pitch, bar, position, time, rank, score, pitch_score, shift, began, *of_lanes)
+    past = Past(token_class, *(zeros(x) for x in (jnp.int16, jnp.int16, jnp.int16, jnp.int32, jnp.int32)))
+    scores = Scores(*(zeros(jnp.int16) for _ in Scores._fields))
+    song = jnp.full(lanes, NO_SONG, jnp.int32)
+    return AlignmentMemory(past, scores, places.init_place(lanes), places.init_tracks(lanes), song)
 
 
 def without_scores(memory: AlignmentMemory) -> AlignmentMemory:
     """What was read, before anything is compared with it."""
-    zeros = jnp.zeros_like(memory.score)
-    return memory._replace(score=zeros, pitch_score=zeros, shift=zeros, began=zeros)
-
-
-class _Scores(NamedTuple):
-    """Of each lag, as in `AlignmentMemory`."""
-
-    score: Int[Array, "B M"]
-    pitch_score: Int[Array, "B M"]
-    shift: Int[Array, "B M"]
-    began: Int[Array, "B M"]
+    return memory._replace(scores=jax.tree.map(jnp.zeros_like, memory.scores))
 
 
 def read_tokens(
@@ -106,37 +95,31 @@ def read_tokens(
         k: number of candidates; the best of every k-th lag, so that none displaces its neighbours.
         remembers: whether later tokens are compared with these.
     """
-    lanes, queries = tokens.shape
-    lags = memory.score.shape[1]
+    (lanes, queries), lags = tokens.shape, memory.past.bar.shape[1]
     reads = song != NO_SONG
     songs = jnp.concatenate([memory.song[:, None], song], 1)
     begins = reads & (song != songs[:, :-1])
     place, of_tokens = places.follow(memory.place, tokens, begins, reads, vocabulary)
     drums_before = (of_tokens.instrument == DRUMS).astype(jnp.int32)
-    token_class = jnp.asarray(vocabulary.transposition.token_class)[drums_before, tokens].astype(jnp.uint16)
-    token_pitch = jnp.asarray(vocabulary.transposition.pitch)[drums_before, tokens].astype(jnp.int16)
-
-    def with_past(new: Array, old: Array) -> Array:
-        """Newest first, as in the memory: after t tokens the lags 1 to M begin at Q - t."""
-        return jnp.concatenate([new[:, ::-1].astype(old.dtype), old], 1)
-
+    tables = vocabulary.transposition
+    token_class = jnp.asarray(tables.token_class)[drums_before, tokens].astype(jnp.uint16)
+    token_pitch = jnp.asarray(tables.pitch)[drums_before, tokens].astype(jnp.int16)
     remembered = token_class if remembers else jnp.full_like(token_class, EMPTY)
-    all_classes = with_past(remembered, memory.token_class)
-    all_pitches, all_positions = with_past(token_pitch, memory.pitch), with_past(position, memory.position)
-    all_bars = with_past(bar, memory.bar)
-    all_times, all_ranks = with_past(of_tokens.time, memory.time), with_past(of_tokens.rank, memory.rank)
+    new = Past(remembered, token_pitch, bar, position, of_tokens.time, of_tokens.rank)
+    # Newest first, as in the memory: after t tokens the lags 1 to M begin at Q - t.
+    past = jax.tree.map(lambda new, old: jnp.concatenate([new[:, ::-1].astype(old.dtype), old], 1), new, memory.past)
     index = jnp.arange(queries)
     began = jax.lax.cummax(jnp.where(begins, index, -1), axis=1)
     # How many lags lead to the same song from each token; all, if it began before them.
     within = jnp.where(began < 0, lags, index - began)
 
-    def one_token(scores: _Scores, xs: tuple[Array, ...]) -> tuple[_Scores, tuple[Array, _Scores]]:
+    def one_token(scores: Scores, xs: tuple[Array, ...]) -> tuple[Scores, tuple[Array, Scores]]:
         """The tokens stay where they are, and the scores, which are those of lags, move along them."""
         *of_token, t = xs
         token_class, pitch, bar, begins, reads, within = (x[:, None] for x in of_token)
         old_class, followed, old_pitch = (
             jax.lax.dynamic_slice_in_dim(x, queries - read, lags, 1)
-            for x, read in ((all_classes, t), (all_classes, t + 1), (all_pitches, t))
+            for x, read in ((past.token_class, t), (past.token_class, t + 1), (past.pitch, t))
         )
         lag = jnp.arange(1, lags + 1)
         old_class = jnp.where(lag <= within, old_class, EMPTY)
@@ -147,20 +130,19 @@ def read_tokens(
         return after, (best, jax.tree.map(lambda x: jnp.take_along_axis(x, best, 1), after))
 
     xs = *(x.T for x in (token_class, token_pitch, bar.astype(jnp.int16), begins, reads, within)), index
-    scores, of_best = jax.lax.scan(one_token, _Scores(memory.score, memory.pitch_score, memory.shift, memory.began), xs)
+    scores, of_best = jax.lax.scan(one_token, memory.scores, xs)
     best, at_best = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), of_best)
 
     def at(x: Array, read: Array) -> Integer[Array, "B Q k"]:
         """What the best lags lead to from where so many tokens are read."""
         return jnp.take_along_axis(x, (best + (queries - read)[:, None]).reshape(lanes, -1), 1).reshape(best.shape)
 
-    followed = at(all_classes, index + 1), at(all_pitches, index + 1)
-    same_position = at(all_positions, index) == position[..., None]
+    followed = at(past.token_class, index + 1), at(past.pitch, index + 1)
+    same_position = at(past.position, index) == position[..., None]
     bar = bar[..., None].astype(jnp.int16)
-    bars, length = bar - at(all_bars, index), bar - at_best.began
+    bars, length = bar - at(past.bar, index), bar - at_best.began
     candidates = _candidates(best, at_best, *followed, bars, length, same_position, vocabulary)
-    past = places.Past(all_bars, all_positions, all_times, all_ranks, all_classes, all_pitches)
-    known = jnp.minimum(jnp.sum(memory.token_class != EMPTY, 1)[:, None] + index, lags - 1)
+    known = jnp.minimum(jnp.sum(memory.past.token_class != EMPTY, 1)[:, None] + index, lags - 1)
     found = places.find(past, of_tokens, tokens, jnp.minimum(within, known), vocabulary)
     tracks, after = places.compare(memory.tracks, found.token, tokens, token_pitch >= 0, begins, reads)
     candidates = _with_places(candidates, found, after)
@@ -172,10 +154,10 @@ def read_tokens(
 
     last = jnp.maximum(n_read - 1, 0)[:, None]
     of_song = jnp.where(n_read[:, None] > 0, jnp.take_along_axis(within, last, 1) + 1, lags)
-    new_classes = jnp.where(jnp.arange(lags) < of_song, newest(all_classes), EMPTY)
-    history = new_classes, *map(newest, (all_pitches, all_bars, all_positions, all_times, all_ranks))
+    past = jax.tree.map(newest, past)
+    past = past._replace(token_class=jnp.where(jnp.arange(lags) < of_song, past.token_class, EMPTY))
     last_song = jnp.take_along_axis(songs, n_read[:, None], 1)[:, 0]
-    return AlignmentMemory(*history, *scores, place, tracks, last_song), candidates
+    return AlignmentMemory(past, scores, place, tracks, last_song), candidates
 
 
 def read_token(
@@ -195,13 +177,13 @@ def read_token(
 
 
 def _compare(
-    scores: _Scores,
+    scores: Scores,
     old_class: Integer[Array, "B M"],
     old_pitch: Int[Array, "B M"],
     new_class: Integer[Array, "B 1"],
     new_pitch: Int[Array, "B 1"],
     bar: Int[Array, "B 1"],
-) -> _Scores:
+) -> Scores:
     """The scores of all lags after a token; the old tokens are those before it, newest first."""
     score, pitch_score, shift, began = scores
     began = jnp.where(score < LASTING, bar, began)
@@ -217,12 +199,12 @@ def _compare(
     pitch_score = after(pitch_score, jnp.where(pitched, ONE, 0).astype(score.dtype))
     # A lag whose pitches no longer agree tries another shift.
     shift = jnp.where(other_pitch & (pitch_score < ONE // 2), difference, shift)
-    return _Scores(score, pitch_score, shift, began)
+    return Scores(score, pitch_score, shift, began)
 
 
 def _candidates(
     best: Int[Array, "B *Q k"],
-    at_best: _Scores,
+    at_best: Scores,
     token_class: Integer[Array, "B *Q k"],
     pitch: Int[Array, "B *Q k"],
     bars: Int[Array, "B *Q k"],

@@ -23,7 +23,9 @@ from ..vocab import Vocabulary
 DISTANCES = (1, 2, 4, 8, 12, 16, 24, 32)  # bars, as in Museformer
 NO_TOKEN = NO_INSTRUMENT = NO_RANK = -1
 EMPTY = np.iinfo(np.uint16).max  # the transposition class of what was never read
-ONE, HIGHEST, KEPT = 16, 64 * 16, 5  # scores, as in `alignment`
+ONE = 16  # the score of one token that agrees
+HIGHEST = 64 * ONE
+KEPT = 5  # eighths of a score that are kept after a token that does not agree
 
 _CONTINUES = -2  # instead of a rank: the token goes on with the event before it
 _STAGES = 3  # of a note: pitch, velocity, duration
@@ -51,14 +53,14 @@ class OfTokens(NamedTuple):
 
 
 class Past(NamedTuple):
-    """What was read, newest first; the last Q tokens are those of the segment."""
+    """Tokens that were read, newest first."""
 
-    bar: Int[Array, "B QM"]
-    position: Int[Array, "B QM"]
-    time: Int[Array, "B QM"]
-    rank: Int[Array, "B QM"]
-    token_class: Integer[Array, "B QM"]  # `vocab.Transposition`; EMPTY: not to be found
-    pitch: Int[Array, "B QM"]
+    token_class: Integer[Array, "B M"]  # transposition classes (`vocab.Transposition`); EMPTY: none, or not remembered
+    pitch: Int[Array, "B M"]
+    bar: Int[Array, "B M"]
+    position: Int[Array, "B M"]  # in the bar, in grid steps
+    time: Int[Array, "B M"]  # from the song's start, in grid steps
+    rank: Int[Array, "B M"]  # among the tokens of one time
 
 
 class Found(NamedTuple):
@@ -129,7 +131,7 @@ def follow(
         begins: which tokens are the first of their song.
         reads: which are read; the others leave the place as it is.
     """
-    tables = _Tables(*map(jnp.asarray, _tables(vocabulary)))
+    tables = jax.tree.map(jnp.asarray, _tables(vocabulary))
     start = init_place(len(tokens))
 
     def one_token(place: Place, xs: tuple[Array, Array, Array]) -> tuple[Place, OfTokens]:
@@ -171,12 +173,13 @@ def find(
     """What came next at the same place DISTANCES bars before.
 
     Args:
+        past: up to the last of the tokens.
         within: how many lags lead to tokens that are of the same song and still known.
     """
     lanes, queries = tokens.shape
     distances = jnp.asarray(DISTANCES)
 
-    def at(x: Integer[Array, "B QM"], lag: Int[Array, "B Q d"]) -> Int[Array, "B Q d"]:
+    def at(x: Integer[Array, "B M"], lag: Int[Array, "B Q d"]) -> Int[Array, "B Q d"]:
         index = lag + jnp.arange(queries - 1, -1, -1)[:, None]
         return jnp.take_along_axis(x, index.reshape(lanes, -1), 1).reshape(index.shape).astype(jnp.int32)
 

@@ -15,8 +15,8 @@ from flax import nnx
 from .. import config as cfg
 from ..shapes import Array, Bool, Float, Int
 from . import places
-from .alignment import ONE, AlignmentMemory, Candidates
-from .places import EMPTY
+from .alignment import AlignmentMemory, Candidates
+from .places import EMPTY, ONE
 from .retrieval import Retrieval, RetrievalStatistics, sum_by_token
 
 FEATURES = 15  # of a candidate
@@ -73,7 +73,7 @@ def retrieved(candidates: Candidates, copies: Copies, memory: AlignmentMemory) -
         jnp.sum(found, dtype=jnp.float32),
         jnp.sum(ages, dtype=jnp.float32),
         weights.sum(-1).mean()[None],
-        jnp.sum(memory.token_class != EMPTY, -1).mean(),
+        jnp.sum(memory.past.token_class != EMPTY, -1).mean(),
     )
     return jax.lax.stop_gradient(Retrieval(statistics, ages[:, None], weights[:, None]))
 

@@ -21,7 +21,8 @@ from ..vocab import Vocabulary
 from .settings import GenerationSettings
 
 NO_INSTRUMENT = vocab.N_INSTRUMENTS  # where there are none, or before a song's first one
-ALWAYS = 40.0  # log-odds above those of every `copy` below 1: whatever can be copied is
+# Added to the log-odds at most: a memory that must always be followed copies rests, once there is one, without end.
+MOST_LOG_ODDS = 3.0
 PITCHED, DRUMS, SILENCED = range(3)  # kinds of instruments, by what the settings let them play
 
 
@@ -99,7 +100,7 @@ def _copy_log_odds(copy: float) -> float:
     """What is added to the log-odds of the kNN memory; at 0.5 nothing."""
     if copy == 0:
         return pointer.NONE
-    return math.log(copy / (1 - copy)) if copy < 1 else ALWAYS
+    return min(math.log(copy / (1 - copy)), MOST_LOG_ODDS) if copy < 1 else MOST_LOG_ODDS
 
 
 def process_logits(
