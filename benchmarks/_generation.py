@@ -11,7 +11,7 @@ Set for a fair comparison:
 - Layers, width, heads, feed-forward width and vocabulary are those given. All run eagerly in float32, in inference
   mode, without dropout, on as many threads as PyTorch has been given.
 - The window of x-transformers and GPT-2 is as long as our XL memory and segment together.
-- All sample with temperature 1 and top-p 0.97, each library by its own functions.
+- All sample with the temperature and top-p that are this project's defaults, each library by its own functions.
 
 Set in their favour:
 
@@ -41,7 +41,9 @@ from _midigen import BARS, LaneMemory, Memory, MIDIGen, Sizes
 from _peers import _need
 from torch import Tensor
 
-TEMPERATURE, TOP_P = 1.0, 0.97
+from midigen_jax.sampling.settings import DEFAULTS
+
+TEMPERATURE, TOP_P = DEFAULTS.temperature, DEFAULTS.top_p
 
 
 class _LastEntries:

@@ -21,6 +21,7 @@ MAX_DURATION = 256  # steps
 INSTRUMENT_0 = DURATION_0 + MAX_DURATION + 1  # the 128 programs of General MIDI, then the drums
 DRUMS = 128
 N_INSTRUMENTS = DRUMS + 1
+NO_INSTRUMENT = N_INSTRUMENTS  # where there are none, or before a song's first one
 N_VELOCITIES = 32
 VELOCITIES_PER_BIN = 128 // N_VELOCITIES
 
@@ -130,6 +131,17 @@ class Vocabulary:
                 if state != FORBIDDEN:
                     next_state[first, token], steps[first, token] = state, passed
         return next_state, steps
+
+    @cached_property
+    def named_instruments(self) -> np.ndarray:
+        """The last instrument that each token names, NO_INSTRUMENT where it names none: int32 [size]."""
+        named = np.full(self.size, NO_INSTRUMENT, np.int32)
+        if self.scheme.multi:
+            for token, parts in enumerate(self.base_tokens):
+                for part in parts:
+                    if INSTRUMENT_0 <= part < velocity_0(self.scheme):
+                        named[token] = part - INSTRUMENT_0
+        return named
 
     @cached_property
     def begins_with_note(self) -> np.ndarray:

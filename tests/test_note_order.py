@@ -32,7 +32,7 @@ def forbidden(tokens, vocabulary):
     begin = (
         note_order.init_note_order(jnp.zeros(1, int)),
         jnp.array([vocab.START]),
-        jnp.array([logits_processors.NO_INSTRUMENT]),
+        jnp.array([vocab.NO_INSTRUMENT]),
     )
     _, fits = jax.lax.scan(one, begin, jnp.asarray(tokens[1:], int))
     return (1 + np.flatnonzero(~np.asarray(fits))).tolist()

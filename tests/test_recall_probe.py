@@ -96,7 +96,7 @@ def aligned_model():
     """One that trusts what agrees at any lag, whatever else it holds likely."""
     config = changed(copier_config(), memory__retrieval="alignment", memory__top_k=16)
     params = decoder.init_params(config, Vocabulary(), seed=0)[1]
-    params["pointer"]["slope"] = params["pointer"]["slope"].at[: pointer.DISTANCES].set(4.0)
+    params["pointer"]["slope"] = params["pointer"]["slope"].at[: pointer.N_DISTANCES].set(4.0)
     return TrainedModel(config, params, Vocabulary())
 
 

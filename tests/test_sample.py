@@ -276,7 +276,7 @@ def test_advance_and_allowed_tokens(sampler):
     prompt, bar = Prompt(new_song(words.scheme), 10), jnp.array([32])
     timeline = make_timeline(sampler.prefill([prompt]), [NEVER])
     order, repeated = note_order.init_note_order(jnp.array([0])), repetition.init_repetition(jnp.array([10]))
-    numbers = (vocab.SOS, vocab.START, logits_processors.NO_INSTRUMENT, 0, 0, 5, 0)
+    numbers = (vocab.SOS, vocab.START, vocab.NO_INSTRUMENT, 0, 0, 5, 0)
     place = DecodeState(*[*(jnp.array([x]) for x in numbers), order, repeated])
     rules = logits_processors.make_setting_arrays(CHANGEABLE, words)
 
@@ -290,7 +290,7 @@ def test_advance_and_allowed_tokens(sampler):
     assert [int(x[0]) for x in place[:6]] == [
         vocab.DURATION_0 + 12,
         vocab.START,
-        logits_processors.NO_INSTRUMENT,
+        vocab.NO_INSTRUMENT,
         0,
         12,
         7,

@@ -3,9 +3,10 @@
 Each lag has a score: how well the last tokens agree with those that were read so many tokens earlier. A token that
 agrees adds to it, one that does not takes a share of it away, so that a changed note does not end a match. Each lag has
 a shift too, in semitones: pitches agree if they differ by it. The tokens that followed the best matches, shifted, are
-candidates for the next token. Comparing a sequence with itself along its diagonals, with scores that survive
-differences, is how self-similarity matrices and sequence alignments find what returns (Foote 1999, "Visualizing music
-and audio using self-similarity"; Smith and Waterman 1981, "Identification of common molecular subsequences").
+candidates for the next token; so are those that `places` finds. Comparing a sequence with itself along its diagonals,
+with scores that survive differences, is how self-similarity matrices and sequence alignments find what returns (Foote
+1999, "Visualizing music and audio using self-similarity"; Smith and Waterman 1981, "Identification of common molecular
+subsequences").
 
 Scores are whole numbers and follow from the tokens alone: they are the same on every device, whether a song is read
 by segments or token by token, and have no gradient. Letters of shapes are those of `shapes`; M are lags.
@@ -92,7 +93,7 @@ def read_tokens(
         bar: in the song, from 0.
         position: in the bar, in grid steps.
         song: NO_SONG behind a lane's last token; what is there leaves the memory as it is.
-        k: number of candidates; the best of every k-th lag, so that none displaces its neighbours.
+        k: number of matches among the candidates; the best of every k-th lag, so that none displaces its neighbours.
         remembers: whether later tokens are compared with these.
     """
     (lanes, queries), lags = tokens.shape, memory.past.bar.shape[1]

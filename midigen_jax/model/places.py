@@ -18,10 +18,10 @@ import numpy as np
 
 from .. import vocab
 from ..shapes import Array, Bool, Int, Integer
-from ..vocab import Vocabulary
+from ..vocab import NO_INSTRUMENT, Vocabulary
 
 DISTANCES = (1, 2, 4, 8, 12, 16, 24, 32)  # bars, as in Museformer
-NO_TOKEN = NO_INSTRUMENT = NO_RANK = -1
+NO_TOKEN = NO_RANK = -1
 EMPTY = np.iinfo(np.uint16).max  # the transposition class of what was never read
 ONE = 16  # the score of one token that agrees
 HIGHEST = 64 * ONE
@@ -85,15 +85,15 @@ class _Tables(NamedTuple):
     first: np.ndarray  # int32 [V], rank of its first event within the instrument; or _REST, or _CONTINUES
     last: np.ndarray  # int32 [V], rank of its last note within the instrument, if no rest follows; or NO_RANK
     first_instrument: np.ndarray  # int32 [V], with which it begins, or NO_INSTRUMENT
-    last_instrument: np.ndarray  # int32 [V], which it names last, or NO_INSTRUMENT
+    last_instrument: np.ndarray  # int32 [V], `Vocabulary.named_instruments`
     steps: np.ndarray  # int32 [2, V], by which it moves time on: otherwise, and behind `sep`
     room: np.ndarray  # int32 [V], ranks by which the next token may be further, so that it ends the event
 
 
 def _tables(vocabulary: Vocabulary) -> _Tables:
     scheme, (_, steps) = vocabulary.scheme, vocabulary.grammar
-    first, last, first_instrument, last_instrument, room = np.full((5, vocabulary.size), NO_RANK, np.int32)
-    room[:] = _ANY
+    first, last = np.full((2, vocabulary.size), NO_RANK, np.int32)
+    first_instrument, room = (np.full(vocabulary.size, x, np.int32) for x in (NO_INSTRUMENT, _ANY))
     for token, parts in enumerate(vocabulary.base_tokens):
         for i, part in enumerate(parts):
             rank = _CONTINUES
@@ -103,14 +103,15 @@ def _tables(vocabulary: Vocabulary) -> _Tables:
                 rank = 1 + (vocab.DURATION_0 - 1 - part) * _STAGES
                 last[token] = rank + _STAGES - 1 if len(parts) > 1 else NO_RANK
             elif vocab.INSTRUMENT_0 <= part < vocab.velocity_0(scheme):
-                rank, last_instrument[token] = 0, part - vocab.INSTRUMENT_0
+                rank = 0
                 if i == 0:
                     first_instrument[token] = part - vocab.INSTRUMENT_0
             if i == 0:
                 first[token] = rank
     room[vocab.NOTE_0 : vocab.DURATION_0] = room[vocab.velocity_0(scheme) : scheme.size] = 1
     room[vocab.INSTRUMENT_0 : vocab.velocity_0(scheme)] = _SPAN - 1
-    return _Tables(first, last, first_instrument, last_instrument, steps[[vocab.EVENT, vocab.REST]], room)
+    instruments = first_instrument, vocabulary.named_instruments
+    return _Tables(first, last, *instruments, steps[[vocab.EVENT, vocab.REST]], room)
 
 
 def init_place(lanes: int) -> Place:
@@ -134,17 +135,21 @@ def follow(
     tables = jax.tree.map(jnp.asarray, _tables(vocabulary))
     start = init_place(len(tokens))
 
+    def first_of(instrument: Array) -> Array:
+        """The first rank of an instrument; without any, that of the first one."""
+        return _SPAN * jnp.where(instrument == NO_INSTRUMENT, 0, instrument)
+
     def one_token(place: Place, xs: tuple[Array, Array, Array]) -> tuple[Place, OfTokens]:
         token, begins, reads = xs
         before = jax.tree.map(lambda new, old: jnp.where(begins, new, old), start, place)
         named, also_named = tables.first_instrument[token], tables.last_instrument[token]
         instrument = jnp.where(named == NO_INSTRUMENT, before.instrument, named)
         first, last = tables.first[token], tables.last[token]
-        rank = jnp.where(first == _REST, _REST, first + _SPAN * jnp.maximum(instrument, 0))
+        rank = jnp.where(first == _REST, _REST, first + first_of(instrument))
         # Unisons have one rank; what is not in order gets that of the token before.
         rank = jnp.where(first == _CONTINUES, before.rank + 1, jnp.maximum(rank, before.rank))
         instrument_after = jnp.where(also_named == NO_INSTRUMENT, instrument, also_named)
-        last = jnp.where(last == NO_RANK, NO_RANK, last + _SPAN * jnp.maximum(instrument_after, 0))
+        last = jnp.where(last == NO_RANK, NO_RANK, last + first_of(instrument_after))
         steps = tables.steps[before.rests.astype(jnp.int32), token]
         rank_after = jnp.where(steps > 0, last, jnp.maximum(rank, last))
         after = Place(instrument_after, before.time + steps, rank_after, token == vocab.SEP)

@@ -21,7 +21,7 @@ from .retrieval import Retrieval, RetrievalStatistics, sum_by_token
 
 FEATURES = 15  # of a candidate
 HIDDEN = 32  # of the network that gives a candidate's log-odds
-DISTANCES = 33  # 0 to 31 bars, and all that is further
+N_DISTANCES = 33  # 0 to 31 bars, and all that is further
 N_PLACES = len(places.DISTANCES)  # the last candidates are those at the same place so many bars before
 PRIOR = -3.0  # log-odds of a candidate at the start, whose score is 0 ...
 PRIOR_SLOPE = 1.0  # ... and how much they rise each time that the score doubles
@@ -83,8 +83,8 @@ class Pointer(nnx.Module):
         self.input = nnx.Linear(FEATURES, HIDDEN, rngs=rngs)
         self.output = nnx.Linear(HIDDEN, 1, use_bias=False, kernel_init=nnx.initializers.zeros, rngs=rngs)
         # By the bars since the match: what agrees 4 or 8 bars later goes on more often than at other distances.
-        self.bias = nnx.Param(jnp.full(DISTANCES + N_PLACES, PRIOR))
-        self.slope = nnx.Param(jnp.full(DISTANCES + N_PLACES, PRIOR_SLOPE))
+        self.bias = nnx.Param(jnp.full(N_DISTANCES + N_PLACES, PRIOR))
+        self.slope = nnx.Param(jnp.full(N_DISTANCES + N_PLACES, PRIOR_SLOPE))
         self.gate = nnx.Param(jnp.zeros((config.model.width, 1 + FEATURES)))
         self.place_gate = nnx.Param(jnp.zeros((config.model.width, N_PLACES)))  # as where a phrase begins
         self.agreement = nnx.Param(jnp.zeros(()))
@@ -99,12 +99,12 @@ class Pointer(nnx.Module):
         """
         token = candidates.token
         same = (token[..., None, :] == token[..., :, None]) & (token >= 0)[..., None, :]
-        features = _features(candidates, same)
+        of_place = jnp.arange(token.shape[-1]) - (token.shape[-1] - N_PLACES)  # which one; below 0: a match
+        features = _features(candidates, same, of_place >= 0)
         own = jnp.take_along_axis(logits, jnp.maximum(token, 0), -1) - jax.nn.logsumexp(logits, -1, keepdims=True)
         gate, place_gate = (hidden.astype(jnp.float32) @ x[...] for x in (self.gate, self.place_gate))
-        of_place = jnp.arange(token.shape[-1]) - (token.shape[-1] - N_PLACES)  # below 0: a match
-        distance = jnp.clip(candidates.bars, 0, DISTANCES - 1)
-        distance = jnp.where(of_place < 0, distance, DISTANCES + of_place)
+        distance = jnp.clip(candidates.bars, 0, N_DISTANCES - 1)
+        distance = jnp.where(of_place < 0, distance, N_DISTANCES + of_place)
         log_odds = self.bias[...][distance] + self.slope[...][distance] * features[..., 0]
         log_odds += self.output(jax.nn.relu(self.input(features)))[..., 0]
         log_odds = log_odds.at[..., -N_PLACES:].add(place_gate)
@@ -113,14 +113,16 @@ class Pointer(nnx.Module):
         return Copies(token, jnp.where(token >= 0, log_odds, NONE))
 
 
-def _features(candidates: Candidates, same: Bool[Array, "*B k k"]) -> Float[Array, "*B k features"]:
+def _features(
+    candidates: Candidates, same: Bool[Array, "*B k k"], is_place: Bool[Array, " k"]
+) -> Float[Array, "*B k features"]:
     """What is known of a candidate, in numbers of about one size.
 
     Args:
         same: which candidates name the same token.
+        is_place: which are those at the same place some bars before.
     """
     bars, length = jnp.maximum(candidates.bars, 0), jnp.maximum(candidates.length, 0)
-    of_places = jnp.arange(length.shape[-1]) >= length.shape[-1] - N_PLACES
     return jnp.stack(
         [
             jnp.log2(1 + candidates.score / ONE),
@@ -133,7 +135,7 @@ def _features(candidates: Candidates, same: Bool[Array, "*B k k"]) -> Float[Arra
             *((bars % period == 0).astype(jnp.float32) for period in (2, 4, 8, 16)),  # phrases return then, ...
             jnp.log2(1 + length),
             *((length % period == 0).astype(jnp.float32) for period in (4, 8)),  # ... and end after so many bars
-            jnp.broadcast_to(of_places, length.shape).astype(jnp.float32),
+            jnp.broadcast_to(is_place, length.shape).astype(jnp.float32),
         ],
         -1,
     )

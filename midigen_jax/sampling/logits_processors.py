@@ -20,7 +20,6 @@ from ..shapes import Array, Bool, Float, Int
 from ..vocab import Vocabulary
 from .settings import GenerationSettings
 
-NO_INSTRUMENT = vocab.N_INSTRUMENTS  # where there are none, or before a song's first one
 # Added to the log-odds at most: a memory that must always be followed copies rests, once there is one, without end.
 MOST_LOG_ODDS = 3.0
 PITCHED, DRUMS, SILENCED = range(3)  # kinds of instruments, by what the settings let them play
@@ -77,23 +76,12 @@ def make_setting_arrays(settings: GenerationSettings, vocabulary: Vocabulary) ->
     )
 
 
-def named_instruments(vocabulary: Vocabulary) -> np.ndarray:
-    """The last instrument that each token names, NO_INSTRUMENT where it names none: int32 [V]."""
-    named = np.full(vocabulary.size, NO_INSTRUMENT, np.int32)
-    if vocabulary.scheme.multi:
-        for token, parts in enumerate(vocabulary.base_tokens):
-            for part in parts:
-                if vocab.INSTRUMENT_0 <= part < vocab.velocity_0(vocabulary.scheme):
-                    named[token] = part - vocab.INSTRUMENT_0
-    return named
-
-
 def instrument_after(instrument: Int[Array, " B"], token: Int[Array, " B"], vocabulary: Vocabulary) -> Array:
     """The instrument that plays after a token."""
     if not vocabulary.scheme.multi:
         return instrument
-    named = jnp.asarray(named_instruments(vocabulary))[token]
-    return jnp.where(named == NO_INSTRUMENT, instrument, named)
+    named = jnp.asarray(vocabulary.named_instruments)[token]
+    return jnp.where(named == vocab.NO_INSTRUMENT, instrument, named)
 
 
 def _copy_log_odds(copy: float) -> float:
@@ -109,9 +97,10 @@ def process_logits(
     """Applies temperature, top-p, top-k and min-p: tokens that are not drawn from get minus infinity.
 
     Temperature shapes what is new: the tokens that no candidate of the memory by alignment names. Those that one names
-    keep their probability, so that the song's past is taken up, and left again, as often as was learned: a copy that
-    goes on with 96 % would never end below a top-p of 0.96. Top-p cuts what the decoder itself, without candidates,
-    holds unlikely; top-k and min-p cut what is unlikely in the whole. The most likely token always stays.
+    are as likely at any temperature, so that the song's past is taken up, and left again, as often as was learned.
+    Top-p cuts what the decoder itself, without candidates, holds unlikely: below a top-p of 0.96 of the whole, a copy
+    that goes on with 96 % would never end. Top-k and min-p cut what is unlikely in the whole. The most likely token
+    always stays.
     """
     logits = jnp.where(legal, logits, -jnp.inf)
     if copies is None:

@@ -12,8 +12,7 @@ import numpy as np
 
 from .. import vocab
 from ..shapes import Array, Bool, Int
-from ..vocab import Vocabulary
-from .logits_processors import NO_INSTRUMENT
+from ..vocab import NO_INSTRUMENT, Vocabulary
 
 # At one time, where instruments are not kept apart. One of 10,000 notes of the music21 corpus is a fifth unison.
 MAX_UNISONS = 4

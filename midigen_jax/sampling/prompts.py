@@ -9,9 +9,8 @@ import numpy as np
 from .. import vocab
 from ..errors import InputError
 from ..music.song import Prompt, TokenSequence, tokens_of
-from ..vocab import Vocabulary
+from ..vocab import NO_INSTRUMENT, Vocabulary
 from .decode_state import DecodeState
-from .logits_processors import NO_INSTRUMENT, named_instruments
 from .note_order import init_note_order
 from .repetition import init_repetition
 from .session import Row
@@ -47,7 +46,7 @@ def initial_rows(prompts: Sequence[EncodedPrompt]) -> list[Row]:
 
 def initial_state(prompts: Sequence[EncodedPrompt], vocabulary: Vocabulary) -> DecodeState:
     """The decode state at the end of each prompt. Rests lead to the prompt's end before the next note."""
-    numbers, named = [], named_instruments(vocabulary)
+    numbers, named = [], vocabulary.named_instruments
     for row, prompt in zip(initial_rows(prompts), prompts, strict=True):
         tokens, grammar = prompt.own.tokens, vocab.START
         for token in tokens[1:].tolist():
