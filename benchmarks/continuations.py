@@ -4,7 +4,8 @@
 
 The first bars of test and validation songs are continued without limiting loops. For each setting: how much of a bar
 recurs 1 to 16 bars later, beside the songs' own continuations; how much more after 4, 8 and 16 bars, at which phrases
-return, than after other distances; and in how many continuations a loop lasts for more than 8 bars.
+return, than after other distances; and in how many continuations
+a loop lasts for more than 8 bars, each of which is the same as one before or varies it.
 """
 
 import dataclasses
@@ -61,15 +62,14 @@ def continued(
 
 
 def print_table(songs: int, rows: dict[str, dict[str, Any]]) -> None:
-    print(
-        f"\n| {songs} songs | self-similarity | error | returns | loops | notes per beat |\n|---|---|---|---|---|---|"
-    )
+    print(f"\n| {songs} songs | self-similarity | error | returns | loops | varied loops | notes per beat |")
+    print("|---" * 7 + "|")
     for name, row in rows.items():
         curve = [x for x in row["self-similarity"] if x is not None]
         figures = [np.mean(curve) if curve else None, row["error"], row["returns"]]
         cells = ["-" if x is None else f"{x:.3f}" for x in figures]
-        loops, notes = row["share with a loop"] * songs, row["notes per beat"]
-        print(f"| {name} | {' | '.join(cells)} | {loops:.0f} | {notes:.2f} |")
+        cells += [f"{row[f'share with a {loop}'] * songs:.0f}" for loop in ("loop", "varied loop")]
+        print(f"| {name} | {' | '.join(cells)} | {row['notes per beat']:.2f} |")
 
 
 def main() -> None:

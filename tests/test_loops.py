@@ -60,3 +60,13 @@ def test_bars_differ_by_length_and_by_onsets():
 def test_bars_before_the_start_are_ignored():
     assert find_loops(song_of([1] * 12), start=3 * 32) == [Loop(3, 9, 1)]
     assert find_loops(song_of([1] * 12), start=3 * 32 + 1) == []
+
+
+def test_varied_loops_change_a_note_or_so_from_bar_to_bar():
+    """Four notes a bar, of which one is another each time: of five that either of two bars has, three are in both."""
+    notes = [(32 * bar + 8 * i, 4, 60 + (bar if i == 0 else 2 * i), 0, 80) for bar in range(12) for i in range(4)]
+    song = new_song(Scheme())._replace(notes=np.array(notes, np.int32))
+    assert find_loops(song) == find_loops(song, similarity=0.61) == []
+    assert find_loops(song, similarity=0.6) == [Loop(0, 12, 1)]
+    meters = song._replace(bars=np.array([[0, 32, 0], [6 * 32, 24, 6]]))
+    assert find_loops(meters, similarity=0.1) == []

@@ -19,6 +19,7 @@ from .bootstrap import Interval, ratio
 from .music_metrics import LAGS, METRICS, self_similarity
 
 SETTINGS = GenerationSettings(loop_bars=0)  # the defaults, except that loops are allowed: they are counted
+VARIED = 0.5  # the least similarity of the bars of a varied loop
 
 
 class EvaluationPrompt(NamedTuple):
@@ -88,7 +89,7 @@ def _means(rows: Sequence[Sequence[float]]) -> list[Interval | None]:
 
 
 def describe(songs: Sequence[Song], ended: Sequence[bool], copied: Sequence[int] | None = None) -> dict[str, Any]:
-    """Metrics of excerpts of songs, as means with intervals; excerpts without notes count only for the two shares.
+    """Metrics of excerpts of songs, as means with intervals; excerpts without notes count only for the shares.
 
     Args:
         ended: whether each song ended within its excerpt.
@@ -99,6 +100,7 @@ def describe(songs: Sequence[Song], ended: Sequence[bool], copied: Sequence[int]
     found: dict[str, Any] = {"excerpts with notes": len(sounding), "self-similarity": [], "metrics": {}}
     shares = {
         "share with a loop": _means([[bool(find_loops(song))] for song in songs])[0],
+        "share with a varied loop": _means([[bool(find_loops(song, similarity=VARIED))] for song in songs])[0],
         "share that ends": _means([[end] for end in ended])[0],
     }
     if sounding:

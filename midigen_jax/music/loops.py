@@ -33,13 +33,23 @@ def bar_contents(song: Song) -> list[tuple]:
     return [(length, frozenset(bar)) for length, bar in zip(lengths[: len(lines)], bars, strict=True)]
 
 
-def find_loops(song: Song, *, start: int = 0) -> list[Loop]:
+def is_similar(bar: tuple, other: tuple, similarity: float = 1.0) -> bool:
+    """Whether two contents of bars are as long and have at least so great a share of their onsets and pitches in
+    common, of those that either has."""
+    (length, notes), (other_length, other_notes) = bar, other
+    either = len(notes | other_notes)
+    return length == other_length and len(notes & other_notes) >= similarity * either
+
+
+def find_loops(song: Song, *, start: int = 0, similarity: float = 1.0) -> list[Loop]:
     """Passages of more than MAX_BARS bars, each equal to the bar 1, 2, 3 or 4 bars before.
 
     The shortest period counts. Where one loop changes into another, bars that fit both belong to both.
 
     Args:
         start: bars that begin before this time are ignored.
+        similarity: the least share of the notes in either of two bars that is in both; below 1, loops are found whose
+            notes change from one time to the next.
     """
     bars = bar_contents(song)
     first = int(np.searchsorted(song.bar_lines(song.end), start))
@@ -47,7 +57,7 @@ def find_loops(song: Song, *, start: int = 0) -> list[Loop]:
     for period in range(1, MAX_PERIOD + 1):
         begins = first
         for bar in range(first + period, len(bars) + 1):
-            if bar < len(bars) and bars[bar] == bars[bar - period]:
+            if bar < len(bars) and is_similar(bars[bar], bars[bar - period], similarity):
                 continue
             length = bar - begins
             if length > max(MAX_BARS, period):

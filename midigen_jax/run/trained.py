@@ -20,7 +20,7 @@ from . import checkpoint
 from .folder import check_model
 from .tensors import by_path, digest, read_tensors, write_tensors
 
-FORMAT_VERSION = 9
+FORMAT_VERSION = 10
 KIND = "midigen_jax model"
 
 
