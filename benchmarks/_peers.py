@@ -36,7 +36,7 @@ from midigen_jax.errors import InputError
 from midigen_jax.vocab import NO_SONG, NO_TARGET
 
 
-def _need(module: str, command: str) -> ModuleType:
+def need(module: str, command: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -47,7 +47,7 @@ class XTransformers:
     """x-transformers with Transformer-XL recurrence; segments and XL memory have T tokens."""
 
     def __init__(self, sizes: Sizes, *, device: torch.device | str = "cpu", seed: int = 0):
-        library = _need("x_transformers", "pip install x-transformers")
+        library = need("x_transformers", "pip install x-transformers")
         torch.manual_seed(seed)
         self.device = torch.device(device)
         self.model = library.TransformerWrapper(
@@ -88,7 +88,7 @@ class MemorizingTransformers:
         Args:
             memories: entries of kNN memory per lane; None: as many as MIDIGen's longest song has tokens.
         """
-        library = _need(
+        library = need(
             "memorizing_transformers_pytorch",
             "pip install --no-deps memorizing-transformers-pytorch && pip install einops einops-exts filelock joblib "
             "(beside PyTorch and Faiss; with its dependencies, faiss-gpu would overwrite faiss-cpu)",

@@ -2,14 +2,19 @@
 
     python benchmarks/memories.py --data CORPUS_OR_MIDI_DIR
 
+The rivals are decoders of x-transformers with a window about as long as a song, in place of a memory: one reads as many
+tokens in training, and one trains for as long as our best takes, with the steps of both timed in turn.
+
 All read the same songs, tokens and seeds in training, then the test songs, each from its own empty memory; and once
 more with the second half of each song in another key, of which the far repeats are counted. The file keeps every song's
 losses, so that memories measured on different days can still be compared song by song. Memories that are in the file
 already are not measured again, unless --only names them. The trained models are exported to --workdir.
 """
 
+import importlib.util
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,7 +52,13 @@ MEMORIES = {
     "XL of 4,096": ["memory.xl=4096", "memory.knn=0"],
     "none": ["memory.xl=0", "memory.knn=0"],
 }
+WINDOW = 4096
+LONG, AS_LONG = f"x-transformers, {WINDOW:,} tokens", f"x-transformers, {WINDOW:,} tokens, in equal time"
+RIVALS = LONG, AS_LONG
+TIMED = 10  # steps of each side, to find out how many take as long
 ALL, SHIFTED = "all", "transposed within"
+
+Nats = Callable[[list[TokenSequence]], list[np.ndarray]]  # the loss of each token of each song but sos
 
 
 def train(config: cfg.Config, corpus: Corpus) -> tuple[TrainedModel, float]:
@@ -83,22 +94,67 @@ def shifted_songs(songs: Songs, reach: int) -> Shifted:
     return Shifted(sequences, counted)
 
 
-def read(model: TrainedModel, songs: Songs, shifted: Shifted) -> dict[str, list[float]]:
-    """Each song's loss in nats: of all tokens and by repetition, with copiers, in the other ablations, and shifted."""
-    reader = SongReader(model)
-    nats = reader.nats(songs.sequences, reader.complete)
-    sums = {ALL: [float(x.sum()) for x in nats]}
+def train_rival(rival: str, config: cfg.Config, corpus: Corpus) -> tuple[Nats, dict[str, float]]:
+    """What it has learned, and for how many tokens and seconds it has trained."""
+    from _long_window import LongWindow, training_windows
+
+    total = config.train.steps * batch_tokens(config)
+    if rival == AS_LONG:
+        total = int(total * relative_speed(config, corpus))
+    side, trained_tokens, began = LongWindow(config, corpus.vocabulary, WINDOW), 0, time.perf_counter()
+    windows = training_windows(corpus, WINDOW)
+    with tqdm(total=total, unit="token", unit_scale=True) as bar:
+        while trained_tokens < total:
+            window = next(windows)
+            side.step(window, trained_tokens / total)
+            trained_tokens += len(window.tokens) - 1
+            bar.update(len(window.tokens) - 1)
+    return side.nats, {"tokens": trained_tokens, "seconds": time.perf_counter() - began}
+
+
+def relative_speed(config: cfg.Config, corpus: Corpus) -> float:
+    """How many tokens a rival reads in training while our best decoder reads one."""
+    from _long_window import LongWindow, training_windows
+
+    ours, rival = cfg.override(config, MEMORIES[BEST]), LongWindow(config, corpus.vocabulary, WINDOW)
+    side = Ours(ours, corpus.vocabulary)
+    pairs = zip(batches_of(ours, corpus, 1 + TIMED), training_windows(corpus, WINDOW), strict=False)
+    ratios = []
+    for batch, window in pairs:
+        before = time.perf_counter()
+        side.step(batch)
+        between = time.perf_counter()
+        rival.step(window, 0.0)
+        seconds_of_rival = time.perf_counter() - between
+        ratios.append((between - before) / batch_tokens(ours) * (len(window.tokens) - 1) / seconds_of_rival)
+    return float(np.median(ratios[1:]))  # the first step compiles
+
+
+def read(nats_of: Nats, songs: Songs, shifted: Shifted) -> dict[str, np.ndarray]:
+    """Each song's loss in nats: of all tokens and by repetition, with copiers, and with its second half shifted."""
+    nats = nats_of(songs.sequences)
+    sums = {ALL: sums_of(nats)}
     for kind, counted in songs.groups["by repetition"].items():
-        sums[kind] = [float(x[here].sum()) for x, here in zip(nats, counted, strict=True)]
-    in_another_key = reader.nats(shifted.sequences, reader.complete)
-    sums[SHIFTED] = [float(x[here].sum()) for x, here in zip(in_another_key, shifted.counted, strict=True)]
+        sums[kind] = sums_of(nats, counted)
+    sums[SHIFTED] = sums_of(nats_of(shifted.sequences), shifted.counted)
     for copier, levels in songs.copiers.items():
-        copied = copying.with_copying(nats, levels)
-        sums[copying.copied_name(ALL, copier)] = [float(x.sum()) for x in copied]
+        sums[copying.copied_name(ALL, copier)] = sums_of(copying.with_copying(nats, levels))
+    return sums
+
+
+def read_ours(model: TrainedModel, songs: Songs, shifted: Shifted) -> dict[str, np.ndarray]:
+    """The same, and with parts of the memory hidden."""
+    reader = SongReader(model)
+    sums = read(lambda sequences: reader.nats(sequences, reader.complete), songs, shifted)
     for ablation in set(reader.ablations) - {reader.complete}:
         if ablation != ablations.OTHER_KNN or len(songs.sequences) > 1:
-            sums[ablation] = [float(x.sum()) for x in reader.nats(songs.sequences, ablation)]
-    return {name: np.round(x, 3).tolist() for name, x in sums.items()}
+            sums[ablation] = sums_of(reader.nats(songs.sequences, ablation))
+    return sums
+
+
+def sums_of(nats: list[np.ndarray], counted: list[np.ndarray] | None = None) -> np.ndarray:
+    """Each song's loss of the tokens that are counted."""
+    return np.array([x.sum() if counted is None else x[counted[i]].sum() for i, x in enumerate(nats)])
 
 
 def counts_of(songs: Songs, shifted: Shifted) -> dict[str, list[int]]:
@@ -135,7 +191,9 @@ def print_tables(result: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = _ours.parser(__doc__)
-    parser.add_argument("--only", nargs="+", choices=list(MEMORIES), help="these, also if they were measured before")
+    parser.add_argument(
+        "--only", nargs="+", choices=[*MEMORIES, *RIVALS], help="these, also if they were measured before"
+    )
     parser.add_argument("--trained", action="store_true", help="read the models of an earlier run in --workdir")
     args = parser.parse_args()
     runtime.retain_freed_memory()
@@ -154,16 +212,24 @@ def main() -> None:
     if result.get("corpus", now["corpus"]) != now["corpus"]:
         raise InputError(f"{path}: its figures are of another corpus; remove the file to begin again")
     result |= {**now, "tokens": base.train.steps * batch_tokens(base), "counts": counts_of(songs, shifted)}
-    for memory in args.only or [x for x in MEMORIES if x not in result["memories"]]:
+    installed = all(importlib.util.find_spec(x) for x in ("torch", "x_transformers"))
+    contestants = [*MEMORIES, *RIVALS] if installed else [*MEMORIES]
+    for memory in args.only or [x for x in contestants if x not in result["memories"]]:
         print(memory, flush=True)
         row = result["memories"].setdefault(memory, {})
         path_of_model = args.workdir / f"memory-{memory.replace(' ', '-')}.safetensors"
-        if args.trained:
-            model = trained.load(path_of_model)
+        if memory in RIVALS:
+            nats_of, training = train_rival(memory, base, corpus)
+            row |= training
+            nats = read(nats_of, songs, shifted)
+        elif args.trained:
+            nats = read_ours(trained.load(path_of_model), songs, shifted)
         else:
             model, row["seconds_per_step"] = train(cfg.override(base, MEMORIES[memory]), corpus)
             trained.export(path_of_model, model)
-        row |= {"set": MEMORIES[memory], "commit": now["environment"]["commit"], "nats": read(model, songs, shifted)}
+            nats = read_ours(model, songs, shifted)
+        row |= {"set": MEMORIES.get(memory, []), "commit": now["environment"]["commit"]}
+        row["nats"] = {name: np.round(x, 3).tolist() for name, x in nats.items()}
         _shared.save(args.results, name, result)
         print_tables(result)
 

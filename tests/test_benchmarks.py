@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import _shared
+import numpy as np
 import pytest
 
 from midigen_jax import config as cfg
@@ -192,6 +193,47 @@ def test_memories(run, corpus, capsys, tmp_path):
     assert f"difference from {script.BEST}" in capsys.readouterr().out
     with pytest.raises(InputError, match="give another folder"):
         run(script, *on_corpus(corpus), "--results", str(_shared.RESULTS))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_rivals_with_a_long_window(run, corpus, tmp_path, monkeypatch):
+    for module in ("torch", "x_transformers"):
+        pytest.importorskip(module, reason=f"{module} is not installed", exc_type=ImportError)
+    script = load_script("memories")
+    monkeypatch.setattr(script, "WINDOW", 64)
+    monkeypatch.setattr(script, "TIMED", 1)
+    few = ["--workdir", str(tmp_path), "--set", "train.steps=2", "--set", "data.segment=32", "--only"]
+    result = run(script, *on_corpus(corpus), *few, *script.RIVALS)
+    tokens = {name: row["tokens"] for name, row in result["memories"].items()}
+    assert result["tokens"] <= tokens[script.LONG] < result["tokens"] + 64
+    assert tokens[script.AS_LONG] > 0
+    for row in result["memories"].values():
+        assert {"all + copier", script.SHIFTED} <= row["nats"].keys()
+        assert np.isfinite(row["nats"]["all"]).all()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_a_long_window_is_learned_from_and_slides_over_a_song(corpus):
+    for module in ("torch", "x_transformers"):
+        pytest.importorskip(module, reason=f"{module} is not installed", exc_type=ImportError)
+    long_window = pytest.importorskip("_long_window")
+    sequence = corpus.sequence_of(0)
+    base = cfg.override(cfg.load(CONFIG), ["train.steps=10", "train.warmup=1", "train.learning_rate=1e-3"])
+    side = long_window.LongWindow(base, corpus.vocabulary, 64)
+    losses = [side.step(long_window.part_of(sequence, 0, 64), 0.5) for _ in range(20)]
+    assert losses[-1] < 0.7 * losses[0]
+    n = len(sequence.tokens)
+    assert n > 120
+    (nats,) = side.nats([sequence])
+    (start,) = side.nats([long_window.part_of(sequence, 0, 64)])
+    (other_end,) = side.nats([sequence._replace(tokens=np.where(np.arange(n) < 110, sequence.tokens, 0))])
+    assert nats.shape == (n - 1,)
+    np.testing.assert_allclose(nats[:64], start, rtol=1e-4)
+    np.testing.assert_allclose(nats[:109], other_end[:109], rtol=1e-4)  # no token sees a later one
+    assert long_window.learning_rate(base.train, 0.05) == pytest.approx(0.5e-3)
+    assert long_window.learning_rate(base.train, 1.0) == pytest.approx(0)
+    windows = [x for x, _ in zip(long_window.training_windows(corpus, 64), range(9), strict=False)]
+    assert max(len(x.tokens) for x in windows) == 65
 
 
 def test_continuations(run, corpus, capsys, monkeypatch, exported):
