@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 import torch
 from _midigen import BARS, LaneMemory, Memory, MIDIGen, Sizes
-from _peers import _need
+from _peers import need
 from torch import Tensor
 
 from midigen_jax.sampling.settings import DEFAULTS
@@ -144,8 +144,8 @@ class XTransformersGenerator:
     """
 
     def __init__(self, sizes: Sizes, rows: int, *, window: int, device: torch.device | str = "cpu", seed: int = 0):
-        library = _need("x_transformers", "pip install x-transformers")
-        self.top_p = _need("x_transformers.autoregressive_wrapper", "pip install x-transformers").top_p
+        library = need("x_transformers", "pip install x-transformers")
+        self.top_p = need("x_transformers.autoregressive_wrapper", "pip install x-transformers").top_p
         torch.manual_seed(seed)
         self.rows, self.window, self.device = rows, window, torch.device(device)
         model = library.TransformerWrapper(
@@ -198,7 +198,7 @@ class GPT2Generator:
 
     def __init__(self, sizes: Sizes, rows: int, *, window: int, device: torch.device | str = "cpu", seed: int = 0):
         # It fails if the repository's root is on the path: it takes the folder `kernels` for a package of that name.
-        library = _need("transformers", "pip install transformers")
+        library = need("transformers", "pip install transformers")
         torch.manual_seed(seed)
         self.rows, self.window, self.device = rows, window, torch.device(device)
         self.make_cache = library.DynamicCache

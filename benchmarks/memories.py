@@ -68,7 +68,9 @@ def train(config: cfg.Config, corpus: Corpus) -> tuple[TrainedModel, float]:
         began = time.perf_counter()
         side.step(batch)
         seconds.append(time.perf_counter() - began)
-    model = TrainedModel(config, side.state.params, corpus.vocabulary, step=config.train.steps)
+    model = TrainedModel(
+        config, side.state.params, corpus.vocabulary, step=config.train.steps, corpus=corpus.fingerprint
+    )
     return model, float(np.median(seconds))
 
 

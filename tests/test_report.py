@@ -15,22 +15,23 @@ from midigen_jax.evaluation.bootstrap import Interval
 from midigen_jax.evaluation.copying import COPIER, INTERVALS, NGRAMS
 from midigen_jax.evaluation.evaluate import read_songs, score
 from midigen_jax.evaluation.recall_probe import OTHER_THEME
+from midigen_jax.run import trained
 from midigen_jax.run.checkpoint import Checkpoints, meta_of
+from midigen_jax.run.trained import TrainedModel
 from midigen_jax.training import losses
 
 
 @pytest.fixture(scope="module")
 def runs(small, corpus, tmp_path_factory):
-    """The checkpoint of a model with both memories, and that of one with none."""
+    """The checkpoint of a model with both memories, and an exported model with none."""
     folder = tmp_path_factory.mktemp("runs")
     tiny = changed(small, model__layers=1, memory__knn_layer=1)  # compiles faster
-    for name, config in (
-        ("both", changed(tiny, memory__knn=256)),
-        ("none", changed(tiny, memory__xl=0, memory__knn=0)),
-    ):
-        with contextlib.closing(Checkpoints(folder / name, keep=1)) as checkpoints:
-            checkpoints.save(2, {"params": build(config)[1]}, meta_of(config, corpus))
-            checkpoints.wait()
+    both, none = changed(tiny, memory__knn=256), changed(tiny, memory__xl=0, memory__knn=0)
+    with contextlib.closing(Checkpoints(folder / "both", keep=1)) as checkpoints:
+        checkpoints.save(2, {"params": build(both)[1]}, meta_of(both, corpus))
+        checkpoints.wait()
+    model = TrainedModel(none, build(none)[1], corpus.vocabulary, step=2, corpus=corpus.fingerprint)
+    trained.export(folder / "none.safetensors", model)
     return folder
 
 
@@ -40,7 +41,7 @@ def written(runs, corpus, tmp_path_factory):
     arguments = ["--data", str(corpus.path), "--split", "validation", "--out", str(out)]
     small = ["--songs", "3", "--takes", "2", "--bars", "2", "--themes", "2", "--furthest", "0.5"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["evaluate", str(runs / "both"), str(runs / "none"), *arguments, *small])
+        patch.setattr("sys.argv", ["evaluate", str(runs / "both"), str(runs / "none.safetensors"), *arguments, *small])
         command.run(evaluate.main)
     return out
 
@@ -75,7 +76,7 @@ def test_the_figures_are_those_of_all_ablations(written):
     assert "retrieval analysis" in both
     assert "retrieval analysis" not in none
     assert set(found["generation metrics"]["written"]) == {"both", "none"}
-    assert both["about"]["steps"] == 2
+    assert both["about"]["steps"] == none["about"]["steps"] == 2
     assert both["about"]["tokens"] == 2 * 3 * 16 * 2
     assert set(both["probe"]["random pitches"]["F1"]) == {ablations.KNN, ablations.XL, OTHER_THEME}
     assert set(none["probe"]["random pitches"]["F1"]) == {ablations.NONE}
@@ -92,6 +93,7 @@ def test_bad_input_is_reported_in_a_line(runs, corpus, monkeypatch, capsys):
         ([twice[0], "--furthest", "nan"], "--furthest nan: give at least 0.5"),
         (twice, "another run has the name both too"),
         ([twice[0], "--takes", "0"], "--takes 0: give at least 1"),
+        ([str(runs / "none.safetensors")], "none.safetensors: is a file; give a folder for the report with --out"),
         ([twice[0], "--themes", "1"], "--themes 1: the control needs another theme"),
     ):
         monkeypatch.setattr("sys.argv", ["evaluate", "--data", str(corpus.path), *arguments])

@@ -196,10 +196,12 @@ def test_states_of_a_bfloat16_model(small, file, tmp_path, retrieval):
 
 
 def test_an_exported_model_is_one_file_that_samples_the_same(small, sampler, file, tmp_path):
-    trained.export(tmp_path / "model.safetensors", TrainedModel(small, sampler.model.params, Vocabulary()))
+    model = TrainedModel(small, sampler.model.params, Vocabulary(), step=7, corpus="abc")
+    trained.export(tmp_path / "model.safetensors", model)
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
     exported = Sampler.load(tmp_path / "model.safetensors")
     assert (exported.config, exported.vocabulary) == (small, Vocabulary())
+    assert (exported.model.step, exported.model.corpus) == (7, "abc")
     assert exported.model.fingerprint == sampler.model.fingerprint
     assert tokens(exported.continue_(file, bars=2)) == tokens(sampler.continue_(file, bars=2))
 

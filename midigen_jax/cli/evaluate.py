@@ -17,7 +17,7 @@ from pathlib import Path
 from .. import files
 from ..data.folders import check_midi_folder
 from ..errors import InputError
-from ..run.folder import check_run
+from ..run.folder import check_model
 from ..sampling.settings import check_seed
 from . import command
 from .command import option
@@ -28,7 +28,11 @@ LEAST = {"songs": 1, "takes": 1, "prompt_bars": 1, "bars": 1, "themes": 0, "furt
 def make_parser() -> argparse.ArgumentParser:
     parser = command.parser(__doc__)
     parser.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN", help="folders of runs; the first is compared with the others"
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN_OR_FILE",
+        help="runs, or files that midigen export wrote; the first is compared with the others",
     )
     parser.add_argument(
         "--data", type=Path, required=True, metavar="CORPUS_OR_MIDI_DIR", help="the music that they were trained on"
@@ -43,7 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--furthest", type=float, default=32, metavar="N", help="the probe's longest filler, in contexts"
     )
     parser.add_argument("--seed", type=int, default=0, help="same seed, same music")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the report; else the first run's")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the report; else the first run")
     return parser
 
 
@@ -56,9 +60,11 @@ def main() -> None:
     if args.themes == 1:
         raise InputError("--themes 1: the control needs another theme; give at least 2, or 0")
     for run in args.runs:
-        check_run(run)
+        check_model(run)
     check_midi_folder(args.data)  # or a corpus, which is a folder too
     out = args.out or args.runs[0]
+    if out.is_file():
+        raise InputError(f"{out}: is a file; give a folder for the report with --out")
     files.check_writable(out / "report.html")
 
     # Imported here: bad arguments are reported without waiting for JAX.

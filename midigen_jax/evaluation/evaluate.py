@@ -18,8 +18,8 @@ from ..data.encode import open_or_encode
 from ..data.folders import is_corpus
 from ..errors import InputError
 from ..music.song import TokenSequence
-from ..run import environment
-from ..run.trained import TrainedModel, load_run
+from ..run import environment, trained
+from ..run.trained import TrainedModel
 from ..sampling.sampler import Sampler
 from . import ablations, copying, generation_metrics, repeats, report
 from .ablations import SongReader, difference_name
@@ -156,17 +156,17 @@ def table(name: str, scores: dict[str, Any]) -> str:
 
 
 def open_runs(runs: Sequence[Path], data: Path) -> tuple[dict[str, TrainedModel], Corpus]:
-    """The newest checkpoint of each run, by the run's name, and the corpus that they share.
+    """The newest checkpoint of each run, or an exported model, by its name, and the corpus that they share.
 
     Raises:
         InputError: a run or the corpus can't be used, or they don't belong together.
     """
     models: dict[str, TrainedModel] = {}
     for run in runs:
-        name = run.resolve().name
+        name = run.resolve().stem if run.is_file() else run.resolve().name
         if name in models:
             raise InputError(f"{run}: another run has the name {name} too; give each run once, and rename one")
-        models[name] = load_run(run)
+        models[name] = trained.load(run)
     if not is_corpus(data) and not is_corpus(runs[0] / "corpus"):
         raise InputError(f"{data}: no corpus; give the one that {runs[0]} was trained on")
     corpus = open_or_encode(data, runs[0])

@@ -1,6 +1,7 @@
 """A trained model, from a run's checkpoint or from an exported file.
 
-An exported file holds parameters, vocabulary and config, neither optimizer nor music. Nothing in it is code.
+An exported file holds parameters, vocabulary and config, neither optimizer nor music, of which it has the fingerprint.
+Nothing in it is code.
 """
 
 import contextlib
@@ -79,6 +80,8 @@ def export(path: Path, model: TrainedModel) -> None:
         "format_version": FORMAT_VERSION,
         "config": cfg.flatten(model.config),
         "vocabulary": model.vocabulary.to_json(),
+        "step": model.step,
+        "corpus": model.corpus,
     }
     write_tensors(path, by_path(model.params), KIND, metadata)
 
@@ -94,6 +97,7 @@ def read_export(path: Path) -> TrainedModel:
     try:
         config = cfg.from_flat(metadata["config"], str(path))
         vocabulary = Vocabulary.from_json(metadata["vocabulary"])
+        step, corpus = int(metadata["step"]), str(metadata["corpus"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{damaged} ({error})") from None
     shapes = _abstract_params(config, vocabulary)
@@ -103,7 +107,7 @@ def read_export(path: Path) -> TrainedModel:
             raise InputError(f"{damaged} ({name} is missing or has another shape)")
         params[name] = arrays[name]
     params = jax.tree.unflatten(jax.tree.structure(shapes), list(params.values()))
-    return TrainedModel(config, params, vocabulary)
+    return TrainedModel(config, params, vocabulary, step=step, corpus=corpus)
 
 
 def _abstract_params(config: cfg.Config, vocabulary: Vocabulary) -> Any:
