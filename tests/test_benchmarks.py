@@ -195,6 +195,21 @@ def test_memories(run, corpus, capsys, tmp_path):
         run(script, *on_corpus(corpus), "--results", str(_shared.RESULTS))
 
 
+def test_attention_memory(run, corpus, tmp_path):
+    script = load_script("attention_memory")
+    arguments = ["--workdir", str(tmp_path), "--set", "train.steps=8", "--set", "train.learning_rate=0.01"]
+    result = run(script, *on_corpus(corpus), *arguments)
+    assert_describes_the_run(result, corpus)
+    assert [x["step"] for x in result["moments"]] == [2, 4, 6, 8]
+    moment = result["moments"][-1]
+    (age, newest), *_, (_, oldest) = moment["cosine_by_age"]
+    assert age == 1
+    assert -1 <= oldest < newest < 1.001
+    assert len(set(moment["nats"].values())) == 3
+    assert {len(x) for x in result["answers"].values()} == {2}  # heads
+    assert trained.load(tmp_path / "memory-attention.safetensors").config.memory.retrieval == "attention"
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_rivals_with_a_long_window(run, corpus, tmp_path, monkeypatch):
     for module in ("torch", "x_transformers"):
