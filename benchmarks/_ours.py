@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any, NamedTuple
 import _shared
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from midigen_jax import config as cfg
 from midigen_jax.data import loader
 from midigen_jax.data.corpus import Corpus
 from midigen_jax.model.decoder import abstract_decoder
 from midigen_jax.run.environment import environment
+from midigen_jax.run.trained import TrainedModel
 from midigen_jax.training.sharding import make_mesh, put_batch, state_sharding
 from midigen_jax.training.state import TrainState, init_state
 from midigen_jax.training.step import make_loss, make_train_step
@@ -75,6 +78,11 @@ class Ours:
         jax.block_until_ready(self.state)
         return float(self.metrics["loss"])
 
+    def model(self, corpus: Corpus) -> TrainedModel:
+        """As it is now, after training on this corpus."""
+        step = int(self.state.step)
+        return TrainedModel(self.config, self.state.params, self.vocabulary, step=step, corpus=corpus.fingerprint)
+
     def loss(self, corpus: Corpus, songs: np.ndarray) -> float:
         """Total loss in nats over whole songs from empty memories."""
         return self._loss(self.state.params, corpus, songs)
@@ -83,6 +91,16 @@ class Ours:
 def batches_of(config: cfg.Config, corpus: Corpus, steps: int, *, seed: int = 0) -> Iterator[dict[str, np.ndarray]]:
     """The training batches of a run of so many steps."""
     return loader.training_steps(cfg.override(config, [f"train.steps={steps}", f"data.seed={seed}"]), corpus)
+
+
+def train_model(config: cfg.Config, corpus: Corpus) -> tuple[TrainedModel, float]:
+    """The model after all steps of its config, and the median seconds of a step."""
+    side, seconds = Ours(config, corpus.vocabulary), []
+    for batch in tqdm(batches_of(config, corpus, config.train.steps), total=config.train.steps, unit="step"):
+        began = time.perf_counter()
+        side.step(batch)
+        seconds.append(time.perf_counter() - began)
+    return side.model(corpus), float(np.median(seconds))
 
 
 def batch_tokens(config: cfg.Config) -> int:

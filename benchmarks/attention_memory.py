@@ -157,9 +157,7 @@ def main() -> None:
         if step % every == 0:
             moments.append(staleness.measure(list(waiting)))
             print(moments[-1], flush=True)
-    model = TrainedModel(
-        config, side.state.params, corpus.vocabulary, step=config.train.steps, corpus=corpus.fingerprint
-    )
+    model = side.model(corpus)
     trained.export(args.workdir / "memory-attention.safetensors", model)
     result = {**circumstances(config, corpus), "moments": moments, "answers": answers(model, corpus)}
     print(result["answers"])

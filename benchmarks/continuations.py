@@ -1,6 +1,6 @@
 """How the memory shapes what is written: songs continued at several temperatures, and with more or less copying.
 
-    python benchmarks/continuations.py --data CORPUS --model RUN_OR_FILE
+    python benchmarks/continuations.py --data CORPUS_OR_MIDI_DIR --model RUN_OR_FILE
 
 The first bars of test and validation songs are continued without limiting loops. For each setting: how much of a bar
 recurs 1 to 16 bars later, beside the songs' own continuations; how much more after 4, 8 and 16 bars, at which phrases
@@ -12,14 +12,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import _ours
 import _shared
 import jax
 import numpy as np
-from _ours import circumstances
+from _ours import circumstances, train_model
 from tqdm import tqdm
 
+from midigen_jax import config as cfg
 from midigen_jax.cli import command
-from midigen_jax.data.corpus import open_corpus
+from midigen_jax.data.encode import open_or_encode
 from midigen_jax.errors import InputError
 from midigen_jax.evaluation import generation_metrics
 from midigen_jax.evaluation.bootstrap import Interval
@@ -73,15 +75,18 @@ def print_table(songs: int, rows: dict[str, dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = _shared.parser(__doc__)
-    parser.add_argument("--data", type=Path, required=True, metavar="CORPUS", help="the corpus of the model")
-    parser.add_argument("--model", type=Path, required=True, metavar="RUN_OR_FILE")
+    parser = _ours.parser(__doc__)
+    parser.add_argument("--model", type=Path, metavar="RUN_OR_FILE", help="trained on this music; else one is trained")
     parser.add_argument("--songs", type=int, default=24, help="test songs, and as many validation songs")
     parser.add_argument("--prompt-bars", type=int, default=8)
     parser.add_argument("--bars", type=int, default=32)
     args = parser.parse_args()
     runtime.retain_freed_memory()
-    corpus, model = open_corpus(args.data), trained.load(args.model)
+    corpus = open_or_encode(args.data, args.workdir)
+    if args.model:
+        model = trained.load(args.model)
+    else:
+        model, _ = train_model(cfg.override(cfg.load(args.config), args.set), corpus)
     if model.vocabulary != corpus.vocabulary:
         raise InputError(f"{args.data}: has another vocabulary than {args.model}; give the corpus of its training")
     prompts = []
@@ -94,7 +99,7 @@ def main() -> None:
     settings = {f"temperature {x}": dataclasses.replace(SETTINGS, temperature=x) for x in TEMPERATURES}
     settings |= {f"copy {x}": dataclasses.replace(SETTINGS, copy=x) for x in COPIES}
     name = f"continuations-{args.data.name}-{jax.default_backend()}"
-    usual = _shared.has_defaults(parser, args, "songs", "prompt_bars", "bars")
+    usual = _shared.has_defaults(parser, args, "set", "songs", "prompt_bars", "bars")
     for label, changes in tqdm(settings.items()):
         rows[label] = summary(continued(sampler, prompts, args.bars, changes), real)
         print_table(songs, rows)

@@ -22,7 +22,7 @@ import _ours
 import _shared
 import jax
 import numpy as np
-from _ours import Ours, batch_tokens, batches_of, circumstances
+from _ours import Ours, batch_tokens, batches_of, circumstances, train_model
 from tqdm import tqdm
 
 from midigen_jax import config as cfg
@@ -59,19 +59,6 @@ TIMED = 10  # steps of each side, to find out how many take as long
 ALL, SHIFTED = "all", "transposed within"
 
 Nats = Callable[[list[TokenSequence]], list[np.ndarray]]  # the loss of each token of each song but sos
-
-
-def train(config: cfg.Config, corpus: Corpus) -> tuple[TrainedModel, float]:
-    """The trained model, and the median seconds of a step."""
-    side, seconds = Ours(config, corpus.vocabulary), []
-    for batch in tqdm(batches_of(config, corpus, config.train.steps), total=config.train.steps, unit="step"):
-        began = time.perf_counter()
-        side.step(batch)
-        seconds.append(time.perf_counter() - began)
-    model = TrainedModel(
-        config, side.state.params, corpus.vocabulary, step=config.train.steps, corpus=corpus.fingerprint
-    )
-    return model, float(np.median(seconds))
 
 
 class Shifted(NamedTuple):
@@ -227,7 +214,7 @@ def main() -> None:
         elif args.trained:
             nats = read_ours(trained.load(path_of_model), songs, shifted)
         else:
-            model, row["seconds_per_step"] = train(cfg.override(base, MEMORIES[memory]), corpus)
+            model, row["seconds_per_step"] = train_model(cfg.override(base, MEMORIES[memory]), corpus)
             trained.export(path_of_model, model)
             nats = read_ours(model, songs, shifted)
         row |= {"set": MEMORIES.get(memory, []), "commit": now["environment"]["commit"]}
