@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -93,14 +92,12 @@ def batches_of(config: cfg.Config, corpus: Corpus, steps: int, *, seed: int = 0)
     return loader.training_steps(cfg.override(config, [f"train.steps={steps}", f"data.seed={seed}"]), corpus)
 
 
-def train_model(config: cfg.Config, corpus: Corpus) -> tuple[TrainedModel, float]:
-    """The model after all steps of its config, and the median seconds of a step."""
-    side, seconds = Ours(config, corpus.vocabulary), []
+def train_model(config: cfg.Config, corpus: Corpus) -> TrainedModel:
+    """The model after all steps of its config."""
+    side = Ours(config, corpus.vocabulary)
     for batch in tqdm(batches_of(config, corpus, config.train.steps), total=config.train.steps, unit="step"):
-        began = time.perf_counter()
         side.step(batch)
-        seconds.append(time.perf_counter() - began)
-    return side.model(corpus), float(np.median(seconds))
+    return side.model(corpus)
 
 
 def batch_tokens(config: cfg.Config) -> int:

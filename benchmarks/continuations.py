@@ -86,7 +86,7 @@ def main() -> None:
     if args.model:
         model = trained.load(args.model)
     else:
-        model, _ = train_model(cfg.override(cfg.load(args.config), args.set), corpus)
+        model = train_model(cfg.override(cfg.load(args.config), args.set), corpus)
     if model.vocabulary != corpus.vocabulary:
         raise InputError(f"{args.data}: has another vocabulary than {args.model}; give the corpus of its training")
     prompts = []

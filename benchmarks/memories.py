@@ -214,7 +214,7 @@ def main() -> None:
         elif args.trained:
             nats = read_ours(trained.load(path_of_model), songs, shifted)
         else:
-            model, row["seconds_per_step"] = train_model(cfg.override(base, MEMORIES[memory]), corpus)
+            model = train_model(cfg.override(base, MEMORIES[memory]), corpus)
             trained.export(path_of_model, model)
             nats = read_ours(model, songs, shifted)
         row |= {"set": MEMORIES.get(memory, []), "commit": now["environment"]["commit"]}
