@@ -2,10 +2,11 @@
 
     python benchmarks/sample.py --data CORPUS_OR_MIDI_DIR
 
-This project with an empty and with a full ring, and, where PyTorch is installed, the baseline, x-transformers with its
-cache and Hugging Face's GPT-2: the same sizes, slice by slice in turn in one process, then each in a process of its own
-for its peak memory. The weights are random, which does not change the time; `--run RUN` takes those of a run, and then
-also measures how many seconds of music are sampled per second.
+This project with an empty and with a full ring, also with its keys alone where the memory aligns too, and, where
+PyTorch is installed, the baseline, x-transformers with its cache and Hugging Face's GPT-2: the same sizes, slice by
+slice in turn in one process, then each in a process of its own for its peak memory. The weights are random, which does
+not change the time; `--run RUN` takes those of a run, and then also measures how many seconds of music are sampled per
+second.
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ from midigen_jax import vocab
 from midigen_jax.cli import command
 from midigen_jax.data.corpus import Corpus, open_corpus
 from midigen_jax.data.encode import open_or_encode
+from midigen_jax.errors import InputError
 from midigen_jax.model.attention import normalize
 from midigen_jax.model.cache import Ring
 from midigen_jax.model.decoder import init_params
@@ -41,8 +43,9 @@ from midigen_jax.sampling.session import SamplerState, Session
 from midigen_jax.sampling.settings import DEFAULTS
 
 EMPTY, FULL = "this project, ring empty", "this project, ring full"
+KEYS = "ring full, without the memory by alignment"
 BASELINE, PEER, GPT2 = "MIDIGen (PyTorch)", "x-transformers", "GPT-2 (Hugging Face)"
-CONTESTANTS = (EMPTY, FULL, BASELINE, PEER, GPT2)
+CONTESTANTS = (EMPTY, FULL, KEYS, BASELINE, PEER, GPT2)
 SLICE = 4 * CHUNK  # tokens per row between two readings of the clock; the baseline, which is slow, draws 8
 PAUSE = 0.5  # seconds before a slice: OpenMP's threads (PyTorch's, Faiss's) spin for a while when their work is done
 FIRST_NOTE_TOKENS = 1000  # of the prompt
@@ -96,6 +99,13 @@ def start(name: str, sampler: Sampler, rows: int) -> Any:
         ImportError, InputError, ValueError: what it needs is not installed, or it can't sample so many rows or layers.
     """
     config = sampler.config
+    if name == KEYS:
+        if not (config.memory.aligns and config.memory.has_keys):
+            raise InputError("the config has only one of them")
+        keys = config.memory.retrieval.removesuffix("+alignment")
+        params = {part: x for part, x in sampler.model.params.items() if part != "pointer"}
+        model = TrainedModel(cfg.override(config, [f"memory.retrieval={keys}"]), params, sampler.vocabulary)
+        return start(FULL, Sampler(model), rows)
     if name in (EMPTY, FULL):
         session = sampler.prefill([Prompt(new_song(sampler.vocabulary.scheme), 0)] * rows)
         return Ours(sampler, session.state if name == EMPTY else fill_ring(session.state, config), session)

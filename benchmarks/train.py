@@ -2,9 +2,10 @@
 
     python benchmarks/train.py --data CORPUS_OR_MIDI_DIR
 
-First this project with and without kNN memory, and, where PyTorch is installed, the PyTorch baseline and two PyTorch
-libraries: the same sizes, the same music, step by step in turn in one process, then each in a process of its own for
-its peak memory and the time to its first step. Then the cost of a full ring, for each size and each backend.
+First this project with and without kNN memory, also with the keys of that memory alone where it aligns too, and, where
+PyTorch is installed, the PyTorch baseline and two PyTorch libraries: the same sizes, the same music, step by step in
+turn in one process, then each in a process of its own for its peak memory and the time to its first step. Then the cost
+of a full ring, for each size and each backend.
 """
 
 import contextlib
@@ -34,9 +35,9 @@ from midigen_jax.training.state import TrainState
 
 Batches = Iterator[dict[str, np.ndarray]]
 
-OURS, PLAIN = "this project", "without kNN memory"
+OURS, KEYS, PLAIN = "this project", "without its memory by alignment", "without kNN memory"
 BASELINE, PEER, MEMORIZING = "MIDIGen (PyTorch)", "x-transformers", "memorizing-transformers-pytorch"
-CONTESTANTS = (OURS, PLAIN, BASELINE, PEER, MEMORIZING)
+CONTESTANTS = (OURS, KEYS, PLAIN, BASELINE, PEER, MEMORIZING)
 BACKENDS = ("faiss", "xla", "dense")
 WARMUP = 15  # steps before the clock starts: at first all lanes begin a song, and their rings are empty
 MEMORY_STEPS = 6  # in a process of its own
@@ -51,6 +52,11 @@ def start(name: str, config: cfg.Config, corpus: Corpus, steps: int) -> tuple[An
     batches = batches_of(config, corpus, steps)
     if name == OURS:
         return Ours(config, corpus.vocabulary), batches
+    if name == KEYS:
+        if not config.memory.aligns:
+            raise InputError("the config has none")
+        keys = config.memory.retrieval.removesuffix("+alignment")
+        return Ours(cfg.override(config, [f"memory.retrieval={keys}"]), corpus.vocabulary), batches
     if name == PLAIN:
         return Ours(cfg.override(config, ["memory.knn=0"]), corpus.vocabulary), batches
     import _midigen
@@ -79,7 +85,7 @@ def measure_alone(name: str, settings: dict[str, Any], corpus: str, steps: int) 
         settings: the config by dotted key.
         corpus: its folder.
     """
-    if name in (OURS, PLAIN):
+    if name in (OURS, KEYS, PLAIN):
         runtime.retain_freed_memory()
     else:
         # Like JAX, these are imported before the clock starts.
@@ -93,7 +99,7 @@ def measure_alone(name: str, settings: dict[str, Any], corpus: str, steps: int) 
         contestant.step(batch)
     peak = _shared.resident_megabytes()
     if jax.default_backend() == "gpu":
-        if name in (OURS, PLAIN):
+        if name in (OURS, KEYS, PLAIN):
             peak = jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 2**20
         else:
             import torch

@@ -103,8 +103,9 @@ def test_train(run, corpus, capsys, monkeypatch):
     script = load_script("train")
     monkeypatch.setattr(script, "BACKENDS", ("xla", "none"))
     arguments = ["--steps", "2", "--warmup", "1", "--rings", "32", "--ring-steps", "1", "--product", "64"]
-    result = run(script, *on_corpus(corpus), *arguments)
+    result = run(script, *on_corpus(corpus), *arguments, "--set", "memory.retrieval=context+alignment")
     assert_describes_the_run(result, corpus)
+    assert script.KEYS in result["contestants"]
     own = result["contestants"][script.OURS]
     assert {"milliseconds_per_step", "tokens_per_second", "first_step_seconds", "peak_megabytes"} <= own.keys()
     assert {"knn_cost", "flops_per_step", "peak_flops", "utilisation"} <= result.keys()
