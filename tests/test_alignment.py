@@ -282,10 +282,7 @@ def test_repetitions_are_counted_for_all_who_name_the_token():
     zeros = jnp.zeros_like(token)
     candidates = alignment.Candidates(token, zeros, zeros, zeros, zeros + 1, bars, length, zeros > 0)
     same = (token[..., None, :] == token[..., :, None]) & (token >= 0)[..., None, :]
-    is_place = jnp.array([False, False, False, True])
-    np.testing.assert_array_equal(pointer._repetitions(candidates, same, is_place), [[3, 3, 1, 0]])
-    at_places = jnp.array([True, False, False, True])
-    np.testing.assert_array_equal(pointer._repetitions(candidates, same, at_places), [[2, 2, 1, 0]])
+    np.testing.assert_array_equal(pointer._repetitions(candidates, same), [[3, 3, 1, 0]])
 
 
 def test_a_passage_that_is_played_again_and_again_is_less_and_less_likely_to_go_on():

@@ -164,19 +164,3 @@ def test_merged_tokens_have_places_too():
     at = np.flatnonzero(bar[:-5] >= 1)
     assert (found.token[at, 0] == vocabulary.scheme.size).all()
     assert (found.lag[at, 0] == 4).all()
-
-
-def test_how_long_a_passage_has_been_similar_is_counted_across_changed_notes():
-    """A bar of eight notes twelve times, of which one is another each time; then other bars."""
-    rng = np.random.default_rng(0)
-    bars = np.tile(60 + np.arange(8), (12, 1))
-    for i, bar in enumerate(bars):
-        bar[rng.integers(8)] = 80 + i
-    pitch = np.concatenate([bars.ravel(), rng.choice(np.arange(30, 55), 8 * 12)])
-    time = 4 * np.arange(len(pitch))
-    notes = np.stack([time, 0 * time + 4, pitch, 0 * time, 0 * time + 80], 1).astype(np.int32)
-    tokens, bar, position = song_of(notes, Vocabulary())
-    length = candidates_of(tokens, bar, position, Vocabulary()).length[:, 0]
-    assert (np.diff(length[(bar > 1) & (bar < 12)]) >= 0).all()
-    assert (length[bar == 11] == 9).all()  # bar 2 is the first behind a bar that was like the one before
-    assert (length[bar > 13] == 0).all()

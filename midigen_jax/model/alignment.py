@@ -140,13 +140,13 @@ def read_tokens(
 
     followed = at(past.token_class, index + 1), at(past.pitch, index + 1)
     same_position = at(past.position, index) == position[..., None]
-    of_match = bar[..., None].astype(jnp.int16)
-    bars, length = of_match - at(past.bar, index), of_match - at_best.began
+    bar = bar[..., None].astype(jnp.int16)
+    bars, length = bar - at(past.bar, index), bar - at_best.began
     candidates = _candidates(best, at_best, *followed, bars, length, same_position, vocabulary)
     known = jnp.minimum(jnp.sum(memory.past.token_class != EMPTY, 1)[:, None] + index, lags - 1)
     found = places.find(past, of_tokens, tokens, jnp.minimum(within, known), vocabulary)
-    tracks, after = places.compare(memory.tracks, found.token, tokens, token_pitch >= 0, bar, begins, reads)
-    candidates = _with_places(candidates, found, after, bar)
+    tracks, after = places.compare(memory.tracks, found.token, tokens, token_pitch >= 0, begins, reads)
+    candidates = _with_places(candidates, found, after)
 
     n_read = reads.sum(1)
 
@@ -225,13 +225,12 @@ def _candidates(
     return Candidates(token, score, pitch_score, shift, best + 1, bars, length, same_position)
 
 
-def _with_places(candidates: Candidates, found: places.Found, tracks: Tracks, bar: Int[Array, "B Q"]) -> Candidates:
+def _with_places(candidates: Candidates, found: places.Found, tracks: Tracks) -> Candidates:
     """Both kinds of candidates."""
-    no_shift = jnp.zeros_like(found.token)
-    bars = jnp.broadcast_to(jnp.asarray(places.DISTANCES), no_shift.shape)
-    length = bar[..., None] - tracks.began
+    zeros = jnp.zeros_like(found.token)
+    bars = jnp.broadcast_to(jnp.asarray(places.DISTANCES), zeros.shape)
     of_places = Candidates(
-        found.token, tracks.score, tracks.pitch_score, no_shift, found.lag, bars, length, found.same_position
+        found.token, tracks.score, tracks.pitch_score, zeros, found.lag, bars, zeros, found.same_position
     )
     return jax.tree.map(lambda x, y: jnp.concatenate([x, y.astype(x.dtype)], -1), candidates, of_places)
 

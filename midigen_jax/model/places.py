@@ -26,8 +26,6 @@ EMPTY = np.iinfo(np.uint16).max  # the transposition class of what was never rea
 ONE = 16  # the score of one token that agrees
 HIGHEST = 64 * ONE
 KEPT = 5  # eighths of a score that are kept after a token that does not agree
-SLOWLY_KEPT = 7  # the same, of the pitches at a place: which passages are alike, though notes differ
-SIMILAR = 8 * ONE  # the slow score where about half of the pitches agree
 
 _CONTINUES = -2  # instead of a rank: the token goes on with the event before it
 _STAGES = 3  # of a note: pitch, velocity, duration
@@ -78,8 +76,7 @@ class Tracks(NamedTuple):
 
     token: Int[Array, "B d"]  # found after the last token
     score: Int[Array, "B d"]
-    pitch_score: Int[Array, "B d"]  # of pitches alone; falls slowly
-    began: Int[Array, "B d"]  # the bar from which on the pitches have been similar
+    pitch_score: Int[Array, "B d"]  # the same, of pitches alone
 
 
 class _Tables(NamedTuple):
@@ -221,7 +218,7 @@ def find(
 
 def init_tracks(lanes: int) -> Tracks:
     shape = lanes, len(DISTANCES)
-    return Tracks(jnp.full(shape, NO_TOKEN, jnp.int32), *(jnp.zeros(shape, jnp.int32) for _ in range(3)))
+    return Tracks(jnp.full(shape, NO_TOKEN, jnp.int32), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.int32))
 
 
 def compare(
@@ -229,7 +226,6 @@ def compare(
     found: Int[Array, "B Q d"],
     tokens: Int[Array, "B Q"],
     pitched: Bool[Array, "B Q"],
-    bar: Int[Array, "B Q"],
     begins: Bool[Array, "B Q"],
     reads: Bool[Array, "B Q"],
 ) -> tuple[Tracks, Tracks]:
@@ -243,18 +239,17 @@ def compare(
 
     def one_token(tracks: Tracks, xs: tuple[Array, ...]) -> tuple[Tracks, Tracks]:
         found, *of_token = xs
-        token, pitched, bar, begins, reads = (x[:, None] for x in of_token)
+        token, pitched, begins, reads = (x[:, None] for x in of_token)
 
-        def after(score: Array, kept: int) -> Array:
-            agreed = jnp.where(tracks.token == token, jnp.minimum(score + ONE, HIGHEST), score * kept >> 3)
+        def after(score: Array) -> Array:
+            agreed = jnp.where(tracks.token == token, jnp.minimum(score + ONE, HIGHEST), score * KEPT >> 3)
             return jnp.where(begins, 0, agreed)
 
-        began = jnp.where(begins | (tracks.pitch_score < SIMILAR), bar, tracks.began)
-        pitch_score = jnp.where(pitched | begins, after(tracks.pitch_score, SLOWLY_KEPT), tracks.pitch_score)
-        new = Tracks(found, after(tracks.score, KEPT), pitch_score, began)
+        pitch_score = jnp.where(pitched | begins, after(tracks.pitch_score), tracks.pitch_score)
+        new = Tracks(found, after(tracks.score), pitch_score)
         new = jax.tree.map(lambda new, old: jnp.where(reads, new, old), new, tracks)
         return new, new
 
-    xs = jnp.moveaxis(found, 1, 0), tokens.T, pitched.T, bar.T, begins.T, reads.T
+    xs = jnp.moveaxis(found, 1, 0), tokens.T, pitched.T, begins.T, reads.T
     tracks, after = jax.lax.scan(one_token, tracks, xs)
     return tracks, jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), after)

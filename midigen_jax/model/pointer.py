@@ -109,8 +109,7 @@ class Pointer(nnx.Module):
         log_odds += self.output(jax.nn.relu(self.input(features)))[..., 0]
         log_odds = log_odds.at[..., -N_PLACES:].add(place_gate)
         log_odds += gate[..., :1] + jnp.einsum("...f,...kf->...k", gate[..., 1:], features)
-        repetitions = _repetitions(candidates, same, of_place >= 0)
-        log_odds += self.agreement[...] * own - self.fatigue[...] * jnp.square(repetitions)
+        log_odds += self.agreement[...] * own - self.fatigue[...] * jnp.square(_repetitions(candidates, same))
         return Copies(token, jnp.where(token >= 0, log_odds, NONE))
 
 
@@ -142,14 +141,8 @@ def _features(
     )
 
 
-def _repetitions(
-    candidates: Candidates, same: Bool[Array, "*B k k"], is_place: Bool[Array, " k"]
-) -> Float[Array, "*B k"]:
+def _repetitions(candidates: Candidates, same: Bool[Array, "*B k k"]) -> Float[Array, "*B k"]:
     """How often in a row a passage was played again before a candidate's token: 1 where its first return has just
-    ended; the most of all candidates that name the token.
-
-    What is only similar, as an accompaniment is, goes on for longer in songs: one time of it is not counted.
-    """
-    repetitions = candidates.length / jnp.maximum(candidates.bars, 1) - is_place
-    repetitions = jnp.clip(repetitions, 0, MOST_REPETITIONS)
+    ended; the most of all candidates that name the token."""
+    repetitions = jnp.clip(candidates.length / jnp.maximum(candidates.bars, 1), 0, MOST_REPETITIONS)
     return jnp.where(same, repetitions[..., None, :], 0).max(-1)
