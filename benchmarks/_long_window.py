@@ -3,7 +3,7 @@
 Set for a fair comparison:
 
 - Width, layers, heads, feed-forward width, vocabulary, learning rate, AdamW's settings and the shape of the schedule
-  are those of our config. Bar and position are embedded as we do.
+  are those of our config; they were not tuned for it. Bar and position are embedded as we do.
 - `shift_tokens`: half of each layer's input is that of the token before. It is the library's own means to the same end
   as our embeddings of previous tokens.
 - Flash attention, which is exact, so that a long window costs as little as it can.
@@ -31,10 +31,11 @@ from midigen_jax.vocab import Vocabulary
 class LongWindow:
     """A decoder that sees the last `window` tokens of the song."""
 
-    def __init__(self, config: cfg.Config, vocabulary: Vocabulary, window: int, *, device: str = "cpu"):
+    def __init__(self, config: cfg.Config, vocabulary: Vocabulary, window: int):
         library = need("x_transformers", "pip install x-transformers")
         torch.manual_seed(config.train.seed)
-        self.window, self.train, self.device = window, config.train, device
+        self.window, self.train = window, config.train
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = library.TransformerWrapper(
             num_tokens=vocabulary.size,
             max_seq_len=window,
@@ -50,7 +51,7 @@ class LongWindow:
                 shift_tokens=1,
                 attn_flash=True,
             ),
-        ).to(device)
+        ).to(self.device)
         matrices, others = ([x for x in self.model.parameters() if (x.ndim > 1) == which] for which in (True, False))
         groups = [{"params": matrices, "weight_decay": self.train.weight_decay}, {"params": others, "weight_decay": 0}]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, self.train.beta2))

@@ -18,7 +18,7 @@ import _shared
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _ours import Ours, batches_of, circumstances
+from _ours import Ours, batch_tokens, batches_of, circumstances
 from flax import nnx
 from tqdm import tqdm
 
@@ -52,8 +52,8 @@ class Staleness:
             return read_segments(nnx.merge(graphdef, params), memory, batch)
 
         self._read = jax.jit(read)
-        tokens_of_step = side.config.data.segment * side.config.data.segments
-        steps = -(-(side.config.memory.knn + side.config.memory.xl) // tokens_of_step)
+        self.tokens_of_step = batch_tokens(side.config) // side.config.data.lanes  # in each lane
+        steps = -(-(side.config.memory.knn + side.config.memory.xl) // self.tokens_of_step)
         self.last: deque[dict[str, np.ndarray]] = deque(maxlen=steps)
 
     def measure(self, following: list[dict[str, np.ndarray]]) -> dict[str, Any]:
@@ -89,7 +89,6 @@ class Staleness:
         assert stale_ring is not None
         assert fresh_ring is not None
         song = np.asarray(stale_ring.song)
-        tokens_of_step = self.config.data.segment * self.config.data.segments
         slots = song.shape[1]
         # The fresh ring begins to be written at slot 0, the other went round many times.
         newest = [np.asarray(ring.write)[:, None] - 1 - np.arange(slots) for ring in (stale_ring, fresh_ring)]
@@ -98,7 +97,7 @@ class Staleness:
             for ring, at in zip((stale_ring, fresh_ring), newest, strict=True)
         ]
         current = np.take_along_axis(song, newest[0] % slots, 1) == np.asarray(stale.xl.song)[:, -1:]
-        age = 1 + np.arange(slots) // tokens_of_step
+        age = 1 + np.arange(slots) // self.tokens_of_step
         group = np.broadcast_to(2 ** np.floor(np.log2(age)).astype(int), current.shape)
         cosine = np.sum(keys[0] * keys[1], -1) / np.maximum(
             np.linalg.norm(keys[0], axis=-1) * np.linalg.norm(keys[1], axis=-1), 1e-9

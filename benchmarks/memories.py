@@ -83,14 +83,14 @@ def shifted_songs(songs: Songs, reach: int) -> Shifted:
     return Shifted(sequences, counted)
 
 
-def train_rival(rival: str, config: cfg.Config, corpus: Corpus) -> tuple[Nats, dict[str, float]]:
-    """What it has learned, and for how many tokens and seconds it has trained."""
+def train_rival(rival: str, config: cfg.Config, corpus: Corpus) -> tuple[Nats, int]:
+    """What it has learned, and from how many tokens."""
     from _long_window import LongWindow, training_windows
 
     total = config.train.steps * batch_tokens(config)
     if rival == AS_LONG:
         total = int(total * relative_speed(config, corpus))
-    side, trained_tokens, began = LongWindow(config, corpus.vocabulary, WINDOW), 0, time.perf_counter()
+    side, trained_tokens = LongWindow(config, corpus.vocabulary, WINDOW), 0
     windows = training_windows(corpus, WINDOW)
     with tqdm(total=total, unit="token", unit_scale=True) as bar:
         while trained_tokens < total:
@@ -98,7 +98,7 @@ def train_rival(rival: str, config: cfg.Config, corpus: Corpus) -> tuple[Nats, d
             side.step(window, trained_tokens / total)
             trained_tokens += len(window.tokens) - 1
             bar.update(len(window.tokens) - 1)
-    return side.nats, {"tokens": trained_tokens, "seconds": time.perf_counter() - began}
+    return side.nats, trained_tokens
 
 
 def relative_speed(config: cfg.Config, corpus: Corpus) -> float:
@@ -208,8 +208,7 @@ def main() -> None:
         row = result["memories"].setdefault(memory, {})
         path_of_model = args.workdir / f"memory-{memory.replace(' ', '-')}.safetensors"
         if memory in RIVALS:
-            nats_of, training = train_rival(memory, base, corpus)
-            row |= training
+            nats_of, row["tokens"] = train_rival(memory, base, corpus)
             nats = read(nats_of, songs, shifted)
         elif args.trained:
             nats = read_ours(trained.load(path_of_model), songs, shifted)

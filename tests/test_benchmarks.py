@@ -75,8 +75,8 @@ def in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def exported(tmp_path: Path) -> Path:
-    """The file of a toy model."""
-    config = cfg.override(cfg.load(CONFIG), TOY)
+    """The file of a toy model with keys and alignment."""
+    config = cfg.override(cfg.load(CONFIG), [*TOY, "memory.retrieval=context+alignment"])
     model = trained.TrainedModel(config, init_params(config, Vocabulary(), seed=0)[1], Vocabulary())
     trained.export(tmp_path / "toy.safetensors", model)
     return tmp_path / "toy.safetensors"
@@ -126,7 +126,7 @@ def test_sample(run, corpus, capsys, monkeypatch, exported):
     arguments = ["--rows", "1", "--slices", "1", "--lengths", "60", "--first-notes", "1", "--run", str(exported)]
     result = run(script, *on_corpus(corpus), *arguments)
     assert_describes_the_run(result, corpus)
-    for name in (script.EMPTY, script.FULL):
+    for name in (script.EMPTY, script.FULL, script.KEYS):
         figures = result["rows"]["1"][name]
         assert figures["tokens_per_second"] == pytest.approx(1000 / figures["milliseconds_per_token"])
         assert figures["peak_megabytes"] > 0

@@ -33,16 +33,15 @@ def bar_contents(song: Song) -> list[tuple]:
     return [(length, frozenset(bar)) for length, bar in zip(lengths[: len(lines)], bars, strict=True)]
 
 
-def is_similar(bar: tuple, other: tuple, similarity: float = 1.0) -> bool:
-    """Whether two contents of bars are as long and have at least so great a share of their onsets and pitches in
-    common, of those that either has."""
+def _is_similar(bar: tuple, other: tuple, similarity: float) -> bool:
+    """Whether two bars are of one length, and so great a share of the notes that either has (position, pitch) is in
+    both."""
     (length, notes), (other_length, other_notes) = bar, other
-    either = len(notes | other_notes)
-    return length == other_length and len(notes & other_notes) >= similarity * either
+    return length == other_length and len(notes & other_notes) >= similarity * len(notes | other_notes)
 
 
 def find_loops(song: Song, *, start: int = 0, similarity: float = 1.0) -> list[Loop]:
-    """Passages of more than MAX_BARS bars, each equal to the bar 1, 2, 3 or 4 bars before.
+    """Passages of more than MAX_BARS bars, each equal, or similar, to the bar 1, 2, 3 or 4 bars before.
 
     The shortest period counts. Where one loop changes into another, bars that fit both belong to both.
 
@@ -57,7 +56,7 @@ def find_loops(song: Song, *, start: int = 0, similarity: float = 1.0) -> list[L
     for period in range(1, MAX_PERIOD + 1):
         begins = first
         for bar in range(first + period, len(bars) + 1):
-            if bar < len(bars) and is_similar(bars[bar], bars[bar - period], similarity):
+            if bar < len(bars) and _is_similar(bars[bar], bars[bar - period], similarity):
                 continue
             length = bar - begins
             if length > max(MAX_BARS, period):
