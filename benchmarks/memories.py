@@ -45,6 +45,7 @@ MEMORIES = {
     "context": ["memory.retrieval=context"],
     "alignment": ["memory.retrieval=alignment"],
     "attention": ["memory.retrieval=attention"],
+    "attention, three times the tokens": ["memory.retrieval=attention", "train.steps=7200"],
     "attention, gate": ["memory.retrieval=attention", "memory.mixing=gate"],
     "attention+alignment": ["memory.retrieval=attention+alignment"],
     "XL": ["memory.knn=0"],
