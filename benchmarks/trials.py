@@ -48,6 +48,7 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "GELU": ("model.activation=gelu",),
     "SwiGLU, ff width 683": ("model.activation=swiglu", "model.ff_width=683"),
     "query-key norm": ("model.qk_norm=true",),
+    "musical positions, query-key norm": ("model.positions=musical", "model.qk_norm=true"),
     "tied embeddings": ("model.tied=true",),
     "rotary positions": ("model.positions=rotary",),
     "pitch-class and octave embeddings": ("model.pitches=true",),

@@ -11,7 +11,7 @@ from midigen_jax.config import Config, Data, Memory, Model, Train
 def config() -> Config:
     return Config(
         model=Model(layers=12, width=768, heads=12, ff_width=3072, dropout=0.1, dtype="bfloat16"),
-        memory=Memory(xl=2048, knn=65536, knn_layer=9, top_k=32, dtype="bfloat16"),
+        memory=Memory(xl=2048, knn=65536, retrieval="context", knn_layer=9, top_k=32, dtype="bfloat16"),
         data=Data(lanes=8, segment=2048),
         train=Train(
             steps=100_000,

@@ -22,7 +22,9 @@ class Model:
     ff_width: int = 1024
     activation: Literal["gelu", "relu", "relu2", "swiglu"] = "relu2"
     norm: Literal["layer", "rms"] = "layer"
-    positions: Literal["t5", "rotary"] = "t5"
+    # What attention knows of positions: T5's bias by distance in tokens; the same, and rotary positions by bar,
+    # position in the bar and pitch; or rotary positions by distance in tokens.
+    positions: Literal["t5", "musical", "rotary"] = "musical"
     qk_norm: bool = True  # queries and keys have length 1 in all layers, not only in the kNN layer
     biases: bool = True  # of the linear layers and of LayerNorm
     tied: bool = False  # the output layer's weights are the token embeddings
@@ -38,7 +40,9 @@ class Memory:
     knn: int = 8192  # slots of the kNN memory, a multiple of the segment; 0: none
     # By what it finds what is similar: keys that describe the last tokens; the queries and keys of a layer's attention,
     # with its values (Wu et al. 2022, "Memorizing Transformers"); aligning the song with itself, in any key; or two.
-    retrieval: Literal["context", "attention", "alignment", "context+alignment", "attention+alignment"] = "context"
+    retrieval: Literal["context", "attention", "alignment", "context+alignment", "attention+alignment"] = (
+        "context+alignment"
+    )
     knn_layer: int = 3  # the layer that uses such keys, counted from 1
     # How that layer weighs the memory against its window: by one softmax over both, or by a learned gate per head that
     # ignores the query, as in Memorizing Transformers. A memory by alignment ignores it.

@@ -90,7 +90,8 @@ def logits_in_segments(graphdef, params, config, batch, *, segment=None):
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "t5": {},
+    "t5": {"positions": "t5"},
+    "musical": {"positions": "musical"},
     "rotary": {"positions": "rotary"},
     "all options": {
         "positions": "rotary",

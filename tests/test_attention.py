@@ -62,12 +62,33 @@ def test_t5_buckets():
 def test_rotated_products_depend_on_the_distance_alone():
     random = np.random.default_rng(0)
     q, k = (jnp.asarray(random.normal(size=(1, 1, 1, 8)), jnp.float32) for _ in range(2))
-    products = [
-        jnp.vdot(positions.rotate(q, jnp.array([[a]])), positions.rotate(k, jnp.array([[b]])))
-        for a, b in ((5, 2), (105, 102), (3, 0), (6, 2))
-    ]
+
+    def rotated(x, position):
+        return positions.rotate(x, positions.token_rotation(jnp.array([[position]]), 8))
+
+    products = [jnp.vdot(rotated(q, a), rotated(k, b)) for a, b in ((5, 2), (105, 102), (3, 0), (6, 2))]
     np.testing.assert_allclose(products[:3], products[0], rtol=1e-4)
     assert abs(products[3] - products[0]) > 1e-3
+
+
+def test_musical_positions_are_relative():
+    """The same where both tokens are as many bars, grid steps and semitones further on, and no other place is alike."""
+    random = np.random.default_rng(0)
+    q, k = (jnp.asarray(random.normal(size=(1, 4, 1, 64)), jnp.float32) for _ in range(2))
+
+    def products(here, there):
+        def rotated(x, place):
+            rotation = positions.musical_rotation(*(jnp.array([[i]]) for i in place), 8, 64)
+            return positions.rotate(x, rotation)
+
+        return jnp.sum(rotated(q, here) * rotated(k, there), (0, 2, 3))  # of each head
+
+    here, there = (9, 12, 67), (5, 20, 60)
+    one = products(here, there)
+    for further in ((100, 0, 0), (0, 12, 0), (0, 0, -24), (7, 4, 12)):
+        np.testing.assert_allclose(products(*np.add((here, there), further).tolist()), one, rtol=1e-3, atol=1e-4)
+    for other in ((8, 12, 67), (9, 13, 67), (9, 12, 68)):
+        assert (jnp.abs(products(other, there) - one) > 1e-2).all()
 
 
 # The layer that has the kNN memory: its output against its formula.

@@ -74,7 +74,7 @@ def test_no_logit_depends_on_a_later_token(two_layers, changes):
         assert (other[place:] != logits[place:]).any(-1).all()
 
 
-@pytest.mark.parametrize("positions", ["t5", "rotary"])
+@pytest.mark.parametrize("positions", ["t5", "musical", "rotary"])
 def test_segments_with_xl_memory_equal_one_long_pass(small, positions):
     """With XL memory as long as the tape, in any number of layers, and with songs that meet inside a segment."""
     config = changed(

@@ -49,7 +49,7 @@ def prompt(tmp_path):
         # All code is reached by some; all pairs with --thorough.
         (
             pytest.param
-            if memory in SOME_MEMORIES and options == ("all options" if memory == "faiss" else "t5")
+            if memory in SOME_MEMORIES and options == ("all options" if memory == "faiss" else "musical")
             else slow
         )(MEMORIES[memory], OPTIONS[options], id=f"{memory}, {options}")
         for memory in MEMORIES

@@ -253,25 +253,26 @@ def _memories(result: dict[str, Any]) -> str:
 
 
 def _copying(result: dict[str, Any]) -> str:
-    def row(name: str, losses: dict[str, Any], what: str, difference: str) -> list[str]:
-        groups = [losses["all"], *losses["by repetition"].values()]
-        bits = losses["bits per note"][what]
-        return [escape(name), cell(bits, 2), *(cell(x.get(what)) for x in groups), cell(losses["all"].get(difference))]
-
-    head = ["nats per token", "bits per note", "all", *repeats.KINDS]
-    parts = []
+    """Every run alone and with each copier, and the first run's difference from all of them."""
+    first, *_ = result["runs"]
+    rows = []
     for name, run in result["runs"].items():
         complete, losses = run["complete"], run["losses"]
-        copied = [x for x in losses["all"] if x.startswith(f"{complete} + ") and " minus " not in x]
-        rows = [row(x, losses, x, difference_name(x, complete)) for x in (complete, *copied)]
-        parts.append(f"<h3>{escape(name)}</h3>" + table([*head, "added by copying"], rows))
-    if result["comparison with copiers"]:
-        rows = []
-        for name, scores in result["comparison with copiers"].items():
-            groups = [scores["all"], *scores["by repetition"].values()]
-            rows.append([escape(name), *(cell(means.get(name)) for means in groups)])
-        parts.append(table(["nats per token", "all", *repeats.KINDS], rows))
-    return "\n".join(parts)
+        for what in [x for x in losses["bits per note"] if x == complete or x.startswith(f"{complete} + ")]:
+            label = name + what.removeprefix(complete)
+            if name == first:
+                # Its own differences are the copiers' from the model.
+                added = losses["all"].get(difference_name(what, complete))
+                less = added and Interval(-added.value, -added.high, -added.low)
+            else:
+                compared = result["comparison" if what == complete else "comparison with copiers"]
+                difference = difference_name(first, label)
+                less = compared[difference]["all"].get(difference)
+            groups = [losses["all"], *losses["by repetition"].values()]
+            values = [cell(losses["bits per note"][what], 2), *(cell(x.get(what)) for x in groups)]
+            rows.append([escape(label), *values, cell(less)])
+    head = ["nats per token", "bits per note", "all", *repeats.KINDS, f"{escape(first)} alone minus this"]
+    return table(head, rows)
 
 
 def _recall_probe(runs: dict[str, Any]) -> str:

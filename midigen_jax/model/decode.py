@@ -19,7 +19,7 @@ from .cache import Cache
 from .context_keys import LENGTH
 from .decoder import Attention, Block, Decoder
 from .pointer import Copies
-from .positions import rotate, t5_bucket
+from .positions import Rotation, rotate, t5_bucket, token_rotation
 from .retrieval import retrieve_one, sum_by_token, weighted_sum
 
 SONG = 0  # the number of every row's song
@@ -36,6 +36,7 @@ class DecodeInputs(NamedTuple):
     mask: Bool[Array, "B W"]
     bias: Float[Array, "H W"] | None
     knn_layer_bias: Float[Array, "H W"] | None
+    rotation: Rotation | None
     context: Float[Array, "B H Dh"] | None
     output: Float[Array, "V D"]
     copy: Float[Array, ""]
@@ -74,14 +75,15 @@ def decode_token(
     distance = caches.distances(index, cache.keys[0].shape[1])
     visible = caches.visible_tokens(index, xl)
     bias = knn_layer_bias = None
-    if decoder.config.model.positions == "t5":
+    if decoder.config.model.positions != "rotary":
         bias, knn_layer_bias = (table[t5_bucket(distance)].T for table in decoder.bias[...])
     context = None
     if decoder.config.memory.has_context_keys:
         context = _context(decoder, token, position, cache, visible)
     mask = distance <= visible[:, None]
     shared = decoder.output_weights(), jnp.asarray(copy)
-    inputs = DecodeInputs(token, active, distance, mask, bias, knn_layer_bias, context, *shared)
+    rotation = decoder.rotation(token[:, None], bar[:, None], position[:, None])
+    inputs = DecodeInputs(token, active, distance, mask, bias, knn_layer_bias, rotation, context, *shared)
     x = decoder.embed(token, bar, position)
     for i in range(decoder.config.model.previous_tokens):
         x = x + decoder.embed_previous(i + 1, cache.previous[:, i], visible > i).astype(x.dtype)
@@ -126,11 +128,13 @@ def _attention(
     scale = jnp.full(heads, q.shape[-1] ** -0.5)
     if attention.normalized:
         q, k, scale = normalize(q), normalize(k), attention.scale[...]
+    if inputs.rotation is not None:
+        q, k = (rotate(x[:, :, None], inputs.rotation)[:, :, 0] for x in (q, k))
     cache = caches.write(cache, attention.layer, k, v, inputs.active)
     keys, values = cache.keys[attention.layer], cache.values[attention.layer]
     bias = inputs.knn_layer_bias if attention.has_knn else inputs.bias
     if bias is None:
-        keys = rotate(keys[:, None], -inputs.distance[None])[:, 0]
+        keys = rotate(keys[:, None], token_rotation(-inputs.distance[None], keys.shape[-1]))[:, 0]
     scaled_q = (q * scale[:, None].astype(x.dtype)).reshape(-1, q.shape[-1])
     y, lse = attend_one(scaled_q, keys, values, bias, inputs.mask)
     answer = None

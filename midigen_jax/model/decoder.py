@@ -21,7 +21,14 @@ from .context_keys import ContextKeys
 from .layers import OCTAVES, PITCH_CLASSES, FeedForward, dropout, fold_in, make_norm, pitch_features
 from .memory import ValidSlots, XLMemory
 from .pointer import Pointer
-from .positions import initial_bias, position_bias, rotate
+from .positions import (
+    Rotation,
+    initial_bias,
+    musical_rotation,
+    position_bias,
+    rotate,
+    token_rotation,
+)
 from .retrieval import KNNAttention, Retrieval
 
 BARS = 1024  # bar numbers are taken modulo this
@@ -42,6 +49,7 @@ class SegmentInputs(NamedTuple):
     mask: Bool[Array, "B 1 Q W"]
     bias: Float[Array, "1 H Q W"] | None  # position bias of the plain layers
     knn_layer_bias: Float[Array, "1 H Q W"] | None
+    rotation: Rotation | None  # of queries and keys, by musical positions
     context: Float[Array, "B H Q Dh"] | None  # context keys: the queries of a kNN memory that holds such keys
     output: Float[Array, "V D"]  # the output layer's weights
 
@@ -79,23 +87,24 @@ class Attention(nnx.Module):
         q, k, v = jnp.einsum("btd,shdk->sbhtk", x, self.qkv[...].astype(x.dtype))
         if self.normalized:
             q, k = normalize(q), normalize(k)
-            scaled = q * self.scale[...][:, None, None].astype(x.dtype)
-        else:
-            scaled = q * q.shape[-1] ** -0.5
+        if inputs.rotation is not None:
+            q, k = rotate(q, inputs.rotation), rotate(k, inputs.rotation)
+        scaled = q * (self.scale[...][:, None, None].astype(x.dtype) if self.normalized else q.shape[-1] ** -0.5)
         keys, values = mem.extend(inputs.xl, self.layer, k, v)
         bias = inputs.knn_layer_bias if self.has_knn else inputs.bias
         if bias is not None:
             y, lse = attend(scaled, keys, values, bias, inputs.mask)
         else:
-            position = jnp.arange(keys.shape[2])[None]
-            rotated = rotate(scaled, position[:, -q.shape[2] :]), rotate(keys, position)
+            turned = token_rotation(jnp.arange(keys.shape[2])[None], keys.shape[-1])
+            of_queries = Rotation(*(x[:, -q.shape[2] :] for x in turned))
+            rotated = rotate(scaled, of_queries), rotate(keys, turned)
             y, lse = attend(*rotated, values, None, inputs.mask)
         found, answer = Retrieval(retrieval.no_statistics(self.config.model.heads)), None
         if self.has_knn and inputs.slots is not None:
             if inputs.context is not None:
                 q = inputs.context
                 scaled = q * self.knn.scale[...][:, None, None].astype(q.dtype)
-            # Keys in the ring have no positions: neither have these queries.
+            # Keys in the ring have no positions in tokens: neither have these queries.
             y, answer, found = self.knn(y, lse, q, scaled, inputs.slots, inputs.may_search, len(inputs.output))
         y = jnp.einsum("bhtk,hkd->btd", y, self.out[...].astype(y.dtype))
         if self.out_bias is not None:
@@ -143,7 +152,7 @@ class Decoder(nnx.Module):
             self.pointer = Pointer(config, rngs=rngs)
         if config.memory.has_context_keys:
             self.context_keys = ContextKeys(config, vocabulary, len(self.position[...]), rngs=rngs)
-        if model.positions == "t5":
+        if model.positions != "rotary":
             # One table for the plain layers, one for the kNN layer.
             self.bias = nnx.Param(jnp.stack([initial_bias(model.heads)] * 2))
         self.blocks = nnx.List([Block(config, layer, rngs=rngs) for layer in range(model.layers)])
@@ -176,7 +185,8 @@ class Decoder(nnx.Module):
         if memory.xl.context is not None:
             context = self.context_keys.of_segment(tokens, song, position, memory.xl).astype(self.config.model.dtype)
             window_context = jnp.concatenate([memory.xl.context, context], 2)
-        inputs = self._segment_inputs(song, window_song, memory, context)
+        rotation = self.rotation(tokens, bar, position)
+        inputs = self._segment_inputs(song, window_song, memory, rotation, context)
         with jax.named_scope("embed"):
             x = self.embed(tokens, bar, position)
             here = slice(memory.xl.song.shape[1], window_song.shape[1])
@@ -204,6 +214,14 @@ class Decoder(nnx.Module):
         place = self.bar[...][bar % BARS] + self.position[...][position % len(self.position[...])]
         return table[tokens] + place.astype(table.dtype)
 
+    def rotation(self, tokens: Int[Array, "B Q"], bar: Array, position: Array) -> Rotation | None:
+        """Of these tokens' queries and keys, if they have musical positions."""
+        model, vocabulary = self.config.model, self.vocabulary
+        if model.positions != "musical":
+            return None
+        pitch = jnp.maximum(jnp.asarray(vocabulary.transposition.pitch[0])[tokens], 0)
+        return musical_rotation(bar, position, pitch, vocabulary.scheme.steps_per_beat, model.width // model.heads)
+
     def embeddings(self) -> Float[Array, "V D"]:
         """Of all tokens, in the computation's dtype."""
         table = self.token[...]
@@ -226,18 +244,24 @@ class Decoder(nnx.Module):
         return logits + self.output_bias[...] if self.config.model.biases else logits
 
     def _segment_inputs(
-        self, song: Int[Array, "B Q"], window_song: Int[Array, "B W"], memory: mem.Memory, context: Array | None
+        self,
+        song: Int[Array, "B Q"],
+        window_song: Int[Array, "B W"],
+        memory: mem.Memory,
+        rotation: Rotation | None,
+        context: Array | None,
     ) -> SegmentInputs:
         queries, slots = song.shape[1], window_song.shape[1]
         first = slots - queries
         distance = first + jnp.arange(queries)[:, None] - jnp.arange(slots)
         mask = ((distance >= 0) & (song[:, :, None] == window_song[:, None, :]))[:, None]
         bias = knn_layer_bias = None
-        if self.config.model.positions == "t5":
+        if self.config.model.positions != "rotary":
             bias, knn_layer_bias = (position_bias(table, first, queries, slots) for table in self.bias[...])
         valid = mem.valid_slots(memory.knn, song[:, 0]) if memory.knn is not None else None
         weights = self.output_weights()
-        return SegmentInputs(memory.xl, valid, song == song[:, :1], mask, bias, knn_layer_bias, context, weights)
+        may_search = song == song[:, :1]
+        return SegmentInputs(memory.xl, valid, may_search, mask, bias, knn_layer_bias, rotation, context, weights)
 
 
 def init_params(config: cfg.Config, vocabulary: Vocabulary, *, seed: int) -> tuple[nnx.GraphDef, dict]:

@@ -1,4 +1,9 @@
-"""Relative positions in attention: T5 position bias and rotary embeddings. Letters of shapes are those of `shapes`."""
+"""Relative positions in attention: T5 position bias, and rotary embeddings of tokens' distances or of musical ones.
+
+Letters of shapes are those of `shapes`.
+"""
+
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -6,6 +11,7 @@ from ..shapes import Array, Float, Int
 
 BUCKETS, MAX_DISTANCE = 32, 128  # of the T5 relative position bias
 ROTARY_BASE = 10_000
+BARS, BEATS, SEMITONES = (2, 128), (0.25, 8), (2, 128)  # the shortest and the longest period of musical positions
 
 
 def t5_bucket(distance: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
@@ -46,10 +52,45 @@ def position_bias(
     return rows[None, :, :, :slots]
 
 
-def rotate(x: Float[Array, "B H Q Dh"], position: Int[Array, "#B Q"]) -> Array:
-    """Rotary positions (Su et al. 2021): the inner product of two rotated vectors depends on their distance."""
+class Rotation(NamedTuple):
+    """By how much each pair of a vector's features is rotated."""
+
+    cos: Float[Array, "#B Q half"]
+    sin: Float[Array, "#B Q half"]
+
+
+def token_rotation(position: Int[Array, "#B Q"], head_width: int) -> Rotation:
+    """Rotary positions (Su et al. 2021, "RoFormer")."""
+    half = head_width // 2
+    angle = position[..., None] * ROTARY_BASE ** (-jnp.arange(half) / half)
+    return Rotation(jnp.cos(angle), jnp.sin(angle))
+
+
+def musical_rotation(
+    bar: Int[Array, "B Q"], position: Int[Array, "B Q"], pitch: Int[Array, "B Q"], steps_per_beat: int, head_width: int
+) -> Rotation:
+    """Rotary positions in musical time and pitch (Schön and Tompits 2026, "Rotary informational embeddings").
+
+    Three eighths of the features turn with the bar, five sixteenths with the position in it and as many with the pitch.
+
+    Args:
+        position: in the bar, in grid steps.
+        pitch: 0 for tokens without any.
+    """
+    half = head_width // 2
+    of_bar, of_position = half * 3 // 8, half * 5 // 16
+    turns = (
+        (bar, BARS, of_bar),
+        (position / steps_per_beat, BEATS, of_position),
+        (pitch, SEMITONES, half - of_bar - of_position),
+    )
+    angle = jnp.concatenate([x[..., None] * (2 * jnp.pi / jnp.geomspace(*periods, n)) for x, periods, n in turns], -1)
+    return Rotation(jnp.cos(angle), jnp.sin(angle))
+
+
+def rotate(x: Float[Array, "B H Q Dh"], rotation: Rotation) -> Array:
+    """The inner product of two rotated vectors depends on the difference of their positions."""
     half = x.shape[-1] // 2
-    angle = position[:, None, :, None] * ROTARY_BASE ** (-jnp.arange(half) / half)
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    cos, sin = (y[:, None] for y in rotation)
     a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
