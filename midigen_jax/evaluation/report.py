@@ -98,7 +98,8 @@ def introductions(reach: int) -> dict[str, str]:
             "missed. That of tokens and intervals copies what is transposed, too. The n-grams of the song count what "
             f"followed the last {copying.LENGTHS[0]} to {copying.LENGTHS[-1]} tokens and know the song's scale and "
             "habits as well. How far each is trusted is fitted to the other half of the songs "
-            "(for a single song to none)."
+            "(for a single song to none). In the last column songs are compared in pairs; below 0 the first model "
+            "without a copier is better."
         ),
         "Recall probe": (
             "The model reads four bars, filler from other songs, then the first of the four bars again. Shown are its "
