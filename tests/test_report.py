@@ -55,6 +55,13 @@ def test_the_page_is_self_contained_and_complete(written):
     assert len(re.findall("<img ", page)) >= 2 * 2 + 6
     sections = ("Summary", "Continuations", "Retrieval analysis", "Generation metrics")
     assert all(f">{title}</h2>" in page for title in sections)
+    copied = [
+        f"{run}{copier}"
+        for run in ("both", "none")
+        for copier in ("", *(f" + {x}" for x in (COPIER, INTERVALS, NGRAMS)))
+    ]
+    table = page[page.index("both alone minus this") :]
+    assert [name for name in re.findall(r"<tr><td>([^<]+)</td>", table) if name in copied] == copied
     assert "nan" not in re.sub(r'"data:[^"]*"', "", page).lower().replace("finance", "")
     assert sorted(path.name for path in written.iterdir()) == [
         "report.html",
