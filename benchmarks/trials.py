@@ -36,6 +36,7 @@ BASE_SETTINGS = (
     "model.tied=false",
     "model.pitches=false",
     "memory.knn=0",
+    "memory.retrieval=context",
     "data.segment=128",
 )
 CHANGES: dict[str, tuple[str, ...]] = {
