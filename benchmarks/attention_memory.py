@@ -63,6 +63,7 @@ class Staleness:
             _, fresh = self._step(fresh, batch)
         assert stale.knn is not None
         assert fresh.knn is not None
+        fresh = stale._replace(knn=fresh.knn)
         hidden = stale._replace(knn=stale.knn._replace(song=jnp.full_like(stale.knn.song, NO_SONG)))
         return {
             "step": int(self.side.state.step),

@@ -99,7 +99,7 @@ def main() -> None:
     settings = {f"temperature {x}": dataclasses.replace(SETTINGS, temperature=x) for x in TEMPERATURES}
     settings |= {f"copy {x}": dataclasses.replace(SETTINGS, copy=x) for x in COPIES}
     name = f"continuations-{args.data.name}-{jax.default_backend()}"
-    usual = _shared.has_defaults(parser, args, "set", "songs", "prompt_bars", "bars")
+    usual = _shared.has_defaults(parser, args, "config", "set", "songs", "prompt_bars", "bars")
     for label, changes in tqdm(settings.items()):
         rows[label] = summary(continued(sampler, prompts, args.bars, changes), real)
         print_table(songs, rows)

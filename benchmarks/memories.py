@@ -201,6 +201,8 @@ def main() -> None:
     now = circumstances(base, corpus)
     if result.get("corpus", now["corpus"]) != now["corpus"]:
         raise InputError(f"{path}: its figures are of another corpus; remove the file to begin again")
+    if result.get("config", now["config"]) != now["config"]:
+        raise InputError(f"{path}: its memories had another config; remove the file to begin again")
     result |= {**now, "tokens": base.train.steps * batch_tokens(base), "counts": counts_of(songs, shifted)}
     installed = all(importlib.util.find_spec(x) for x in ("torch", "x_transformers"))
     contestants = [*MEMORIES, *RIVALS] if installed else [*MEMORIES]

@@ -106,6 +106,8 @@ def start(name: str, sampler: Sampler, rows: int) -> Any:
         params = {part: x for part, x in sampler.model.params.items() if part != "pointer"}
         model = TrainedModel(cfg.override(config, [f"memory.retrieval={keys}"]), params, sampler.vocabulary)
         return start(FULL, Sampler(model), rows)
+    if name == FULL and not config.memory.has_keys:
+        raise InputError("the config has no ring of keys")
     if name in (EMPTY, FULL):
         session = sampler.prefill([Prompt(new_song(sampler.vocabulary.scheme), 0)] * rows)
         return Ours(sampler, session.state if name == EMPTY else fill_ring(session.state, config), session)

@@ -11,6 +11,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import InputError
 
+MAX_LAGS = 1 << 20  # slots of a memory by alignment, which packs scores and lags into numbers of 32 bits
+LEAST_FOR_MUSICAL = 8  # the width of a head with musical positions: each kind turns two features or more
 CONTEXT_LENGTH = 16  # tokens that a key of the kNN memory describes; heads that hold such keys are at least as wide
 
 
@@ -137,10 +139,16 @@ class Config:
         for key in ("model.dropout", "train.beta2"):
             self._need(0 <= get(self, key) < 1, key, "must be from 0 up to, not including, 1")
         self._need(self.model.width % self.model.heads == 0, "model.heads", f"must divide width={self.model.width}")
-        rotary_fits = self.model.positions == "t5" or self.model.width // self.model.heads % 2 == 0
-        self._need(rotary_fits, "model.heads", "must leave each head an even width for rotary positions")
+        head_width, positions = self.model.width // self.model.heads, self.model.positions
+        even = positions == "t5" or head_width % 2 == 0
+        self._need(even, "model.heads", f"must leave each head an even width for model.positions={positions}")
+        wide = positions != "musical" or head_width >= LEAST_FOR_MUSICAL
+        least = f"must leave each head a width of at least {LEAST_FOR_MUSICAL} for model.positions=musical"
+        self._need(wide, "model.heads", least)
         multiple = self.memory.knn % self.data.segment == 0
         self._need(multiple, "memory.knn", f"must be a multiple of data.segment={self.data.segment}, or 0")
+        few = self.memory.knn <= MAX_LAGS or not self.memory.aligns
+        self._need(few, "memory.knn", f"must be at most {MAX_LAGS:,} for a memory by alignment")
         has_context_keys = self.memory.has_context_keys
         follows = self.memory.xl > 0 or not has_context_keys
         self._need(follows, "memory.xl", "must be at least 1, since the kNN memory stores the token that followed")

@@ -144,6 +144,14 @@ class Vocabulary:
         return named
 
     @cached_property
+    def first_pitch(self) -> np.ndarray:
+        """The pitch of each token's first note, of drums too; 0 for tokens without a note: int32 [size]."""
+        first = np.zeros(self.size, np.int32)
+        for token, parts in enumerate(self.base_tokens):
+            first[token] = next((part - NOTE_0 for part in parts if NOTE_0 <= part < DURATION_0), 0)
+        return first
+
+    @cached_property
     def begins_with_note(self) -> np.ndarray:
         """Tokens with which a song can begin whose first event is a note: bool [size]."""
         next_state, _ = self.grammar

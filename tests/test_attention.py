@@ -147,6 +147,7 @@ def scene(request):
     ring = KNNMemory(unit(LANES, HEADS, RING, HEAD_WIDTH), ring_values, ring_song, write)
     xl_keys, xl_values = unit(LANES, HEADS, XL, HEAD_WIDTH), normal(LANES, HEADS, XL, HEAD_WIDTH)
     window = XLMemory((xl_keys,), (xl_values,), window_song, np.zeros_like(window_song), None)
+    angle = np.random.default_rng(1).normal(size=(LANES, SEGMENT, HEAD_WIDTH // 2)).astype(np.float32)
     slot, query = np.arange(XL + SEGMENT), np.arange(SEGMENT)[:, None]
     mask = (slot <= XL + query) & (song[:, :, None] == np.concatenate([window_song, song], 1)[:, None])
     return {
@@ -157,6 +158,7 @@ def scene(request):
         "ring": ring,
         "song": song,
         "mask": mask[:, None],
+        "rotation": positions.Rotation(np.cos(angle), np.sin(angle)),
         "context": unit(LANES, HEADS, SEGMENT, HEAD_WIDTH) if retrieval == "context" else None,
         "output": normal(SIZE, WIDTH),
         "retrieval": retrieval,
@@ -165,12 +167,13 @@ def scene(request):
 
 
 @partial(jax.jit, static_argnames=("retrieval", "mixing", "backend", "top_k"))
-def layer_output(params, x, table, window, ring, song, mask, context, output, **memory):
+def layer_output(params, x, table, window, ring, song, mask, rotation, context, output, **memory):
     """Output and statistics of `Attention`."""
     layer = nnx.eval_shape(lambda: Attention(knn_config(**memory), 0, rngs=nnx.Rngs(0)))
     bias = positions.position_bias(table, XL, SEGMENT, XL + SEGMENT)
     slots = ring and mem.valid_slots(ring, song[:, 0])
-    inputs = SegmentInputs(window, slots, song == song[:, :1], mask, jnp.zeros_like(bias), bias, context, output)
+    may_search = song == song[:, :1]
+    inputs = SegmentInputs(window, slots, may_search, mask, jnp.zeros_like(bias), bias, rotation, context, output)
     y, _, found = nnx.merge(nnx.split(layer)[0], params)(x, inputs)
     return y, found.statistics
 
@@ -180,7 +183,7 @@ def softmax(x):
     return y / y.sum()
 
 
-def formula(params, x, table, window, ring, song, mask, context, output, *, retrieval, mixing, top_k):
+def formula(params, x, table, window, ring, song, mask, rotation, context, output, *, retrieval, mixing, top_k):
     """Plain NumPy, one query at a time.
 
     Returns:
@@ -189,6 +192,10 @@ def formula(params, x, table, window, ring, song, mask, context, output, *, retr
     """
     q, k, v = np.einsum("btd,shdk->sbhtk", x, params["qkv"])
     q, k = (y / np.linalg.norm(y, axis=-1, keepdims=True) for y in (q, k))
+    turn = (rotation.cos + 1j * rotation.sin)[:, None]
+    q, k = (np.split(y, 2, -1) for y in (q, k))
+    q, k = ((real + 1j * imaginary) * turn for real, imaginary in (q, k))
+    q, k = (np.concatenate([y.real, y.imag], -1) for y in (q, k))
     k, v = np.concatenate([window.keys[0], k], 2), np.concatenate([window.values[0], v], 2)
     bucket = np.asarray(positions.t5_bucket(jnp.arange(XL + SEGMENT)))
     y, slots, share = np.zeros_like(q), np.full((*q.shape[:3], top_k), -1), np.zeros(q.shape[:3])
@@ -268,7 +275,7 @@ def test_the_knn_layer_in_bfloat16_is_the_same_but_for_rounding(scene, backend, 
     small["ring"] = rounded(scene["ring"], ring_dtype)
     y, statistics = layer_output(**small, backend=backend, top_k=RING)
     assert y.dtype == jnp.bfloat16
-    assert statistics.hit_rate > 0.5
+    assert statistics.hit_rate.min() > 0.5
     assert close_in_bfloat16(y, formula(**scene, top_k=RING)[0])
 
     def gradient(scene):

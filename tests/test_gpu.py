@@ -63,7 +63,7 @@ def train(config: cfg.Config, steps: int) -> list[float]:
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
     assert step._cache_size() == 1
-    assert metrics["hit_rate"] > 0.3
+    assert metrics["hit_rate"].min() > 0.3
     assert jnp.isfinite(metrics["gradient_norm"])
     return losses
 

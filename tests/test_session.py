@@ -19,7 +19,7 @@ from midigen_jax.model import cache as caches
 from midigen_jax.music import midi
 from midigen_jax.run import trained
 from midigen_jax.run.trained import TrainedModel
-from midigen_jax.sampling import note_order, repetition
+from midigen_jax.sampling import note_order, prompts, repetition
 from midigen_jax.sampling import session as sessions
 from midigen_jax.sampling.decode_state import DecodeState
 from midigen_jax.sampling.generation import Generation
@@ -143,6 +143,11 @@ def test_what_was_heard_before_matters(sampler, file, tmp_path):
         for x in (None, other)
     ]
     assert counts[0] < counts[1]
+    encoded = prompts.encode(sampler.prompt(file, prompt_bars=1, context_song=other), sampler.vocabulary)
+    own = len(encoded.own.bar)
+    assert (np.diff(encoded.read.bar) >= 0).all()
+    assert (encoded.read.bar[-own:] == encoded.own.bar).all()
+    assert encoded.read.bar[-own - 1] == -1  # the context song's bars come before the prompt's
     with pytest.raises(InputError, match="a continuation has its own context"):
         sampler.continue_(plain, context_song=other)
 

@@ -118,7 +118,7 @@ def test_four_devices_compute_what_one_does(child, kind, request):
     with np.load(request.getfixturevalue("four_devices") / f"{'-'.join(kind)}.npz") as four:
         assert set(four) == set(one)
         four = dict(four)
-    assert one["hit_rate"][-1] > 0.3
+    assert (one["hit_rate"][-1] > 0.3).all()
     assert one["resets"].tolist() == [LANES, 2, 2, 3]  # songs that begin, in `batches`
     # Sums over a step, of which a process with more devices gives the mean over them.
     for results in (one, four):
@@ -182,7 +182,7 @@ def test_activations_computed_again_change_nothing_and_search_once_a_segment(ret
         here = config(retrieval=retrieval, remat=remat)
         results.append(jax.block_until_ready(read(*before, here, keys)))
         counts.append(len(calls))
-    assert results[0][0][1][0].statistics.hit_rate > 0.3
+    assert results[0][0][1][0].statistics.hit_rate.min() > 0.3
     assert_close(*results)
     assert counts[0] > 0
     assert counts[0] == counts[1]

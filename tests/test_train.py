@@ -78,7 +78,7 @@ def test_metrics_are_means_over_steps():
     """But the age of a hit is a mean over hits, and the songs that began are summed."""
     one = {
         "loss": 2.0,
-        "hit_rate": 0.5,
+        "hit_rate": np.array([0.25, 0.75]),
         "hits": 10.0,
         "ages": 500.0,
         "attention_share": np.array([0.1, 0.2]),
@@ -86,7 +86,7 @@ def test_metrics_are_means_over_steps():
     }
     two = {
         "loss": 4.0,
-        "hit_rate": 1.0,
+        "hit_rate": np.array([1.0, 1.0]),
         "hits": 30.0,
         "ages": 2700.0,
         "attention_share": np.array([0.5, 1.0]),
@@ -94,7 +94,7 @@ def test_metrics_are_means_over_steps():
     }
     nothing = {
         "loss": 6.0,
-        "hit_rate": 0.0,
+        "hit_rate": np.array([0.0, 0.0]),
         "hits": 0.0,
         "ages": 0.0,
         "attention_share": np.array([0.0, 0.0]),
@@ -103,9 +103,9 @@ def test_metrics_are_means_over_steps():
     shares = {
         "hit_rate": 0.5,
         "attention_share": 0.3,
-        "memory_share": 0.6,
-        "memory_share/0": 0.4,
-        "memory_share/1": 0.8,
+        "memory_share": (0.48 + 0.4 / 1.75 * 3) / 2,
+        "memory_share/0": 0.48,
+        "memory_share/1": 0.4 / 1.75 * 3,
     }
     expected = {"loss": 4, "hit_age": 80, "resets": 4, **shares}
     one, two, nothing = jax.tree.map(jax.numpy.asarray, (one, two, nothing))

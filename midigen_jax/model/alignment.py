@@ -18,13 +18,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..config import MAX_LAGS
 from ..shapes import Array, Bool, Int, Integer
 from ..vocab import DRUMS, NO_SONG, Vocabulary
 from . import places
 from .places import EMPTY, HIGHEST, KEPT, NO_TOKEN, ONE, Past, Place, Tracks
 
 LASTING = 8 * ONE  # the least score of a passage that lasts: that of chance matches stays below
-MAX_LAGS = (1 << 31) // (HIGHEST + 1)  # scores and lags share a number of 32 bits
 
 
 class Scores(NamedTuple):
@@ -238,7 +238,7 @@ def _with_places(candidates: Candidates, found: places.Found, tracks: Tracks) ->
 def _best_lags(score: Int[Array, "B M"], k: int) -> Int[Array, "B k"]:
     """The index of the highest score of every k-th lag, the shortest of equals."""
     lags = score.shape[1]
-    assert lags <= MAX_LAGS
+    assert lags <= MAX_LAGS < (1 << 31) // (HIGHEST + 1)
     newer = jnp.arange(lags - 1, -1, -1, dtype=jnp.int32)
     key = jnp.pad(score.astype(jnp.int32) * lags + newer, ((0, 0), (0, -lags % k)), constant_values=-1)
     return lags - 1 - key.reshape(len(key), -1, k).max(1) % lags

@@ -210,8 +210,9 @@ class Decoder(nnx.Module):
         return Output(self.logits(hidden), hidden, window, found)
 
     def embed(self, tokens: Int[Array, "*B"], bar: Array, position: Array) -> Float[Array, "*B D"]:
+        """Bars below 0, those of a context song, have the embedding of bar 0."""
         table = self.embeddings()
-        place = self.bar[...][bar % BARS] + self.position[...][position % len(self.position[...])]
+        place = self.bar[...][jnp.maximum(bar, 0) % BARS] + self.position[...][position % len(self.position[...])]
         return table[tokens] + place.astype(table.dtype)
 
     def rotation(self, tokens: Int[Array, "B Q"], bar: Array, position: Array) -> Rotation | None:
@@ -219,7 +220,7 @@ class Decoder(nnx.Module):
         model, vocabulary = self.config.model, self.vocabulary
         if model.positions != "musical":
             return None
-        pitch = jnp.maximum(jnp.asarray(vocabulary.transposition.pitch[0])[tokens], 0)
+        pitch = jnp.asarray(vocabulary.first_pitch)[tokens]
         return musical_rotation(bar, position, pitch, vocabulary.scheme.steps_per_beat, model.width // model.heads)
 
     def embeddings(self) -> Float[Array, "V D"]:

@@ -204,7 +204,7 @@ def find(
 
     following = _furthest(is_later, limit, most)
     token_class, next_time = at(past.token_class, following), at(past.time, following)
-    exists = (bar >= 0) & (at(past.bar, first) == bar) & is_later(following) & (token_class != EMPTY)
+    exists = (at(past.bar, first) == bar) & is_later(following) & (token_class != EMPTY)
     token = jnp.asarray(vocabulary.transposition.token)[token_class, jnp.maximum(at(past.pitch, following), 0)]
     same_time = next_time == time
     room = jnp.asarray(_tables(vocabulary).room)[tokens][..., None]

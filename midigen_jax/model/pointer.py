@@ -69,7 +69,7 @@ def retrieved(candidates: Candidates, copies: Copies, memory: AlignmentMemory) -
     weights, found = shares(copies.log_odds), candidates.token >= 0
     ages = jnp.where(found, candidates.lag, 0)
     statistics = RetrievalStatistics(
-        found.any(-1).mean(),
+        found.any(-1).mean()[None],
         jnp.sum(found, dtype=jnp.float32),
         jnp.sum(ages, dtype=jnp.float32),
         weights.sum(-1).mean()[None],

@@ -11,7 +11,7 @@ from ..shapes import Array, Float, Int
 
 BUCKETS, MAX_DISTANCE = 32, 128  # of the T5 relative position bias
 ROTARY_BASE = 10_000
-BARS, BEATS, SEMITONES = (2, 128), (0.25, 8), (2, 128)  # the shortest and the longest period of musical positions
+BAR_PERIODS, BEAT_PERIODS, PITCH_PERIODS = (2, 128), (0.25, 8), (2, 128)  # shortest and longest; beats, semitones
 
 
 def t5_bucket(distance: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
@@ -71,20 +71,23 @@ def musical_rotation(
 ) -> Rotation:
     """Rotary positions in musical time and pitch (Schön and Tompits 2026, "Rotary informational embeddings").
 
-    Three eighths of the features turn with the bar, five sixteenths with the position in it and as many with the pitch.
+    About three eighths of the features turn with the bar, and as many of the others with the position in it as with the
+    pitch.
 
     Args:
         position: in the bar, in grid steps.
-        pitch: 0 for tokens without any.
+        pitch: 0 for tokens without a note.
     """
     half = head_width // 2
     of_bar, of_position = half * 3 // 8, half * 5 // 16
     turns = (
-        (bar, BARS, of_bar),
-        (position / steps_per_beat, BEATS, of_position),
-        (pitch, SEMITONES, half - of_bar - of_position),
+        (bar, BAR_PERIODS, of_bar),
+        (position / steps_per_beat, BEAT_PERIODS, of_position),
+        (pitch, PITCH_PERIODS, half - of_bar - of_position),
     )
-    angle = jnp.concatenate([x[..., None] * (2 * jnp.pi / jnp.geomspace(*periods, n)) for x, periods, n in turns], -1)
+    angle = jnp.concatenate(
+        [x[..., None] * (2 * jnp.pi / jnp.geomspace(low, high, n)) for x, (low, high), n in turns], -1
+    )
     return Rotation(jnp.cos(angle), jnp.sin(angle))
 
 

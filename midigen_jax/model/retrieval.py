@@ -24,7 +24,7 @@ LOGIT_SCALE = 2.0  # at the start: how strongly each head adds the tokens that i
 class RetrievalStatistics(NamedTuple):
     """What the kNN memory did in a segment; zeros without one."""
 
-    hit_rate: Array  # share of the queries that found anything
+    hit_rate: Float[Array, " H"]  # share of the queries for which each head found anything
     hits: Array  # number of entries found
     ages: Array  # the sum of their ages: tokens between an entry and its query; 0 without a search
     attention_share: Float[Array, " H"]  # the memory's share of each head's attention, mean over all queries
@@ -33,7 +33,7 @@ class RetrievalStatistics(NamedTuple):
 
 def no_statistics(heads: int) -> RetrievalStatistics:
     zero = jnp.zeros(())
-    return RetrievalStatistics(zero, zero, zero, jnp.zeros(heads), zero)
+    return RetrievalStatistics(jnp.zeros(heads), zero, zero, jnp.zeros(heads), zero)
 
 
 class Retrieval(NamedTuple):
@@ -47,9 +47,8 @@ class Retrieval(NamedTuple):
 def joined(keys: Retrieval, alignment: Retrieval) -> Retrieval:
     """What two kinds of memory did, as if that by alignment were one more head; slots are those of the keys."""
     one, other = keys.statistics, alignment.statistics
-    heads = len(one.attention_share)
     statistics = RetrievalStatistics(
-        (heads * one.hit_rate + other.hit_rate) / (heads + 1),
+        jnp.concatenate([one.hit_rate, other.hit_rate]),
         one.hits + other.hits,
         one.ages + other.ages,
         jnp.concatenate([one.attention_share, other.attention_share]),
@@ -129,9 +128,8 @@ class KNNAttention(nnx.Module):
             answer = jnp.sum(found.total * share * self.logit_scale[...][:, None, None], 1)
         else:
             mixed = mixed + found.total * share
-        statistics = RetrievalStatistics(
-            found.any.mean(), hits, sum_of_ages, share.mean((0, 2, 3)), slots.length.mean()
-        )
+        hit_rate = jnp.broadcast_to(found.any, share.shape[:3]).mean((0, 2))
+        statistics = RetrievalStatistics(hit_rate, hits, sum_of_ages, share.mean((0, 2, 3)), slots.length.mean())
         return mixed.astype(y.dtype), answer, jax.lax.stop_gradient(Retrieval(statistics, ages, weights))
 
     def share(

@@ -30,7 +30,11 @@ def encode(prompt: Prompt, vocabulary: Vocabulary) -> EncodedPrompt:
         InputError: the prompt is too long.
     """
     own = TokenSequence(*(x[:-1] for x in tokens_of(prompt.song, vocabulary)))
-    context = tokens_of(prompt.context, vocabulary) if prompt.context else TokenSequence(*(x[:0] for x in own))
+    context = TokenSequence(*(x[:0] for x in own))
+    if prompt.context:
+        context = tokens_of(prompt.context, vocabulary)
+        # Its bars come before the prompt's.
+        context = context._replace(bar=context.bar.astype(np.int32) - context.bar[-1] - 1)
     if (length := len(context.tokens) + len(own.tokens)) > MAX_PROMPT_TOKENS:
         raise InputError(f"the prompt has {length:,} tokens, more than {MAX_PROMPT_TOKENS:,}; give fewer bars")
     return EncodedPrompt(prompt, own, TokenSequence(*map(np.concatenate, zip(context, own, strict=True))))

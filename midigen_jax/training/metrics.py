@@ -72,10 +72,11 @@ def mean_metrics(steps: list[dict[str, Any]]) -> dict[str, float]:
     """Means over steps, the hits' age over hits; resets are summed.
 
     `attention_share` is the kNN memory's share of the attention over all queries; `memory_share`, and by head
-    `memory_share/0` and so on, over those queries that found anything.
+    `memory_share/0` and so on, over those queries that found anything. A memory by alignment is the last head, and
+    its share that of the prediction.
     """
     stacked = jax.tree.map(lambda *xs: np.stack(xs), *jax.device_get(steps))
-    heads = (stacked["attention_share"].mean(0) / max(float(stacked["hit_rate"].mean()), 1e-9)).tolist()
+    heads = (stacked["attention_share"].mean(0) / np.maximum(stacked["hit_rate"].mean(0), 1e-9)).tolist()
     means = {name: float(np.mean(x)) for name, x in stacked.items()}
     return means | {
         "hit_age": means.pop("ages") / max(means.pop("hits"), 1e-9),
