@@ -217,14 +217,16 @@ def test_if_none_can_be_read_the_run_ends(saved, tmp_path):
 
 def test_a_checksum_tells_any_change_and_depends_on_no_device():
     tree = {"a": jnp.arange(1000, dtype=jnp.float32), "b": jnp.ones((3, 5), jnp.bfloat16), "c": jnp.asarray(7)}
+    tree["d"] = jnp.array([True, False])
     sums = checksums(tree)
-    assert sums.keys() == {"a", "b", "c"}
+    assert sums.keys() == {"a", "b", "c", "d"}
     for place in (0, 1, 999):
         for change in (1, 1 << 31):
             bits = np.asarray(tree["a"]).view(np.uint32).copy()
             bits[place] ^= change
             assert checksums({"a": bits.view(np.float32)})["a"] != sums["a"]
     assert checksums({"b": tree["b"].at[2, 4].set(1.0078125)})["b"] != sums["b"]
+    assert checksums({"d": ~tree["d"]})["d"] != sums["d"]
     assert checksums({"a": tree["a"][::-1]})["a"] != sums["a"]
     mesh = jax.make_mesh((1,), ("lanes",))
     placed = jax.device_put(tree["a"], NamedSharding(mesh, PartitionSpec("lanes")))

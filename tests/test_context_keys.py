@@ -75,7 +75,7 @@ def test_every_distance_has_a_rotation_of_its_own(head_width):
     """Else two tokens at two distances would be the same in either order."""
     shifts = {rotation(head_width) * distance % head_width for distance in range(LENGTH)}
     assert len(shifts) == LENGTH
-    config = cfg.Config(model=cfg.Model(width=head_width, heads=1))
+    config = cfg.Config(model=cfg.Model(width=head_width, heads=1, positions="t5"))
     context = ContextKeys(config, Vocabulary(), 96, rngs=nnx.Rngs(0))
     tokens = np.random.default_rng(0).integers(4, 389, LENGTH)
     swapped = tokens.copy()

@@ -63,10 +63,10 @@ def one_lane_of_whole_epochs(folder: Path, steps: int) -> tuple[Path, int]:
 @pytest.mark.parametrize(
     ("retrieval", "stops"),
     [
-        ("context", (10,)),
+        ("context+alignment", (10,)),
         *(
             pytest.param(retrieval, stops, marks=pytest.mark.slow)
-            for retrieval, stops in (("context", (2, 10, 13)), ("attention", (10,)), ("context+alignment", (10,)))
+            for retrieval, stops in (("context", (10,)), ("attention", (10,)), ("context+alignment", (2, 10, 13)))
         ),
     ],
 )

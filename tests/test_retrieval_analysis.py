@@ -25,7 +25,7 @@ def test_a_hit_counts_for_the_bar_of_the_token_that_followed_it():
 
 def test_shares_and_ages():
     config = cfg.Config(
-        model=cfg.Model(heads=1), memory=cfg.Memory(xl=1, knn=4), data=cfg.Data(segment=2)
+        model=cfg.Model(heads=1), memory=cfg.Memory(xl=1, knn=4, retrieval="context"), data=cfg.Data(segment=2)
     )  # a context of 3 tokens
     reader: Any = SimpleNamespace(config=config, retrieved=lambda songs: [(AGES, WEIGHTS)] * len(songs))
     kind = np.array([NEW] * 4 + [FAR])  # of tokens 1 to 5: the one that token 4 predicts is FAR

@@ -194,7 +194,7 @@ def test_sampled_tokens_have_the_positions_of_the_song(small, prompt, monkeypatc
     _, params = build(small)
     bars = np.array([[0, 8, 0], [8, 32, 1], [100, 24, 4]])
     begun = cut(prompt._replace(bars=bars), 4)
-    (take,) = Sampler(TrainedModel(small, params, Vocabulary())).generate(begun, length=Length(15)).finish()
+    (take,) = Sampler(TrainedModel(small, params, Vocabulary())).generate(begun, length=Length(25)).finish()
     jax.effects_barrier()
     programs.programs.cache_clear()
 

@@ -6,6 +6,7 @@ Letters of shapes are those of `shapes`.
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from ..shapes import Array, Float, Int
 
@@ -85,8 +86,9 @@ def musical_rotation(
         (position / steps_per_beat, BEAT_PERIODS, of_position),
         (pitch, PITCH_PERIODS, half - of_bar - of_position),
     )
+    # NumPy's constants: in float32, bar 1,000 would turn by another angle if XLA computed them with another rounding.
     angle = jnp.concatenate(
-        [x[..., None] * (2 * jnp.pi / jnp.geomspace(low, high, n)) for x, (low, high), n in turns], -1
+        [x[..., None] * np.float32(2 * np.pi / np.geomspace(low, high, n)) for x, (low, high), n in turns], -1
     )
     return Rotation(jnp.cos(angle), jnp.sin(angle))
 

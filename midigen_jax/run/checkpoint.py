@@ -57,6 +57,8 @@ def _checksums(tree: Any) -> Any:
     """
 
     def checksum(x: Array) -> Array:
+        if x.dtype == bool:
+            x = x.astype(jnp.uint8)
         bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
         return jnp.sum(bits.ravel() * (2 * jnp.arange(x.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
 
