@@ -190,7 +190,7 @@ def test_a_state_is_refused_where_it_does_not_belong(small, sampler, file, tmp_p
         sampler.load_state(tmp_path / "model")
 
 
-@pytest.mark.parametrize("retrieval", ["context", "attention"])
+@pytest.mark.parametrize("retrieval", ["context+alignment", "attention"])
 def test_states_of_a_bfloat16_model(small, file, tmp_path, retrieval):
     config = changed(small, model__dtype="bfloat16", memory__dtype="bfloat16", memory__retrieval=retrieval)
     sampler = Sampler(TrainedModel(config, build(config)[1], Vocabulary()))
