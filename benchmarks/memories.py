@@ -40,7 +40,7 @@ from midigen_jax.run import runtime, trained
 from midigen_jax.run.trained import TrainedModel
 
 BEST = "context+alignment"  # which the others are compared with
-MEMORIES = {
+MEMORIES: dict[str, list[str]] = {
     BEST: ["memory.retrieval=context+alignment"],
     "context": ["memory.retrieval=context"],
     "alignment": ["memory.retrieval=alignment"],
@@ -52,6 +52,10 @@ MEMORIES = {
     "XL of 1,024": ["memory.xl=1024", "memory.knn=0"],
     "XL of 4,096": ["memory.xl=4096", "memory.knn=0"],
     "none": ["memory.xl=0", "memory.knn=0"],
+}
+# What musical positions are worth with each.
+MEMORIES |= {
+    f"{name}, T5 positions": [*MEMORIES[name], "model.positions=t5"] for name in (BEST, "context", "attention", "XL")
 }
 WINDOW = 4096
 LONG, AS_LONG = f"x-transformers, {WINDOW:,} tokens", f"x-transformers, {WINDOW:,} tokens, in equal time"
