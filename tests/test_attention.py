@@ -78,7 +78,8 @@ def test_musical_positions_are_relative():
 
     def products(here, there):
         def rotated(x, place):
-            rotation = positions.musical_rotation(*(jnp.array([[i]]) for i in place), 8, 64)
+            bar, position, pitch = (jnp.array([[i]]) for i in place)
+            rotation = positions.musical_rotation(bar, position, pitch, 8, 64)
             return positions.rotate(x, rotation)
 
         return jnp.sum(rotated(q, here) * rotated(k, there), (0, 2, 3))  # of each head
