@@ -21,7 +21,8 @@ SHELL = ("sh", "bash")
 LINK = re.compile(r"(!?)\[((?:`[^`]*`|[^\]`])*)\]\(([^)\s]+)\)")
 SETTING = re.compile(rf"(?<![\w./-])(?:{'|'.join(cfg.Config.__dataclass_fields__)})\.\w+(?:=\S+)?")
 FILE = re.compile(r"(?:midigen_jax|kernels|configs|tests|benchmarks|docs)/[\w./-]*")
-RESULT = re.compile(r"\(results/([\w-]+\.json)\)[^(]*?commit\s+`([0-9a-f]{7})`")
+RESULTS = r"\((?:\.\./benchmarks/)?results/([\w-]+\.json)\)"
+RESULT = re.compile(RESULTS + r"[^(]*?commit\s+`([0-9a-f]{7})`")
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -184,7 +185,7 @@ def test_measurements_name_their_commit(page):
     """Where a page says which commit a result is from, the result says the same."""
     text = page.read_text()
     found = RESULT.findall(text)
-    assert len(found) == len(re.findall(r"\(results/[\w-]+\.json\)", text))
+    assert len(found) == len(re.findall(RESULTS, text))
     for name, commit in found:
         result = json.loads((ROOT / "benchmarks" / "results" / name).read_text())
         assert result["environment"]["commit"].startswith(commit), f"{name} was measured at another commit"

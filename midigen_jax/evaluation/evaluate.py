@@ -288,7 +288,7 @@ def evaluate(runs: Sequence[Path], data: Path, out: Path, options: Options, *, c
         },
         "comparison with copiers": {
             difference_name(first, name): score({first: nats[first][""], name: x}, songs, [(first, name)])
-            for other in others
+            for other in measured
             for name, x in ((copying.copied_name(other, copier), x) for copier, x in nats[other].items() if copier)
         },
         "generation metrics": generation_metrics.compare_with_real(prompts, pairs, corpus),

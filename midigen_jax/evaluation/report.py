@@ -256,19 +256,13 @@ def _memories(result: dict[str, Any]) -> str:
 def _copying(result: dict[str, Any]) -> str:
     """Every run alone and with each copier, and the first run's difference from all of them."""
     first, *_ = result["runs"]
-    rows = []
+    compared, rows = result["comparison"] | result["comparison with copiers"], []
     for name, run in result["runs"].items():
         complete, losses = run["complete"], run["losses"]
         for what in [x for x in losses["bits per note"] if x == complete or x.startswith(f"{complete} + ")]:
             label = name + what.removeprefix(complete)
-            if name == first:
-                # Its own differences are the copiers' from the model.
-                added = losses["all"].get(difference_name(what, complete))
-                less = added and Interval(-added.value, -added.high, -added.low)
-            else:
-                compared = result["comparison" if what == complete else "comparison with copiers"]
-                difference = difference_name(first, label)
-                less = compared[difference]["all"].get(difference)
+            difference = difference_name(first, label)
+            less = compared[difference]["all"][difference] if difference in compared else None  # of the first alone
             groups = [losses["all"], *losses["by repetition"].values()]
             values = [cell(losses["bits per note"][what], 2), *(cell(x.get(what)) for x in groups)]
             rows.append([escape(label), *values, cell(less)])

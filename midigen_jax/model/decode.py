@@ -36,7 +36,7 @@ class DecodeInputs(NamedTuple):
     mask: Bool[Array, "B W"]
     bias: Float[Array, "H W"] | None
     knn_layer_bias: Float[Array, "H W"] | None
-    rotation: Rotation | None
+    rotation: Rotation | None  # of queries and keys, by musical positions
     context: Float[Array, "B H Dh"] | None
     output: Float[Array, "V D"]
     copy: Float[Array, ""]

@@ -21,7 +21,7 @@ MAX_PROMPT_TOKENS = 1 << 20
 class EncodedPrompt(NamedTuple):
     prompt: Prompt
     own: TokenSequence  # of the prompt, without its eos
-    read: TokenSequence  # the context song, if any, then the prompt
+    read: TokenSequence  # the context song, if any, whose bars are below 0 (int32), then the prompt
 
 
 def encode(prompt: Prompt, vocabulary: Vocabulary) -> EncodedPrompt:
