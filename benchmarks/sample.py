@@ -2,10 +2,10 @@
 
     python benchmarks/sample.py --data CORPUS_OR_MIDI_DIR
 
-This project with an empty and with a full ring, also with its keys alone where the memory aligns too, and, where
-PyTorch is installed, the baseline, x-transformers with its cache and Hugging Face's GPT-2: the same sizes, slice by
-slice in turn in one process, then each in a process of its own for its peak memory. The weights are random, which does
-not change the time; `--run RUN` takes those of a run, and then also measures how many seconds of music are sampled per
+This project with an empty and with a full ring, also with its keys alone and T5 positions, and, where PyTorch
+is installed, the baseline, x-transformers with its cache and Hugging Face's GPT-2: the same sizes, slice by slice in
+turn in one process, then each in a process of its own for its peak memory. The weights are random, which does not
+change the time; `--run RUN` takes those of a run, and then also measures how many seconds of music are sampled per
 second.
 """
 
@@ -43,7 +43,7 @@ from midigen_jax.sampling.session import SamplerState, Session
 from midigen_jax.sampling.settings import DEFAULTS
 
 EMPTY, FULL = "this project, ring empty", "this project, ring full"
-KEYS = "ring full, without the memory by alignment"
+KEYS = "ring full, keys alone, T5 positions"
 BASELINE, PEER, GPT2 = "MIDIGen (PyTorch)", "x-transformers", "GPT-2 (Hugging Face)"
 CONTESTANTS = (EMPTY, FULL, KEYS, BASELINE, PEER, GPT2)
 SLICE = 4 * CHUNK  # tokens per row between two readings of the clock; the baseline, which is slow, draws 8
@@ -104,7 +104,8 @@ def start(name: str, sampler: Sampler, rows: int) -> Any:
             raise InputError("the config has only one of them")
         keys = config.memory.retrieval.removesuffix("+alignment")
         params = {part: x for part, x in sampler.model.params.items() if part != "pointer"}
-        model = TrainedModel(cfg.override(config, [f"memory.retrieval={keys}"]), params, sampler.vocabulary)
+        earlier = cfg.override(config, [f"memory.retrieval={keys}", "model.positions=t5"])
+        model = TrainedModel(earlier, params, sampler.vocabulary)
         return start(FULL, Sampler(model), rows)
     if name == FULL and not config.memory.has_keys:
         raise InputError("the config has no ring of keys")

@@ -2,7 +2,7 @@
 
     python benchmarks/train.py --data CORPUS_OR_MIDI_DIR
 
-First this project with and without kNN memory, also with the keys of that memory alone where it aligns too, and, where
+First this project with and without kNN memory, also with the keys of that memory alone and T5 positions, and, where
 PyTorch is installed, the PyTorch baseline and two PyTorch libraries: the same sizes, the same music, step by step in
 turn in one process, then each in a process of its own for its peak memory and the time to its first step. Then the cost
 of a full ring, for each size and each backend.
@@ -35,7 +35,7 @@ from midigen_jax.training.state import TrainState
 
 Batches = Iterator[dict[str, np.ndarray]]
 
-OURS, KEYS, PLAIN = "this project", "without its memory by alignment", "without kNN memory"
+OURS, KEYS, PLAIN = "this project", "its keys alone, T5 positions", "without kNN memory"
 BASELINE, PEER, MEMORIZING = "MIDIGen (PyTorch)", "x-transformers", "memorizing-transformers-pytorch"
 CONTESTANTS = (OURS, KEYS, PLAIN, BASELINE, PEER, MEMORIZING)
 BACKENDS = ("faiss", "xla", "dense")
@@ -56,7 +56,8 @@ def start(name: str, config: cfg.Config, corpus: Corpus, steps: int) -> tuple[An
         if not config.memory.aligns:
             raise InputError("the config has none")
         keys = config.memory.retrieval.removesuffix("+alignment")
-        return Ours(cfg.override(config, [f"memory.retrieval={keys}"]), corpus.vocabulary), batches
+        settings = [f"memory.retrieval={keys}", "model.positions=t5"]
+        return Ours(cfg.override(config, settings), corpus.vocabulary), batches
     if name == PLAIN:
         return Ours(cfg.override(config, ["memory.knn=0"]), corpus.vocabulary), batches
     import _midigen

@@ -14,7 +14,13 @@ from midigen_jax.kernels import score
 from midigen_jax.model import alignment, pointer
 from midigen_jax.model.alignment import HIGHEST, KEPT, LASTING, NO_TOKEN, ONE, init_alignment, read_token, read_tokens
 from midigen_jax.model.pointer import NONE, Copies
-from midigen_jax.sampling.logits_processors import MOST_LOG_ODDS, make_setting_arrays, process_logits
+from midigen_jax.sampling.logits_processors import (
+    BETWEEN_PHRASES,
+    MOST_LOG_ODDS,
+    PHRASE_BARS,
+    make_setting_arrays,
+    process_logits,
+)
 from midigen_jax.sampling.settings import GenerationSettings
 from midigen_jax.vocab import NO_SONG, Scheme, Vocabulary
 
@@ -309,7 +315,7 @@ def mixture():
     logits = jnp.asarray(rng.normal(size=(3, 5, 12)), jnp.float32)
     token = rng.integers(-1, 12, (3, 5, 4))
     log_odds = np.where(token >= 0, rng.normal(size=token.shape) * 3, NONE)
-    return logits, Copies(jnp.asarray(token), jnp.asarray(log_odds, jnp.float32))
+    return logits, Copies(jnp.asarray(token), jnp.asarray(log_odds, jnp.float32), jnp.full(token.shape, PHRASE_BARS))
 
 
 def test_the_mixture_is_one_softmax():
@@ -354,6 +360,14 @@ def test_copy_is_monotone():
     np.testing.assert_allclose(as_learned, pointer.probabilities(logits, copies), atol=1e-6)
 
 
+def test_what_was_played_between_phrases_is_copied_less_readily():
+    logits, copies = (jax.tree.map(lambda x: x[0], x) for x in mixture())
+    bars = jnp.broadcast_to(jnp.array([0, 3, PHRASE_BARS, 2 * PHRASE_BARS]), copies.token.shape)
+    less = copies._replace(log_odds=copies.log_odds.at[:, :2].add(BETWEEN_PHRASES))
+    expected = pointer.probabilities(logits, less)
+    np.testing.assert_allclose(drawn_from(logits, copies._replace(bars=bars)), expected, atol=1e-6)
+
+
 def test_temperature_shapes_what_no_candidate_names():
     logits, copies = (jax.tree.map(lambda x: x[0], x) for x in mixture())
     as_learned = np.asarray(pointer.probabilities(logits, copies))
@@ -367,14 +381,20 @@ def test_temperature_shapes_what_no_candidate_names():
             np.testing.assert_allclose(drawn[row, ~named], expected[~named], atol=1e-6)
 
 
-def test_top_p_cuts_what_the_decoder_itself_holds_unlikely():
+def test_top_p_cuts_the_unlikely_of_what_no_candidate_names():
+    """All of these together stay as likely as they were: a copy ends as often as was learned."""
     logits, copies = (jax.tree.map(lambda x: x[0], x) for x in mixture())
-    own = np.asarray(jax.nn.softmax(logits))
-    order = np.argsort(-own)
-    before = np.take_along_axis(own, order, 1).cumsum(1) - np.take_along_axis(own, order, 1)
-    kept = np.take_along_axis(before < 0.5, order.argsort(), 1)
-    expected = pointer.probabilities(jnp.where(kept, logits, -jnp.inf), copies)
-    np.testing.assert_allclose(drawn_from(logits, copies, top_p=0.5), expected, atol=1e-6)
+    as_learned = np.asarray(pointer.probabilities(logits, copies))
+    drawn = np.asarray(drawn_from(logits, copies, top_p=0.5))
+    for row, tokens in enumerate(np.asarray(copies.token)):
+        named = np.isin(np.arange(12), tokens)
+        np.testing.assert_allclose(drawn[row, named], as_learned[row, named], atol=1e-6)
+        new = np.exp(logits[row, ~named])
+        order = np.argsort(-new)
+        before = (new[order].cumsum() - new[order]) / new.sum()
+        kept = np.where(before[order.argsort()] < 0.5, new, 0)
+        expected = as_learned[row, ~named].sum() * kept / kept.sum()
+        np.testing.assert_allclose(drawn[row, ~named], expected, atol=1e-6)
 
 
 def test_the_likeliest_token_is_drawn_with_top_k_1():
@@ -401,7 +421,7 @@ def test_no_copy_is_drawn_that_the_settings_rule_out():
 
 def test_without_candidates_the_decoder_alone_decides():
     logits, copies = mixture()
-    nothing = Copies(copies.token * 0 - 1, copies.log_odds * 0 + NONE)
+    nothing = copies._replace(token=copies.token * 0 - 1, log_odds=copies.log_odds * 0 + NONE)
     np.testing.assert_allclose(pointer.probabilities(logits, nothing), jax.nn.softmax(logits), atol=1e-7)
     gradient = jax.grad(lambda x: pointer.nats(logits, nothing._replace(log_odds=x), jnp.zeros((3, 5), int)).sum())
     assert (gradient(nothing.log_odds) == 0).all()

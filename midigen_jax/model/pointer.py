@@ -36,6 +36,7 @@ class Copies(NamedTuple):
 
     token: Int[Array, "*B k"]  # below 0 where there is no candidate
     log_odds: Float[Array, "*B k"]  # against the decoder's own distribution
+    bars: Int[Array, "*B k"]  # from the passage that it continues to the last token
 
 
 def shares(log_odds: Float[Array, "*B k"]) -> Float[Array, "*B k"]:
@@ -110,7 +111,7 @@ class Pointer(nnx.Module):
         log_odds = log_odds.at[..., -N_PLACES:].add(place_gate)
         log_odds += gate[..., :1] + jnp.einsum("...f,...kf->...k", gate[..., 1:], features)
         log_odds += self.agreement[...] * own - self.fatigue[...] * jnp.square(_repetitions(candidates, same))
-        return Copies(token, jnp.where(token >= 0, log_odds, NONE))
+        return Copies(token, jnp.where(token >= 0, log_odds, NONE), candidates.bars)
 
 
 def _features(

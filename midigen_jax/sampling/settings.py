@@ -17,8 +17,8 @@ MAX_ROWS = 4096  # continuations at once
 class GenerationSettings:
     """How tokens are drawn; the defaults are those of `sample.py`."""
 
-    # With a memory by alignment, of what the song's past does not suggest; else of all. With one of keys alone, which
-    # is confident already, music runs into loops below 1.
+    # With a memory by alignment, temperature and top-p are of what the song's past does not suggest; else of all. With
+    # one of keys alone, which is confident already, music runs into loops below 1.
     temperature: float = 1.0
     copy: float = 0.5  # how readily the song's past is taken up: 0 not at all, 1 as much as fits, 0.5 as learned
     top_k: int = 0  # draw from this many most likely tokens; 0: all
