@@ -369,9 +369,11 @@ def test_what_was_played_between_phrases_is_copied_less_readily():
 
 
 def test_temperature_shapes_what_no_candidate_names():
+    """All of that together stays as likely as with candidates whose odds are multiplied by the temperature."""
     logits, copies = (jax.tree.map(lambda x: x[0], x) for x in mixture())
-    as_learned = np.asarray(pointer.probabilities(logits, copies))
     for temperature in (0.5, 2.0):
+        fewer = copies._replace(log_odds=copies.log_odds + np.log(temperature))
+        as_learned = np.asarray(pointer.probabilities(logits, fewer))
         drawn = np.asarray(drawn_from(logits, copies, temperature=temperature))
         for row, tokens in enumerate(np.asarray(copies.token)):
             named = np.isin(np.arange(12), tokens)

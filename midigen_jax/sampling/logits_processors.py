@@ -99,10 +99,11 @@ def process_logits(
 ) -> Float[Array, "B V"]:
     """Applies temperature, top-p, top-k and min-p: tokens that are not drawn from get minus infinity.
 
-    Temperature and top-p shape what is new: the tokens that no candidate of the memory by alignment names. Those that
-    one names are as likely at any setting, so that the song's past is taken up as often as was learned (a little less
-    between phrases), and also left again: a top-p of the whole would cut the few percent with which a copy ends. Top-k
-    and min-p cut what is unlikely in the whole. The most likely token always stays.
+    Temperature and top-p shape what is new: the tokens that no candidate of the memory by alignment names. All of these
+    together stay as likely as they were, so that a copy ends as often as was learned: a top-p of the whole would cut the
+    few percent with which it does. The odds of a candidate are multiplied by the temperature: the lower that is, the
+    more what is new resembles the past already. Top-k and min-p cut what is unlikely in the whole. The most likely token
+    always stays.
     """
     logits = jnp.where(legal, logits, -jnp.inf)
     if copies is None:
@@ -110,7 +111,7 @@ def process_logits(
     else:
         may_copy = (copies.token >= 0) & jnp.take_along_axis(legal, jnp.maximum(copies.token, 0), -1)
         of_phrase = (copies.bars > 0) & (copies.bars % PHRASE_BARS == 0)
-        log_odds = copies.log_odds + jnp.where(of_phrase, 0, BETWEEN_PHRASES)
+        log_odds = copies.log_odds + jnp.log(settings.temperature) + jnp.where(of_phrase, 0, BETWEEN_PHRASES)
         copies = copies._replace(log_odds=jnp.where(may_copy, log_odds, pointer.NONE))
         logits = jnp.log(pointer.probabilities(_shape_new(logits, copies, settings), copies))
     probabilities = jax.nn.softmax(logits)
