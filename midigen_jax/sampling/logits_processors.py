@@ -100,10 +100,10 @@ def process_logits(
     """Applies temperature, top-p, top-k and min-p: tokens that are not drawn from get minus infinity.
 
     Temperature and top-p shape what is new: the tokens that no candidate of the memory by alignment names. All of these
-    together stay as likely as they were, so that a copy ends as often as was learned: a top-p of the whole would cut the
-    few percent with which it does. The odds of a candidate are multiplied by the temperature: the lower that is, the
-    more what is new resembles the past already. Top-k and min-p cut what is unlikely in the whole. The most likely token
-    always stays.
+    together stay as likely as they were, so that a copy ends as often as was learned: a top-p of the whole would cut
+    the few percent with which it does. The odds of a candidate are multiplied by the temperature: the lower that is,
+    the more what is new resembles the past already. Top-k and min-p cut what is unlikely in the whole. The most likely
+    token always stays.
     """
     logits = jnp.where(legal, logits, -jnp.inf)
     if copies is None:
