@@ -369,10 +369,10 @@ def test_what_was_played_between_phrases_is_copied_less_readily():
 
 
 def test_temperature_shapes_what_no_candidate_names():
-    """All of that together stays as likely as with candidates whose odds are multiplied by the temperature."""
+    """All of that together stays as likely as with candidates whose odds are multiplied by a temperature below 1."""
     logits, copies = (jax.tree.map(lambda x: x[0], x) for x in mixture())
     for temperature in (0.5, 2.0):
-        fewer = copies._replace(log_odds=copies.log_odds + np.log(temperature))
+        fewer = copies._replace(log_odds=copies.log_odds + np.log(min(temperature, 1)))
         as_learned = np.asarray(pointer.probabilities(logits, fewer))
         drawn = np.asarray(drawn_from(logits, copies, temperature=temperature))
         for row, tokens in enumerate(np.asarray(copies.token)):
@@ -383,20 +383,38 @@ def test_temperature_shapes_what_no_candidate_names():
             np.testing.assert_allclose(drawn[row, ~named], expected[~named], atol=1e-6)
 
 
-def test_top_p_cuts_the_unlikely_of_what_no_candidate_names():
+@pytest.mark.parametrize("temperature", [0.8, 1.0, 1.5])
+def test_top_p_cuts_the_unlikely_of_what_no_candidate_names(temperature):
     """All of these together stay as likely as they were: a copy ends as often as was learned."""
     logits, copies = (jax.tree.map(lambda x: x[0], x) for x in mixture())
-    as_learned = np.asarray(pointer.probabilities(logits, copies))
-    drawn = np.asarray(drawn_from(logits, copies, top_p=0.5))
+    fewer = copies._replace(log_odds=copies.log_odds + np.log(min(temperature, 1)))
+    as_learned = np.asarray(pointer.probabilities(logits, fewer))
+    drawn = np.asarray(drawn_from(logits, copies, top_p=0.5, temperature=temperature))
+    own = np.asarray(jax.nn.softmax(logits / temperature))
     for row, tokens in enumerate(np.asarray(copies.token)):
         named = np.isin(np.arange(12), tokens)
         np.testing.assert_allclose(drawn[row, named], as_learned[row, named], atol=1e-6)
-        new = np.exp(logits[row, ~named])
-        order = np.argsort(-new)
-        before = (new[order].cumsum() - new[order]) / new.sum()
-        kept = np.where(before[order.argsort()] < 0.5, new, 0)
-        expected = as_learned[row, ~named].sum() * kept / kept.sum()
-        np.testing.assert_allclose(drawn[row, ~named], expected, atol=1e-6)
+        order = np.argsort(-own[row])
+        before = own[row][order].cumsum() - own[row][order]
+        kept = before[order.argsort()] < 0.5
+        kept[np.argmax(np.where(named, 0, own[row]))] = True
+        new = np.where(kept & ~named, own[row], 0)
+        expected = as_learned[row, ~named].sum() * new / new.sum()
+        np.testing.assert_allclose(drawn[row, ~named], expected[~named], atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{}, {"copy": 1.0}, {"temperature": 1000.0}, {"temperature": 0.001}])
+def test_what_is_drawn_is_legal_however_sure_the_candidates_are(settings):
+    """The decoder's own share must not round to less than nothing."""
+    rng = np.random.default_rng(0)
+    rows, n_tokens = 200, 12
+    logits = jnp.asarray(rng.normal(size=(rows, n_tokens)) * 5, jnp.float32)
+    token = jnp.asarray(rng.integers(-1, n_tokens, (rows, 24)))
+    log_odds = jnp.where(token >= 0, jnp.asarray(rng.normal(size=token.shape) + 15, jnp.float32), NONE)
+    copies = Copies(token, log_odds, jnp.asarray(rng.integers(0, 33, token.shape)))
+    legal = jnp.asarray(rng.random(logits.shape) < 0.3).at[:, 3].set(True)
+    drawn = np.asarray(drawn_from(logits, copies, legal, **settings))
+    np.testing.assert_allclose(np.where(legal, drawn, 0).sum(-1), 1, atol=1e-5)
 
 
 def test_the_likeliest_token_is_drawn_with_top_k_1():

@@ -39,9 +39,14 @@ class Copies(NamedTuple):
     bars: Int[Array, "*B k"]  # from the passage that it continues to the last token
 
 
+def _all_shares(log_odds: Float[Array, "*B k"]) -> Float[Array, "*B all"]:
+    """The probability that the prediction is the decoder's, and that it is each candidate's."""
+    return jax.nn.softmax(jnp.pad(log_odds, [(0, 0)] * (log_odds.ndim - 1) + [(1, 0)]))
+
+
 def shares(log_odds: Float[Array, "*B k"]) -> Float[Array, "*B k"]:
     """The probability that the prediction is each candidate's; what they leave is the decoder's."""
-    return jax.nn.softmax(jnp.pad(log_odds, [(0, 0)] * (log_odds.ndim - 1) + [(1, 0)]))[..., 1:]
+    return _all_shares(log_odds)[..., 1:]
 
 
 def nats(logits: Float[Array, "*B V"], copies: Copies | None, targets: Int[Array, "*B"]) -> Float[Array, "*B"]:
@@ -59,10 +64,9 @@ def probabilities(logits: Float[Array, "*B V"], copies: Copies | None) -> Float[
     own = jax.nn.softmax(logits)
     if copies is None:
         return own
-    weights = shares(copies.log_odds)
-    return own * (1 - weights.sum(-1, keepdims=True)) + sum_by_token(
-        weights[:, None], copies.token[:, None], logits.shape[-1]
-    )
+    weights = _all_shares(copies.log_odds)
+    copied = sum_by_token(weights[:, None, 1:], copies.token[:, None], logits.shape[-1])
+    return own * weights[..., :1] + copied  # not 1 minus the candidates' shares, which may round to less than 0
 
 
 def retrieved(candidates: Candidates, copies: Copies, memory: AlignmentMemory) -> Retrieval:

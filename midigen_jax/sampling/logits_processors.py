@@ -22,9 +22,10 @@ from .settings import GenerationSettings
 
 # Added to the log-odds at most: a memory that must always be followed copies rests, once there is one, without end.
 MOST_LOG_ODDS = 3.0
-# Added to the log-odds of what was not played a multiple of so many bars before: what is sampled resembles itself at
-# all distances a little more than songs do, and returns after phrases stand out less. Chosen on songs of POP909.
-PHRASE_BARS, BETWEEN_PHRASES = 4, -0.25
+# Added to the log-odds of what was not played a multiple of so many bars before. With the odds that were learned, bars
+# come back in what is sampled at other distances more often than in songs. Chosen on songs of POP909.
+PHRASE_BARS, BETWEEN_PHRASES = 4, -0.4
+LEAST_FACTOR = 0.5  # by which a low temperature multiplies the odds
 PITCHED, DRUMS, SILENCED = range(3)  # kinds of instruments, by what the settings let them play
 
 
@@ -101,9 +102,9 @@ def process_logits(
 
     Temperature and top-p shape what is new: the tokens that no candidate of the memory by alignment names. All of these
     together stay as likely as they were, so that a copy ends as often as was learned: a top-p of the whole would cut
-    the few percent with which it does. The odds of a candidate are multiplied by the temperature: the lower that is,
-    the more what is new resembles the past already. Top-k and min-p cut what is unlikely in the whole. The most likely
-    token always stays.
+    the few percent with which it does. Below 1 the odds of a candidate are multiplied by the temperature: the lower
+    that is, the more what is new resembles the past already. Top-k and min-p cut what is unlikely in the whole. The
+    most likely token always stays.
     """
     logits = jnp.where(legal, logits, -jnp.inf)
     if copies is None:
@@ -111,7 +112,8 @@ def process_logits(
     else:
         may_copy = (copies.token >= 0) & jnp.take_along_axis(legal, jnp.maximum(copies.token, 0), -1)
         of_phrase = (copies.bars > 0) & (copies.bars % PHRASE_BARS == 0)
-        log_odds = copies.log_odds + jnp.log(settings.temperature) + jnp.where(of_phrase, 0, BETWEEN_PHRASES)
+        log_odds = copies.log_odds + jnp.where(of_phrase, 0, BETWEEN_PHRASES)
+        log_odds += jnp.log(jnp.clip(settings.temperature, LEAST_FACTOR, 1))
         copies = copies._replace(log_odds=jnp.where(may_copy, log_odds, pointer.NONE))
         logits = jnp.log(pointer.probabilities(_shape_new(logits, copies, settings), copies))
     probabilities = jax.nn.softmax(logits)
@@ -129,11 +131,12 @@ def _shape(logits: Float[Array, "B V"], settings: SettingArrays) -> Float[Array,
 
 def _shape_new(logits: Float[Array, "B V"], copies: Copies, settings: SettingArrays) -> Float[Array, "B V"]:
     """The decoder's own logits, with temperature and top-p for the tokens that no candidate names: all together stay as
-    likely as they were."""
+    likely as they were. Top-p cuts what the decoder holds unlikely among all tokens, save the likeliest that is new."""
     is_candidate = (copies.log_odds > pointer.NONE / 2).astype(jnp.float32)
     named = sum_by_token(is_candidate[:, None], copies.token[:, None], logits.shape[-1]) > 0
     new = jnp.where(named, -jnp.inf, logits)
-    shaped = _shape(new, settings)
+    kept = (_shape(logits, settings) > -jnp.inf) | (new == new.max(-1, keepdims=True))
+    shaped = jnp.where(kept, new / settings.temperature, -jnp.inf)
     # Where no token is new, the sums are minus infinity, as are all these logits.
     before, after = (jax.nn.logsumexp(x, -1, keepdims=True) for x in (new, shaped))
     return jnp.where(named | (new == -jnp.inf), logits, shaped + before - after)

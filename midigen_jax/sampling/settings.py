@@ -20,7 +20,7 @@ class GenerationSettings:
     # With a memory by alignment, temperature and top-p are of what the song's past does not suggest; else of all. With
     # one of keys alone, which is confident already, music runs into loops below 1.
     temperature: float = 1.0
-    copy: float = 0.5  # how readily the song's past is taken up: 0 not at all, 1 as much as fits, 0.5 as learned
+    copy: float = 0.5  # how readily the song's past is taken up: 0 not at all, 1 as much as fits, 0.5 about as learned
     top_k: int = 0  # draw from this many most likely tokens; 0: all
     top_p: float = 0.97  # from the most likely that together have this probability (Holtzman et al. 2020); 1: all
     min_p: float = 0.0  # from those at least this share as likely as the most likely (Nguyen et al. 2024)
