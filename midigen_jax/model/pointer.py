@@ -65,7 +65,7 @@ def probabilities(logits: Float[Array, "*B V"], copies: Copies | None) -> Float[
     if copies is None:
         return own
     weights = _all_shares(copies.log_odds)
-    copied = sum_by_token(weights[:, None, 1:], copies.token[:, None], logits.shape[-1])
+    copied = sum_by_token(weights[..., 1:][:, None], copies.token[:, None], logits.shape[-1])
     return own * weights[..., :1] + copied  # not 1 minus the candidates' shares, which may round to less than 0
 
 
