@@ -205,7 +205,7 @@ def main() -> None:
     now = circumstances(base, corpus)
     if result.get("corpus", now["corpus"]) != now["corpus"]:
         raise InputError(f"{path}: its figures are of another corpus; remove the file to begin again")
-    if result.get("config", now["config"]) != now["config"]:
+    if "config" in result and cfg.from_flat(result["config"], str(path)) != base:
         raise InputError(f"{path}: its memories had another config; remove the file to begin again")
     result |= {**now, "tokens": base.train.steps * batch_tokens(base), "counts": counts_of(songs, shifted)}
     installed = all(importlib.util.find_spec(x) for x in ("torch", "x_transformers"))

@@ -75,6 +75,9 @@ class Data:
     segment: int = 256  # tokens
     segments: int = 1  # per step
     transpose: int = 0  # shift training songs by up to this many semitones, anew in each epoch
+    # This share of training songs, anew in each epoch, goes on in another key from a bar in its middle half on: so the
+    # memory by alignment learns to trust what returns transposed.
+    modulate: float = 0.0
     velocity_offset: int = 0  # shift their velocities by up to this many of the 32 bins, where tokens have them
     seed: int = 0
     location: Literal["disk", "host", "device"] = "disk"  # where the corpus is: memory-mapped, or in memory as a whole
@@ -138,6 +141,7 @@ class Config:
             self._need(0 < get(self, key) < math.inf, key, "must be a finite number above 0")
         for key in ("model.dropout", "train.beta2"):
             self._need(0 <= get(self, key) < 1, key, "must be from 0 up to, not including, 1")
+        self._need(0 <= self.data.modulate <= 1, "data.modulate", "must be from 0 to 1")
         self._need(self.model.width % self.model.heads == 0, "model.heads", f"must divide width={self.model.width}")
         head_width, positions = self.model.width // self.model.heads, self.model.positions
         even = positions == "t5" or head_width % 2 == 0

@@ -164,7 +164,7 @@ def loud_corpus(band_folder, tmp_path_factory) -> Corpus:
     return open_corpus(out)
 
 
-@pytest.mark.parametrize("changes", [{}, {"data__transpose": 30, "data__velocity_offset": 8}])
+@pytest.mark.parametrize("changes", [{}, {"data__transpose": 30, "data__velocity_offset": 8}, {"data__modulate": 0.8}])
 def test_all_locations_of_the_corpus_give_the_same_batches(small, corpus, loud_corpus, changes):
     for songs in (corpus, loud_corpus):
         steps = {}
@@ -241,6 +241,31 @@ def test_transposition_keeps_rhythm_and_stays_in_range(corpus):
         by_song.setdefault(key, set()).add(int(value))
     assert all(len(values) == 1 for values in by_song.values())
     assert len(set.union(*by_song.values())) > 3
+
+
+def test_modulated_songs_change_their_key_once_at_a_bar_line(corpus):
+    songs, n = corpus.songs_of("train"), 6000
+    plain, modulated = (read_all(Lanes(corpus, songs, 2, seed=0, modulate=share), n) for share in (0.0, 0.7))
+    assert all((plain[name] == modulated[name]).all() for name in ("bar", "position", "song"))
+    notes = (plain["tokens"] >= vocab.NOTE_0) & (plain["tokens"] < vocab.DURATION_0)
+    difference = modulated["tokens"] - plain["tokens"]
+    assert (difference[~notes] == 0).all()
+    shifts, whole = [], 0
+    for lane in range(2):
+        for song in range(int(plain["song"][lane].max())):  # not the last one, which goes on
+            of_song = (plain["song"][lane] == song) & notes[lane]
+            by_note, bar = difference[lane][of_song], plain["bar"][lane][of_song]
+            whole += 1
+            if by_note.any():
+                change = int(np.argmax(by_note != 0))
+                assert (by_note[:change] == 0).all()
+                assert (by_note[change:] == by_note[-1]).all()
+                assert bar[change] > bar[change - 1]
+                assert 0.1 < bar[change] / bar[-1] < 0.9  # a bar without notes may lie between
+                shifts.append(int(by_note[-1]))
+    assert 0.4 < len(shifts) / whole < 0.95
+    assert set(shifts) <= set(loader.MODULATIONS)
+    assert len(set(shifts)) > 3
 
 
 @pytest.mark.parametrize("n_lanes", [1, 40])

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 BATCH_ARRAYS = ("tokens", "targets", "bar", "position", "song")
 LOOKUP_ARRAYS = ("index", "song", "semitones", "velocity_offset")
+MODULATIONS = [x for x in range(-6, 7) if x]  # semitones
 NO_TOKEN = -1  # the index of padding
 _MAX_PLANS = 4  # epochs whose plans are kept; others are planned again when needed
 
@@ -41,6 +42,8 @@ class Epoch(NamedTuple):
     starts: np.ndarray  # int64 [n], the offset of each song in its lane
     semitones: np.ndarray  # int64 [n], by which each song is transposed
     velocity_offset: np.ndarray  # int64 [n], in velocity tokens
+    modulation: np.ndarray  # int64 [n], semitones by which each song changes its key; 0: it does not
+    modulates_at: np.ndarray  # float64 [n], after which share of its bars
     lanes: np.ndarray  # int64 [B + 1]: lane b has the songs lanes[b] to lanes[b + 1] - 1
 
 
@@ -83,6 +86,7 @@ class Lanes:
         epochs: int | None = None,
         transpose: int = 0,
         velocity_offset: int = 0,
+        modulate: float = 0.0,
         in_memory: bool = False,
     ):
         """
@@ -92,12 +96,13 @@ class Lanes:
             seed: of the order in each epoch; None keeps the order of `songs`.
             transpose: each song is shifted by up to this many semitones, drawn from (seed, epoch, song).
             velocity_offset: each song's velocity tokens are shifted by up to this many, drawn alike.
+            modulate: this share of the songs goes on in another key from a bar in its middle half on, drawn alike.
             in_memory: every process reads the corpus into memory once.
         """
         self.in_memory = in_memory
         self.corpus = read_whole(corpus) if in_memory else corpus
         self.songs, self.seed, self.epochs = songs, seed, epochs
-        self.transpose, self.velocity_offset = transpose, velocity_offset
+        self.transpose, self.velocity_offset, self.modulate = transpose, velocity_offset, modulate
         self.rows = range(n_lanes) if rows is None else rows
         # Before each epoch, and after the last one planned: the lengths of the lanes and their numbers of songs. An
         # epoch's plan depends only on these and the seed.
@@ -125,6 +130,8 @@ class Lanes:
         semitones, velocity_offset = (
             random.integers(-x, x, n_songs, endpoint=True)[order] for x in (self.transpose, self.velocity_offset)
         )
+        modulation = np.where(random.random(n_songs) < self.modulate, random.choice(MODULATIONS, n_songs), 0)[order]
+        modulates_at = random.uniform(0.25, 0.75, n_songs)[order]
         ends = self.ends[number].copy()
         lanes, starts = assign(np.diff(self.corpus.offsets)[order], ends)
         by_lane = np.argsort(lanes, kind="stable")
@@ -139,6 +146,8 @@ class Lanes:
             starts[by_lane],
             semitones[by_lane],
             velocity_offset[by_lane],
+            modulation[by_lane],
+            modulates_at[by_lane],
             np.concatenate([[0], np.cumsum(counts)]),
         )
         return self._plans[number]
@@ -166,18 +175,31 @@ class Lanes:
                 some = slice(max(int(starts.searchsorted(start, "right")) - 1, 0), int(starts.searchsorted(stop)))
                 for i, begins in enumerate(starts[some].tolist(), some.start):
                     song = int(epoch.songs[begin + i])
-                    offset, after = self.corpus.offsets[song : song + 2].tolist()
-                    read_from, read_to = max(begins, start), min(begins + after - offset, stop)
-                    if read_from < read_to:
-                        yield Span(
-                            row,
-                            slice(read_from - start, read_to - start),
-                            slice(read_from - begins + offset, read_to - begins + offset),
-                            song,
-                            int(counts[lane]) + i,
-                            self._fitting(song, int(epoch.semitones[begin + i])),
-                            int(epoch.velocity_offset[begin + i]),
-                        )
+                    offset = begins - int(self.corpus.offsets[song])  # from the corpus to the lane
+                    for part, semitones in self._keys(epoch, begin + i):
+                        read_from, read_to = max(part.start + offset, start), min(part.stop + offset, stop)
+                        if read_from < read_to:
+                            yield Span(
+                                row,
+                                slice(read_from - start, read_to - start),
+                                slice(read_from - offset, read_to - offset),
+                                song,
+                                int(counts[lane]) + i,
+                                semitones,
+                                int(epoch.velocity_offset[begin + i]),
+                            )
+
+    def _keys(self, epoch: Epoch, i: int) -> list[tuple[slice, int]]:
+        """The parts of a song of an epoch, and the semitones by which each is transposed."""
+        song = int(epoch.songs[i])
+        begin, end = self.corpus.offsets[song : song + 2].tolist()
+        semitones, modulation = self._fitting(song, int(epoch.semitones[i])), int(epoch.modulation[i])
+        after = semitones + modulation
+        if not modulation or self._fitting(song, after) != after:
+            return [(slice(begin, end), semitones)]
+        bar = self.corpus.bar[begin:end]
+        change = begin + int(np.searchsorted(bar, round(epoch.modulates_at[i] * int(bar[-1]))))
+        return [(slice(begin, change), semitones), (slice(change, end), after)]
 
     def _fitting(self, song: int, semitones: int) -> int:
         """The semitones, or 0 if the song would leave the 128 pitches."""
@@ -271,6 +293,7 @@ def training_steps(
         seed=settings.seed,
         transpose=settings.transpose,
         velocity_offset=settings.velocity_offset,
+        modulate=settings.modulate,
         in_memory=settings.location == "host",
     )
     tokens_per_step = settings.segment * settings.segments

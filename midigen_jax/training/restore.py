@@ -18,7 +18,15 @@ from .state import TrainState, init_state
 # Sections and settings that a run may change when it resumes.
 CHANGEABLE = ("train.", "memory.backend", "data.location", "data.workers")
 # What the position in the music depends on, and what the memories depend on.
-LOADER_KEYS = ("data.lanes", "data.segment", "data.segments", "data.transpose", "data.velocity_offset", "data.seed")
+LOADER_KEYS = (
+    "data.lanes",
+    "data.segment",
+    "data.segments",
+    "data.transpose",
+    "data.modulate",
+    "data.velocity_offset",
+    "data.seed",
+)
 MEMORY_KEYS = (*LOADER_KEYS, "memory.xl", "memory.knn", "memory.retrieval", "memory.dtype", "model.dtype")
 
 
