@@ -83,6 +83,11 @@ class Data:
     location: Literal["disk", "host", "device"] = "disk"  # where the corpus is: memory-mapped, or in memory as a whole
     workers: int = 0  # processes that read ahead; 0: threads
 
+    @property
+    def transposes(self) -> bool:
+        """Whether training songs, or parts of them, are in other keys than in the corpus."""
+        return self.transpose > 0 or self.modulate > 0
+
 
 @dataclass(frozen=True)
 class Train:

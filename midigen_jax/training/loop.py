@@ -38,7 +38,7 @@ def check_usable(config: cfg.Config, corpus: Corpus) -> None:
             f"{corpus.path}: no song fell to the training split; encode with midigen encode MIDI_DIR "
             "--out CORPUS --split 1 0 0 and train on that corpus"
         )
-    if corpus.vocabulary.merges and (config.data.transpose or config.data.modulate or config.data.velocity_offset):
+    if corpus.vocabulary.merges and (config.data.transposes or config.data.velocity_offset):
         raise InputError(
             f"{corpus.path}: its merged tokens can't be transposed or change velocity; --set data.transpose=0 --set "
             "data.modulate=0 --set data.velocity_offset=0, and encode with --transpose"

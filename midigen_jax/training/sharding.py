@@ -80,7 +80,7 @@ def make_put(config: cfg.Config, corpus: Corpus, mesh: Mesh) -> Callable[[dict[s
         )
     scheme = corpus.vocabulary.scheme
     tokens = np.array(corpus.tokens)
-    if config.data.transpose or config.data.modulate:
+    if config.data.transposes:
         notes = (tokens >= vocab.NOTE_0) & (tokens < vocab.DURATION_0)
         tokens[notes & ~pitched(tokens, scheme)] |= _DRUM
     replicated = NamedSharding(mesh, REPLICATED)
@@ -94,7 +94,7 @@ def make_put(config: cfg.Config, corpus: Corpus, mesh: Mesh) -> Callable[[dict[s
             jnp.where(here, tables[name][lookup["index"]].astype(jnp.int32), fill)
             for name, fill in (("tokens", vocab.PAD), ("bar", 0), ("position", 0))
         )
-        if config.data.transpose or config.data.modulate:
+        if config.data.transposes:
             is_pitched = (tokens >= vocab.NOTE_0) & (tokens < vocab.DURATION_0)
             tokens = jnp.where(is_pitched, tokens + lookup["semitones"], tokens & ~_DRUM)
         if config.data.velocity_offset and scheme.velocities:
