@@ -34,6 +34,7 @@ class SettingArrays(NamedTuple):
 
     temperature: Float[Array, ""]
     copy: Float[Array, ""]  # log-odds added to those of the kNN memory
+    between_phrases: Float[Array, ""]  # and to those of what was not played some phrases before
     top_k: Int[Array, ""]
     top_p: Float[Array, ""]
     min_p: Float[Array, ""]
@@ -47,7 +48,7 @@ def make_setting_arrays(settings: GenerationSettings, vocabulary: Vocabulary) ->
     Raises:
         InputError: the vocabulary has no instruments, or fewer than top-k tokens.
     """
-    scheme = vocabulary.scheme
+    scheme, greedy = vocabulary.scheme, settings.top_k == 1
     if settings.top_k > vocabulary.size:
         raise InputError(f"top-k {settings.top_k}: the vocabulary has {vocabulary.size} tokens; give fewer, or 0")
     if settings.instruments and not scheme.multi:
@@ -69,8 +70,10 @@ def make_setting_arrays(settings: GenerationSettings, vocabulary: Vocabulary) ->
                     fits = settings.lowest <= pitch <= settings.highest and pitch % 12 in settings.key
                     allowed[before, token] &= playing == DRUMS or (playing == PITCHED and fits)
     return SettingArrays(
-        temperature=jnp.asarray(settings.temperature, jnp.float32),
+        # What corrects for drawing at random has no place where nothing is drawn.
+        temperature=jnp.asarray(1 if greedy else settings.temperature, jnp.float32),
         copy=jnp.asarray(_copy_log_odds(settings.copy), jnp.float32),
+        between_phrases=jnp.asarray(0 if greedy else BETWEEN_PHRASES, jnp.float32),
         top_k=jnp.asarray(settings.top_k or vocabulary.size, jnp.int32),
         top_p=jnp.asarray(settings.top_p, jnp.float32),
         min_p=jnp.asarray(settings.min_p, jnp.float32),
@@ -104,7 +107,7 @@ def process_logits(
     together stay as likely as they were, so that a copy ends as often as was learned: a top-p of the whole would cut
     the few percent with which it does. Below 1 the odds of a candidate are multiplied by the temperature: the lower
     that is, the more what is new resembles the past already. Top-k and min-p cut what is unlikely in the whole. The
-    most likely token always stays.
+    most likely token always stays; with top-k 1 it is the one that was learned, whatever the temperature.
     """
     logits = jnp.where(legal, logits, -jnp.inf)
     if copies is None:
@@ -112,7 +115,7 @@ def process_logits(
     else:
         may_copy = (copies.token >= 0) & jnp.take_along_axis(legal, jnp.maximum(copies.token, 0), -1)
         of_phrase = (copies.bars > 0) & (copies.bars % PHRASE_BARS == 0)
-        log_odds = copies.log_odds + jnp.where(of_phrase, 0, BETWEEN_PHRASES)
+        log_odds = copies.log_odds + jnp.where(of_phrase, 0, settings.between_phrases)
         log_odds += jnp.log(jnp.clip(settings.temperature, LEAST_FACTOR, 1))
         copies = copies._replace(log_odds=jnp.where(may_copy, log_odds, pointer.NONE))
         logits = jnp.log(pointer.probabilities(_shape_new(logits, copies, settings), copies))

@@ -21,7 +21,7 @@ class GenerationSettings:
     # one of keys alone, which is confident already, music runs into loops below 1.
     temperature: float = 1.0
     copy: float = 0.5  # how readily the song's past is taken up: 0 not at all, 1 as much as fits, 0.5 about as learned
-    top_k: int = 0  # draw from this many most likely tokens; 0: all
+    top_k: int = 0  # draw from this many most likely tokens; 0: all; 1: greedy, at any temperature
     top_p: float = 0.97  # from the most likely that together have this probability (Holtzman et al. 2020); 1: all
     min_p: float = 0.0  # from those at least this share as likely as the most likely (Nguyen et al. 2024)
     loop_bars: int = 8  # maximum bars of silence, and of a loop with a period of up to four bars; 0: no limit
