@@ -38,10 +38,11 @@ def check_usable(config: cfg.Config, corpus: Corpus) -> None:
             f"{corpus.path}: no song fell to the training split; encode with midigen encode MIDI_DIR "
             "--out CORPUS --split 1 0 0 and train on that corpus"
         )
-    if corpus.vocabulary.merges and (config.data.transposes or config.data.velocity_offset):
+    changed = [x for x in ("transpose", "modulate", "velocity_offset") if getattr(config.data, x)]
+    if corpus.vocabulary.merges and changed:
         raise InputError(
-            f"{corpus.path}: its merged tokens can't be transposed or change velocity; --set data.transpose=0 --set "
-            "data.modulate=0 --set data.velocity_offset=0, and encode with --transpose"
+            f"{corpus.path}: its merged tokens can't be transposed or change velocity while training; "
+            f"{' '.join(f'--set data.{x}=0' for x in changed)} (midigen encode --transpose makes transposed copies)"
         )
 
 
