@@ -2,7 +2,7 @@
 
     python benchmarks/attention_memory.py --data CORPUS_OR_MIDI_DIR
 
-Trains with `memory.retrieval=attention`. Several times in training it computes the whole kNN memory anew with the
+Trains with `memory.retrieval=attention`, each song in its own key. Several times in training it computes the whole kNN memory anew with the
 weights of that moment, and compares keys (cosine of the angle between the stored and the new one) and losses (of the
 next steps' tokens, with weights that stand still). At the end it reads the test songs and asks of the tokens in far
 repeats: is the token at the hit, or the one that followed it, the one to be predicted? The trained model is exported to
@@ -143,7 +143,7 @@ def main() -> None:
     args = parser.parse_args()
     runtime.retain_freed_memory()
     corpus = open_or_encode(args.data, args.workdir)
-    config = cfg.override(cfg.load(args.config), ["memory.retrieval=attention", *args.set])
+    config = cfg.override(cfg.load(args.config), ["memory.retrieval=attention", "data.modulate=0", *args.set])
     side, moments = Ours(config, corpus.vocabulary), []
     staleness = Staleness(side)
     every = max(config.train.steps // MOMENTS, 1)
