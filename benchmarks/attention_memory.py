@@ -2,11 +2,11 @@
 
     python benchmarks/attention_memory.py --data CORPUS_OR_MIDI_DIR
 
-Trains with `memory.retrieval=attention`, each song in its own key. Several times in training it computes the whole kNN memory anew with the
-weights of that moment, and compares keys (cosine of the angle between the stored and the new one) and losses (of the
-next steps' tokens, with weights that stand still). At the end it reads the test songs and asks of the tokens in far
-repeats: is the token at the hit, or the one that followed it, the one to be predicted? The trained model is exported to
---workdir, where `memories.py --only attention --trained` finds it.
+Trains with `memory.retrieval=attention`, each song in its own key. Several times in training it computes the whole kNN
+memory anew with the weights of that moment, and compares keys (cosine of the angle between the stored and the new one)
+and losses (of the next steps' tokens, with weights that stand still). At the end it reads the test songs and asks of
+the tokens in far repeats: is the token at the hit, or the one that followed it, the one to be predicted? The trained
+model is exported to --workdir, where `memories.py --only attention --trained` finds it.
 """
 
 from collections import deque
