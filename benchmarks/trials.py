@@ -38,6 +38,7 @@ BASE_SETTINGS = (
     "memory.knn=0",
     "memory.retrieval=context",
     "data.segment=128",
+    "data.modulate=0",
 )
 CHANGES: dict[str, tuple[str, ...]] = {
     BASE: (),
