@@ -150,6 +150,28 @@ def test_a_song_in_another_key_has_the_same_candidates_in_that_key(shift):
         np.testing.assert_array_equal(getattr(others, name), getattr(candidates, name))
 
 
+@pytest.mark.parametrize("shift", [-40, -1, 5, 40])
+def test_a_song_in_another_key_has_the_same_losses(shift):
+    """With a pointer of random weights, beside a decoder that holds all tokens alike: what it knows has a key."""
+    tokens, bar, position = random_song(200)
+    notes = np.array([is_note(x) for x in tokens])
+    config = cfg.Config()
+    graphdef, params = nnx.split(pointer.Pointer(config, rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(0)
+    weigh = nnx.merge(graphdef, jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape), params))
+    hidden = jnp.asarray(rng.normal(size=(1, len(tokens), config.model.width)), jnp.float32)
+    logits = jnp.zeros((1, len(tokens), Vocabulary().size))
+
+    def losses(tokens):
+        _, candidates = read(tokens, position, bar=bar)
+        copies = weigh(jax.tree.map(jnp.asarray, candidates), hidden, logits)
+        return pointer.nats(logits[:, :-1], jax.tree.map(lambda x: x[:, :-1], copies), jnp.asarray(tokens)[None, 1:])
+
+    as_it_is, transposed = losses(tokens), losses(tokens + shift * notes)
+    assert as_it_is.mean() < np.log(Vocabulary().size) - 0.5
+    np.testing.assert_allclose(transposed, as_it_is, rtol=1e-5)
+
+
 def theme_and_return(filler, shift, changed, *, notes=32, seed=0):
     """A theme of so many notes, a filler, and the theme again, transposed, with a share of its notes changed.
 
