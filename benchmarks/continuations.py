@@ -2,10 +2,10 @@
 
     python benchmarks/continuations.py --data CORPUS_OR_MIDI_DIR --model RUN_OR_FILE
 
-The first bars of test and validation songs are continued without limiting loops. For each setting: how much of a bar
-recurs 1 to 16 bars later, beside the songs' own continuations; how much more after 4, 8 and 16 bars, at which phrases
-return, than after other distances; and in how many continuations
-a loop lasts for more than 8 bars, each of which is the same as one before or varies it.
+The first bars of test songs are continued without limiting loops. For each setting: how much of a bar recurs 1 to 16
+bars later, beside the songs' own continuations; how much more after 4, 8 and 16 bars, at which phrases return, than
+after other distances; and in how many continuations a loop lasts for more than 8 bars, each of which is the same as one
+before or varies it. What the sampler does to the memory's candidates is chosen with --split validation.
 """
 
 import dataclasses
@@ -77,7 +77,8 @@ def print_table(songs: int, rows: dict[str, dict[str, Any]]) -> None:
 def main() -> None:
     parser = _ours.parser(__doc__)
     parser.add_argument("--model", type=Path, metavar="RUN_OR_FILE", help="trained on this music; else one is trained")
-    parser.add_argument("--songs", type=int, default=24, help="test songs, and as many validation songs")
+    parser.add_argument("--split", choices=("test", "validation"), default="test")
+    parser.add_argument("--songs", type=int, default=48)
     parser.add_argument("--prompt-bars", type=int, default=8)
     parser.add_argument("--bars", type=int, default=32)
     args = parser.parse_args()
@@ -89,17 +90,16 @@ def main() -> None:
         model = train_model(cfg.override(cfg.load(args.config), args.set), corpus)
     if model.vocabulary != corpus.vocabulary:
         raise InputError(f"{args.data}: has another vocabulary than {args.model}; give the corpus of its training")
-    prompts = []
-    for split in ("test", "validation"):
-        lengths = {"prompt_bars": args.prompt_bars, "bars": args.bars}
-        prompts += generation_metrics.choose_prompts(corpus, corpus.songs_of(split), args.songs, **lengths)
+    prompts = generation_metrics.choose_prompts(
+        corpus, corpus.songs_of(args.split), args.songs, prompt_bars=args.prompt_bars, bars=args.bars
+    )
     sampler, songs = Sampler(model), len(prompts)
     real = generation_metrics.describe([x.real for x in prompts], [x.ends for x in prompts])
     rows = {REAL: summary(real, real)}
     settings = {f"temperature {x}": dataclasses.replace(SETTINGS, temperature=x) for x in TEMPERATURES}
     settings |= {f"copy {x}": dataclasses.replace(SETTINGS, copy=x) for x in COPIES}
     name = f"continuations-{args.data.name}-{jax.default_backend()}"
-    usual = _shared.has_defaults(parser, args, "config", "set", "songs", "prompt_bars", "bars")
+    usual = _shared.has_defaults(parser, args, "config", "set", "split", "songs", "prompt_bars", "bars")
     for label, changes in tqdm(settings.items()):
         rows[label] = summary(continued(sampler, prompts, args.bars, changes), real)
         print_table(songs, rows)
