@@ -5,6 +5,7 @@ Letters of shapes are those of `shapes`.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -90,7 +91,8 @@ def musical_rotation(
     angle = jnp.concatenate(
         [x[..., None] * np.float32(2 * np.pi / np.geomspace(low, high, n)) for x, (low, high), n in turns], -1
     )
-    return Rotation(jnp.cos(angle), jnp.sin(angle))
+    # Without the barrier, XLA computes cosine and sine again in every layer, for every head.
+    return Rotation(*jax.lax.optimization_barrier((jnp.cos(angle), jnp.sin(angle))))
 
 
 def rotate(x: Float[Array, "B H Q Dh"], rotation: Rotation) -> Array:
