@@ -25,6 +25,12 @@ from . import places
 from .places import EMPTY, HIGHEST, KEPT, NO_TOKEN, ONE, Past, Place, Tracks
 
 LASTING = 8 * ONE  # the least score of a passage that lasts: that of chance matches stays below
+# While tokens are read, a lag's score, pitch score and shift are one number of 32 bits; shifts are -127 to 127.
+SCORE_BITS, PITCH_SCORE_AT, SCORE_AT = 11, 8, 19
+SHIFT_OF_0 = 1 << PITCH_SCORE_AT - 1
+PACKED_ZEROS = SHIFT_OF_0
+COLUMNS = 8
+assert HIGHEST < 1 << SCORE_BITS
 
 
 class Scores(NamedTuple):
@@ -114,8 +120,9 @@ def read_tokens(
     # How many lags lead to the same song from each token; all, if it began before them.
     within = jnp.where(began < 0, lags, index - began)
 
-    def one_token(scores: Scores, xs: tuple[Array, ...]) -> tuple[Scores, tuple[Array, Scores]]:
+    def one_token(carry: tuple[Array, Array], xs: tuple[Array, ...]) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
         """The tokens stay where they are, and the scores, which are those of lags, move along them."""
+        packed, agree_from = carry
         *of_token, t = xs
         token_class, pitch, bar, begins, reads, within = (x[:, None] for x in of_token)
         old_class, followed, old_pitch = (
@@ -124,15 +131,18 @@ def read_tokens(
         )
         lag = jnp.arange(1, lags + 1)
         old_class = jnp.where(lag <= within, old_class, EMPTY)
-        before = jax.tree.map(lambda x: jnp.where(begins, 0, x), scores)
-        after = _compare(before, old_class, old_pitch, token_class, pitch, bar)
-        after = jax.tree.map(lambda new, old: jnp.where(reads, new, old), after, scores)
-        best = _best_lags(jnp.where((lag <= within) & (followed != EMPTY), after.score, 0), k)
-        return after, (best, jax.tree.map(lambda x: jnp.take_along_axis(x, best, 1), after))
+        before = jnp.where(begins, PACKED_ZEROS, packed)
+        after = jnp.where(reads, _compare(before, old_class, old_pitch, token_class, pitch), packed)
+        agree_from = jnp.where(reads & (before < LASTING << SCORE_AT), bar, agree_from)
+        # Only what was not remembered has been followed by nothing.
+        best = _best_lags(after if remembers else jnp.where(followed != EMPTY, after, PACKED_ZEROS), k)
+        return (after, agree_from), (best, *(jnp.take_along_axis(x, best, 1) for x in (after, agree_from)))
 
     xs = *(x.T for x in (token_class, token_pitch, bar.astype(jnp.int16), begins, reads, within)), index
-    scores, of_best = jax.lax.scan(one_token, memory.scores, xs)
-    best, at_best = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), of_best)
+    carry, of_best = jax.lax.scan(one_token, (_pack(memory.scores), memory.scores.began), xs)
+    scores = _unpack(*carry)
+    best, *packed_at_best = (jnp.moveaxis(x, 0, 1) for x in of_best)
+    at_best = _unpack(*packed_at_best)
 
     def at(x: Array, read: Array) -> Integer[Array, "B Q k"]:
         """What the best lags lead to from where so many tokens are read."""
@@ -177,30 +187,43 @@ def read_token(
     return memory, jax.tree.map(lambda x: x[:, 0], candidates)
 
 
+def _pack(scores: Scores) -> Int[Array, "B M"]:
+    """Score, pitch score and shift in one number, so that each token reads and writes it once."""
+    score, pitch_score, shift = (x.astype(jnp.int32) for x in scores[:3])
+    return score << SCORE_AT | pitch_score << PITCH_SCORE_AT | shift + SHIFT_OF_0
+
+
+def _unpack(packed: Int[Array, "*B M"], began: Int[Array, "*B M"]) -> Scores:
+    score, pitch_score, shift = (x.astype(jnp.int16) for x in _fields(packed))
+    return Scores(score, pitch_score, shift - SHIFT_OF_0, began)
+
+
+def _fields(packed: Int[Array, "*B M"]) -> tuple[Array, Array, Array]:
+    """Score, pitch score, and shift + SHIFT_OF_0."""
+    return packed >> SCORE_AT, packed >> PITCH_SCORE_AT & (1 << SCORE_BITS) - 1, packed & (1 << PITCH_SCORE_AT) - 1
+
+
 def _compare(
-    scores: Scores,
+    packed: Int[Array, "B M"],
     old_class: Integer[Array, "B M"],
     old_pitch: Int[Array, "B M"],
     new_class: Integer[Array, "B 1"],
     new_pitch: Int[Array, "B 1"],
-    bar: Int[Array, "B 1"],
-) -> Scores:
-    """The scores of all lags after a token; the old tokens are those before it, newest first."""
-    score, pitch_score, shift, began = scores
-    began = jnp.where(score < LASTING, bar, began)
+) -> Int[Array, "B M"]:
+    """The packed scores of all lags after a token; the old tokens are those before it, newest first."""
+    score, pitch_score, shift = _fields(packed)
     same_class, pitched = old_class == new_class, new_pitch >= 0
-    difference = new_pitch - old_pitch
-    other_pitch = same_class & pitched & (difference != shift)
+    new_shift = (new_pitch - old_pitch).astype(jnp.int32) + SHIFT_OF_0
+    other_pitch = same_class & pitched & (new_shift != shift)
     agrees = same_class & ~other_pitch
 
     def after(score: Array, added: Array | int) -> Array:
-        return jnp.where(agrees, jnp.minimum(score + added, HIGHEST), score * KEPT >> 3).astype(score.dtype)
+        return jnp.where(agrees, jnp.minimum(score + added, HIGHEST), score * KEPT >> 3)
 
-    score = after(score, ONE)
-    pitch_score = after(pitch_score, jnp.where(pitched, ONE, 0).astype(score.dtype))
+    score, pitch_score = after(score, ONE), after(pitch_score, jnp.where(pitched, ONE, 0))
     # A lag whose pitches no longer agree tries another shift.
-    shift = jnp.where(other_pitch & (pitch_score < ONE // 2), difference, shift)
-    return Scores(score, pitch_score, shift, began)
+    shift = jnp.where(other_pitch & (pitch_score < ONE // 2), new_shift, shift)
+    return score << SCORE_AT | pitch_score << PITCH_SCORE_AT | shift
 
 
 def _candidates(
@@ -235,10 +258,12 @@ def _with_places(candidates: Candidates, found: places.Found, tracks: Tracks) ->
     return jax.tree.map(lambda x, y: jnp.concatenate([x, y.astype(x.dtype)], -1), candidates, of_places)
 
 
-def _best_lags(score: Int[Array, "B M"], k: int) -> Int[Array, "B k"]:
+def _best_lags(packed: Int[Array, "B M"], k: int) -> Int[Array, "B k"]:
     """The index of the highest score of every k-th lag, the shortest of equals."""
-    lags = score.shape[1]
-    assert lags <= MAX_LAGS < (1 << 31) // (HIGHEST + 1)
+    lags, low = packed.shape[1], MAX_LAGS - 1
+    assert lags <= MAX_LAGS <= 1 << 31 - SCORE_BITS
     newer = jnp.arange(lags - 1, -1, -1, dtype=jnp.int32)
-    key = jnp.pad(score.astype(jnp.int32) * lags + newer, ((0, 0), (0, -lags % k)), constant_values=-1)
-    return lags - 1 - key.reshape(len(key), -1, k).max(1) % lags
+    key = jnp.pad((packed >> SCORE_AT) * MAX_LAGS | newer, ((0, 0), (0, -lags % (COLUMNS * k))), constant_values=-1)
+    # In two steps: over few columns alone, XLA's maximum on a CPU is slow.
+    highest = key.reshape(len(key), -1, COLUMNS * k).max(1).reshape(len(key), COLUMNS, k).max(1)
+    return lags - 1 - (highest & low)
