@@ -12,7 +12,18 @@ from midigen_jax import config as cfg
 from midigen_jax import vocab
 from midigen_jax.kernels import score
 from midigen_jax.model import alignment, pointer
-from midigen_jax.model.alignment import HIGHEST, KEPT, LASTING, NO_TOKEN, ONE, init_alignment, read_token, read_tokens
+from midigen_jax.model.alignment import (
+    HIGHEST,
+    KEPT,
+    LASTING,
+    NO_TOKEN,
+    ONE,
+    begin_reading,
+    end_reading,
+    init_alignment,
+    read_token,
+    read_tokens,
+)
 from midigen_jax.vocab import NO_SONG, Scheme, Vocabulary
 
 LAGS, K = 256, 16
@@ -120,9 +131,12 @@ def test_segments_and_single_tokens_are_read_alike():
     jax.tree.map(np.testing.assert_array_equal, (memory, type(parts[0])(*joined)), whole)
     one = jax.jit(partial(read_token, vocabulary=Vocabulary(), k=K))
     memory, parts = init_alignment(1, LAGS), []
-    for t in range(96):
-        memory, found = one(memory, tokens[:, t], bar[:, t], position[:, t], song[:, t])
-        parts.append(found)
+    for begin in range(0, 96, 24):
+        reading = begin_reading(memory, 32)  # more room than is needed
+        for t in range(begin, begin + 24):
+            reading, found = one(reading, tokens[:, t], bar[:, t], position[:, t], song[:, t])
+            parts.append(found)
+        memory = end_reading(reading)
     joined = [np.stack(x, 1) for x in zip(*parts, strict=True)]
     jax.tree.map(np.testing.assert_array_equal, (memory, type(parts[0])(*joined)), whole)
 

@@ -79,7 +79,14 @@ def test_token_by_token_equals_training_in_segments(two_layers, memory, options)
     cache = Sampler(TrainedModel(config, params, Vocabulary())).read(beginnings)
     decoder = nnx.merge(graphdef, params)
     weights = attention_weights(decoder)
-    decode = jax.jit(lambda t, b, p, cache, active: decode_token(decoder, t, b, p, weights, cache, active))
+
+    @jax.jit
+    def decode(token, bar, position, cache, active):
+        logits, copies, cache = decode_token(
+            decoder, token, bar, position, weights, caches.begin_tokens(cache, 1), active
+        )
+        return logits, copies, caches.end_tokens(cache)
+
     at, rows = np.array(prompts) - 1, np.arange(5)
     for i in range(2 * n):
         active = (at < n) & ((rows != 2) | (i < 9) | (i > 20))
@@ -108,7 +115,8 @@ def test_without_copying_the_knn_memory_is_not_used(small, changes):
         decoder = nnx.merge(graphdef, params)
         token, bar, position = jnp.array([[7], [3], [5]])
         weights = attention_weights(decoder)
-        return decode_token(decoder, token, bar, position, weights, cache, jnp.array([True]), copy)[0]
+        begun = caches.begin_tokens(cache, 1)
+        return decode_token(decoder, token, bar, position, weights, begun, jnp.array([True]), copy)[0]
 
     without = logits(params, pointer.NONE)
     np.testing.assert_allclose(without, logits(without_knn(params), 0.0), atol=1e-5)

@@ -66,6 +66,29 @@ class Candidates(NamedTuple):
     same_position: Bool[Array, "B *Q k"]  # the match is as far into its bar
 
 
+class Best(NamedTuple):
+    """The best lag of every k-th, from 0, after each token."""
+
+    lag: Int[Array, "B *Q k"]
+    packed: Int[Array, "B *Q k"]  # its scores
+    began: Int[Array, "B *Q k"]
+
+
+class Reading(NamedTuple):
+    """A memory that reads a token at a time: what it has read stays where it is, behind room for what will be."""
+
+    past: Past  # arrays [B, Q + M], Q of them room
+    packed: Int[Array, "B M"]  # of `_pack`
+    began: Int[Array, "B M"]  # of `Scores`
+    place: Place
+    tracks: Tracks
+    song: Int[Array, " B"]  # of the last token
+    room: Int[Array, ""]  # tokens that may still be read
+    n_read: Int[Array, " B"]
+    known: Int[Array, " B"]  # tokens that were remembered before
+    of_song: Int[Array, " B"]  # tokens of the last token's song, if it began since; else M or more
+
+
 def init_alignment(lanes: int, lags: int) -> AlignmentMemory:
     def zeros(dtype: type) -> Array:
         return jnp.zeros((lanes, lags), dtype)
@@ -102,89 +125,141 @@ def read_tokens(
         k: number of matches among the candidates; the best of every k-th lag, so that none displaces its neighbours.
         remembers: whether later tokens are compared with these.
     """
-    (lanes, queries), lags = tokens.shape, memory.past.bar.shape[1]
+    queries, lags = tokens.shape[1], memory.past.bar.shape[1]
     reads = song != NO_SONG
     songs = jnp.concatenate([memory.song[:, None], song], 1)
     begins = reads & (song != songs[:, :-1])
     place, of_tokens = places.follow(memory.place, tokens, begins, reads, vocabulary)
-    drums_before = (of_tokens.instrument == DRUMS).astype(jnp.int32)
-    tables = vocabulary.transposition
-    token_class = jnp.asarray(tables.token_class)[drums_before, tokens].astype(jnp.uint16)
-    token_pitch = jnp.asarray(tables.pitch)[drums_before, tokens].astype(jnp.int16)
-    remembered = token_class if remembers else jnp.full_like(token_class, EMPTY)
-    new = Past(remembered, token_pitch, bar, position, of_tokens.time, of_tokens.rank)
-    # Newest first, as in the memory: after t tokens the lags 1 to M begin at Q - t.
-    past = jax.tree.map(lambda new, old: jnp.concatenate([new[:, ::-1].astype(old.dtype), old], 1), new, memory.past)
+    new = _past_of(tokens, bar, position, of_tokens, vocabulary)
+    remembered = new if remembers else new._replace(token_class=jnp.full_like(new.token_class, EMPTY))
+    # Newest first, as in the memory: what was read before token t begins at Q - t.
+    past = jax.tree.map(
+        lambda new, old: jnp.concatenate([new[:, ::-1].astype(old.dtype), old], 1), remembered, memory.past
+    )
     index = jnp.arange(queries)
-    began = jax.lax.cummax(jnp.where(begins, index, -1), axis=1)
+    began_at = jax.lax.cummax(jnp.where(begins, index, -1), axis=1)
     # How many lags lead to the same song from each token; all, if it began before them.
-    within = jnp.where(began < 0, lags, index - began)
+    within = jnp.where(began_at < 0, lags, index - began_at)
 
-    def one_token(carry: tuple[Array, Array], xs: tuple[Array, ...]) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
-        """The tokens stay where they are, and the scores, which are those of lags, move along them."""
-        packed, agree_from = carry
+    def one_token(scores: tuple[Array, Array], xs: tuple[Array, ...]) -> tuple[tuple[Array, Array], Best]:
         *of_token, t = xs
-        token_class, pitch, bar, begins, reads, within = (x[:, None] for x in of_token)
-        old_class, followed, old_pitch = (
-            jax.lax.dynamic_slice_in_dim(x, queries - read, lags, 1)
-            for x, read in ((past.token_class, t), (past.token_class, t + 1), (past.pitch, t))
-        )
-        lag = jnp.arange(1, lags + 1)
-        old_class = jnp.where(lag <= within, old_class, EMPTY)
-        before = jnp.where(begins, PACKED_ZEROS, packed)
-        after = jnp.where(reads, _compare(before, old_class, old_pitch, token_class, pitch), packed)
-        agree_from = jnp.where(reads & (before < LASTING << SCORE_AT), bar, agree_from)
-        # Only what was not remembered has been followed by nothing.
-        best = _best_lags(after if remembers else jnp.where(followed != EMPTY, after, PACKED_ZEROS), k)
-        return (after, agree_from), (best, *(jnp.take_along_axis(x, best, 1) for x in (after, agree_from)))
+        return _compare(scores, past, queries - t, _OfToken(*of_token), k, remembers=remembers)
 
-    xs = *(x.T for x in (token_class, token_pitch, bar.astype(jnp.int16), begins, reads, within)), index
-    carry, of_best = jax.lax.scan(one_token, (_pack(memory.scores), memory.scores.began), xs)
-    scores = _unpack(*carry)
-    best, *packed_at_best = (jnp.moveaxis(x, 0, 1) for x in of_best)
-    at_best = _unpack(*packed_at_best)
-
-    def at(x: Array, read: Array) -> Integer[Array, "B Q k"]:
-        """What the best lags lead to from where so many tokens are read."""
-        return jnp.take_along_axis(x, (best + (queries - read)[:, None]).reshape(lanes, -1), 1).reshape(best.shape)
-
-    followed = at(past.token_class, index + 1), at(past.pitch, index + 1)
-    same_position = at(past.position, index) == position[..., None]
-    bar = bar[..., None].astype(jnp.int16)
-    bars, length = bar - at(past.bar, index), bar - at_best.began
-    candidates = _candidates(best, at_best, *followed, bars, length, same_position, vocabulary)
-    known = jnp.minimum(jnp.sum(memory.past.token_class != EMPTY, 1)[:, None] + index, lags - 1)
-    found = places.find(past, of_tokens, tokens, jnp.minimum(within, known), vocabulary)
-    tracks, after = places.compare(memory.tracks, found.token, tokens, token_pitch >= 0, begins, reads)
-    candidates = _with_places(candidates, found, after)
-
+    xs = *(x.T for x in (new.token_class, new.pitch, bar, begins, reads, within)), index
+    scores, best = jax.lax.scan(one_token, (_pack(memory.scores), memory.scores.began), xs)
+    best = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), best)
+    limit = jnp.minimum(within, jnp.minimum(_known(memory)[:, None] + index, lags - 1))
+    candidates, found = _look_up(past, queries - 1 - index, tokens, of_tokens, best, limit, vocabulary)
+    tracks, after = places.compare(memory.tracks, found.token, tokens, new.pitch >= 0, begins, reads)
     n_read = reads.sum(1)
-
-    def newest(x: Array) -> Array:
-        return jax.vmap(partial(jax.lax.dynamic_slice_in_dim, slice_size=lags))(x, queries - n_read)
-
-    last = jnp.maximum(n_read - 1, 0)[:, None]
-    of_song = jnp.where(n_read[:, None] > 0, jnp.take_along_axis(within, last, 1) + 1, lags)
-    past = jax.tree.map(newest, past)
-    past = past._replace(token_class=jnp.where(jnp.arange(lags) < of_song, past.token_class, EMPTY))
+    of_last = jnp.take_along_axis(within, jnp.maximum(n_read - 1, 0)[:, None], 1)[:, 0] + 1
     last_song = jnp.take_along_axis(songs, n_read[:, None], 1)[:, 0]
-    return AlignmentMemory(past, scores, place, tracks, last_song), candidates
+    memory = _memory(past, scores, place, tracks, last_song, n_read, jnp.where(n_read > 0, of_last, lags))
+    return memory, _with_places(candidates, found, after)
+
+
+def begin_reading(memory: AlignmentMemory, room: int) -> Reading:
+    """
+    Args:
+        room: how many tokens are read at most.
+    """
+    (lanes, lags), none = memory.past.bar.shape, jnp.zeros_like(memory.song)
+    past = jax.tree.map(lambda x: jnp.concatenate([jnp.zeros((lanes, room), x.dtype), x], 1), memory.past)
+    return Reading(
+        past,
+        _pack(memory.scores),
+        memory.scores.began,
+        memory.place,
+        memory.tracks,
+        memory.song,
+        room=jnp.asarray(room, jnp.int32),
+        n_read=none,
+        known=_known(memory),
+        of_song=none + lags,
+    )
 
 
 def read_token(
-    memory: AlignmentMemory,
+    reading: Reading,
     token: Int[Array, " B"],
     bar: Int[Array, " B"],
     position: Int[Array, " B"],
     song: Int[Array, " B"],
     vocabulary: Vocabulary,
     k: int,
-) -> tuple[AlignmentMemory, Candidates]:
-    """`read_tokens` for one token."""
-    memory, candidates = read_tokens(
-        memory, token[:, None], bar[:, None], position[:, None], song[:, None], vocabulary, k
+) -> tuple[Reading, Candidates]:
+    """`read_tokens` for one token; a lane that does not read it reads no more."""
+    reads, lags = song != NO_SONG, reading.packed.shape[1]
+    begins = reads & (song != reading.song)
+    tokens, bar, position = token[:, None], bar[:, None], position[:, None]
+    place, of_tokens = places.follow(reading.place, tokens, begins[:, None], reads[:, None], vocabulary)
+    new = _past_of(tokens, bar, position, of_tokens, vocabulary)
+    at = reading.room - 1
+    past = jax.tree.map(
+        lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new.astype(x.dtype), at, 1), reading.past, new
     )
-    return memory, jax.tree.map(lambda x: x[:, 0], candidates)
+    within = jnp.where(begins, 0, jnp.minimum(reading.of_song, lags))
+    of_token = new.token_class[:, 0], new.pitch[:, 0], bar[:, 0], begins, reads, within
+    scores, best = _compare((reading.packed, reading.began), past, reading.room, _OfToken(*of_token), k)
+    best = jax.tree.map(lambda x: x[:, None], best)
+    limit = jnp.minimum(within, jnp.minimum(reading.known + reading.n_read, lags - 1))[:, None]
+    candidates, found = _look_up(past, at[None], tokens, of_tokens, best, limit, vocabulary)
+    tracks, after = places.compare(reading.tracks, found.token, tokens, new.pitch >= 0, begins[:, None], reads[:, None])
+    of_song, song = jnp.where(reads, within + 1, reading.of_song), jnp.where(reads, song, reading.song)
+    n_read = reading.n_read + reads
+    reading = Reading(past, *scores, place, tracks, song, at, n_read, reading.known, of_song)
+    return reading, jax.tree.map(lambda x: x[:, 0], _with_places(candidates, found, after))
+
+
+def end_reading(reading: Reading) -> AlignmentMemory:
+    scores = reading.packed, reading.began
+    return _memory(reading.past, scores, reading.place, reading.tracks, reading.song, reading.n_read, reading.of_song)
+
+
+def _known(memory: AlignmentMemory) -> Int[Array, " B"]:
+    """How many tokens are remembered."""
+    return jnp.sum(memory.past.token_class != EMPTY, 1)
+
+
+def _past_of(
+    tokens: Int[Array, "B Q"],
+    bar: Int[Array, "B Q"],
+    position: Int[Array, "B Q"],
+    of_tokens: places.OfTokens,
+    vocabulary: Vocabulary,
+) -> Past:
+    """The tokens as they will be remembered, but oldest first."""
+    tables, drums_before = vocabulary.transposition, (of_tokens.instrument == DRUMS).astype(jnp.int32)
+    token_class = jnp.asarray(tables.token_class)[drums_before, tokens].astype(jnp.uint16)
+    pitch = jnp.asarray(tables.pitch)[drums_before, tokens].astype(jnp.int16)
+    return Past(token_class, pitch, bar, position, of_tokens.time, of_tokens.rank)
+
+
+def _memory(
+    past: Past,
+    scores: tuple[Array, Array],
+    place: Place,
+    tracks: Tracks,
+    song: Int[Array, " B"],
+    n_read: Int[Array, " B"],
+    of_song: Int[Array, " B"],
+) -> AlignmentMemory:
+    """The memory after tokens.
+
+    Args:
+        past: arrays [B, Q + M]; of the first Q the last `n_read` were read.
+        scores: packed, and `began`.
+        of_song: how many of the last tokens are of one song; those before them are forgotten.
+    """
+    lags = scores[0].shape[1]
+    room = past.bar.shape[1] - lags
+
+    def newest(x: Array) -> Array:
+        return jax.vmap(partial(jax.lax.dynamic_slice_in_dim, slice_size=lags))(x, room - n_read)
+
+    past = jax.tree.map(newest, past)
+    token_class = jnp.where(jnp.arange(lags) < of_song[:, None], past.token_class, EMPTY)
+    return AlignmentMemory(past._replace(token_class=token_class), _unpack(*scores), place, tracks, song)
 
 
 def _pack(scores: Scores) -> Int[Array, "B M"]:
@@ -203,17 +278,43 @@ def _fields(packed: Int[Array, "*B M"]) -> tuple[Array, Array, Array]:
     return packed >> SCORE_AT, packed >> PITCH_SCORE_AT & (1 << SCORE_BITS) - 1, packed & (1 << PITCH_SCORE_AT) - 1
 
 
+class _OfToken(NamedTuple):
+    token_class: Integer[Array, " B"]
+    pitch: Int[Array, " B"]
+    bar: Int[Array, " B"]
+    begins: Bool[Array, " B"]  # its song
+    reads: Bool[Array, " B"]
+    within: Int[Array, " B"]  # how many lags lead to tokens of the same song
+
+
 def _compare(
-    packed: Int[Array, "B M"],
-    old_class: Integer[Array, "B M"],
-    old_pitch: Int[Array, "B M"],
-    new_class: Integer[Array, "B 1"],
-    new_pitch: Int[Array, "B 1"],
-) -> Int[Array, "B M"]:
-    """The packed scores of all lags after a token; the old tokens are those before it, newest first."""
-    score, pitch_score, shift = _fields(packed)
-    same_class, pitched = old_class == new_class, new_pitch >= 0
-    new_shift = (new_pitch - old_pitch).astype(jnp.int32) + SHIFT_OF_0
+    scores: tuple[Int[Array, "B M"], Int[Array, "B M"]],
+    past: Past,
+    first: Int[Array, ""],
+    of_token: _OfToken,
+    k: int,
+    *,
+    remembers: bool = True,
+) -> tuple[tuple[Array, Array], Best]:
+    """The scores of all lags after a token, and the best.
+
+    The tokens stay where they are, and the scores, which are those of lags, move along them.
+
+    Args:
+        scores: packed, and `began`.
+        past: the token itself, where it is remembered, is before `first`, and those before it are from there on.
+    """
+    packed, began = scores
+    token_class, pitch, bar, begins, reads, within = (x[:, None] for x in of_token)
+    lags = packed.shape[1]
+    old_class, followed, old_pitch = (
+        jax.lax.dynamic_slice_in_dim(x, at, lags, 1)
+        for x, at in ((past.token_class, first), (past.token_class, first - 1), (past.pitch, first))
+    )
+    before = jnp.where(begins, PACKED_ZEROS, packed)
+    score, pitch_score, shift = _fields(before)
+    same_class = (old_class == token_class) & (jnp.arange(1, lags + 1) <= within)
+    pitched, new_shift = pitch >= 0, (pitch - old_pitch).astype(jnp.int32) + SHIFT_OF_0
     other_pitch = same_class & pitched & (new_shift != shift)
     agrees = same_class & ~other_pitch
 
@@ -223,7 +324,40 @@ def _compare(
     score, pitch_score = after(score, ONE), after(pitch_score, jnp.where(pitched, ONE, 0))
     # A lag whose pitches no longer agree tries another shift.
     shift = jnp.where(other_pitch & (pitch_score < ONE // 2), new_shift, shift)
-    return score << SCORE_AT | pitch_score << PITCH_SCORE_AT | shift
+    packed = jnp.where(reads, score << SCORE_AT | pitch_score << PITCH_SCORE_AT | shift, packed)
+    began = jnp.where(reads & (before < LASTING << SCORE_AT), bar.astype(began.dtype), began)
+    # Only what was not remembered has been followed by nothing.
+    best = _best_lags(packed if remembers else jnp.where(followed != EMPTY, packed, PACKED_ZEROS), k)
+    return (packed, began), Best(best, *(jnp.take_along_axis(x, best, 1) for x in (packed, began)))
+
+
+def _look_up(
+    past: Past,
+    at: Int[Array, " Q"],
+    tokens: Int[Array, "B Q"],
+    of_tokens: places.OfTokens,
+    best: Best,
+    limit: Int[Array, "B Q"],
+    vocabulary: Vocabulary,
+) -> tuple[Candidates, places.Found]:
+    """What followed the best lags, and what is found at the same place some bars before.
+
+    Args:
+        at: where in `past` the tokens are.
+        limit: how many lags lead to tokens that are of the same song and still known.
+    """
+    lanes, queries = tokens.shape
+
+    def read(x: Array, lag: Int[Array, "B Q n"]) -> Integer[Array, "B Q n"]:
+        return jnp.take_along_axis(x, (lag + at[:, None]).reshape(lanes, -1), 1).reshape(lag.shape)
+
+    lag, here = best.lag, jnp.zeros((lanes, queries, 1), jnp.int32)
+    bar = read(past.bar, here).astype(jnp.int16)
+    same_position = read(past.position, lag + 1) == read(past.position, here)
+    bars, length = bar - read(past.bar, lag + 1), bar - best.began
+    followed, scores = (read(past.token_class, lag), read(past.pitch, lag)), _unpack(best.packed, best.began)
+    candidates = _candidates(lag, scores, *followed, bars, length, same_position, vocabulary)
+    return candidates, places.find(past, at, of_tokens, tokens, limit, vocabulary)
 
 
 def _candidates(

@@ -6,7 +6,7 @@ which it followed. Which slots are a row's current segment, XL memory and kNN me
 has read in and before the current segment, so the end of a segment costs nothing and every row has its own. Letters of
 shapes are those of `shapes`; here B are rows, W = XL + T, and BH the heads of all rows in one dimension: XLA on the CPU
 copies a buffer whole if it is written in one shape and read in another. A memory by alignment is the same as in
-training.
+training between two chunks of tokens, and within one has room for them.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from .. import config as cfg
 from ..shapes import Array, Bool, Float, Int
 from . import context_keys
 from . import memory as mem
-from .alignment import AlignmentMemory
+from .alignment import AlignmentMemory, Reading, begin_reading, end_reading
 
 PIECES = 4  # of a ring's keys
 
@@ -44,7 +44,7 @@ class Cache(NamedTuple):
     keys: tuple[Float[Array, "BH W Dh"], ...]  # one array per layer, as are the values
     values: tuple[Float[Array, "BH W Dh"], ...]
     ring: Ring | None
-    alignment: AlignmentMemory | None
+    alignment: AlignmentMemory | Reading | None
     previous: Int[Array, "B n"]  # the tokens before the next one, newest first
     cache_index: CacheIndex
 
@@ -118,6 +118,22 @@ def advance(cache: Cache, token: Int[Array, " B"], active: Bool[Array, " B"], co
             index.lag + ~active,
         ),
     )
+
+
+def begin_tokens(cache: Cache, most: int) -> Cache:
+    """Makes room for so many tokens."""
+    if cache.alignment is None:
+        return cache
+    assert isinstance(cache.alignment, AlignmentMemory)
+    return cache._replace(alignment=begin_reading(cache.alignment, most))
+
+
+def end_tokens(cache: Cache) -> Cache:
+    """The same cache without the room that is left."""
+    if cache.alignment is None:
+        return cache
+    assert isinstance(cache.alignment, Reading)
+    return cache._replace(alignment=end_reading(cache.alignment))
 
 
 def align(cache: Cache) -> Cache:

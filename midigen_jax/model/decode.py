@@ -68,6 +68,7 @@ def decode_token(
     Nothing is written in rows that are not active; before they are active again they need `cache.align`.
 
     Args:
+        cache: between `cache.begin_tokens` and `cache.end_tokens`.
         weights: of `attention_weights`.
         copy: added to the log-odds with which the kNN memory is used; at `pointer.NONE` it is not.
     """
@@ -90,6 +91,7 @@ def decode_token(
     if cache.alignment is not None:
         song = jnp.where(active, SONG, mem.NO_SONG)
         arguments = token, bar, position, song, decoder.vocabulary, decoder.config.memory.top_k
+        assert isinstance(cache.alignment, alignment.Reading)
         after, candidates = alignment.read_token(cache.alignment, *arguments)
         cache = cache._replace(alignment=after)
     for block, block_weights in zip(decoder.blocks, weights, strict=True):

@@ -173,19 +173,25 @@ def _furthest(holds: Callable[[Array], Array], limit: Int[Array, "B Q d"], most:
 
 
 def find(
-    past: Past, of_tokens: OfTokens, tokens: Int[Array, "B Q"], within: Int[Array, "B Q"], vocabulary: Vocabulary
+    past: Past,
+    at_token: Int[Array, " Q"],
+    of_tokens: OfTokens,
+    tokens: Int[Array, "B Q"],
+    within: Int[Array, "B Q"],
+    vocabulary: Vocabulary,
 ) -> Found:
     """What came next at the same place DISTANCES bars before.
 
     Args:
-        past: up to the last of the tokens.
+        past: up to the last of the tokens, and perhaps room before it.
+        at_token: where in it the tokens are.
         within: how many lags lead to tokens that are of the same song and still known.
     """
     lanes, queries = tokens.shape
     distances = jnp.asarray(DISTANCES)
 
     def at(x: Integer[Array, "B M"], lag: Int[Array, "B Q d"]) -> Int[Array, "B Q d"]:
-        index = lag + jnp.arange(queries - 1, -1, -1)[:, None]
+        index = lag + at_token[:, None]
         return jnp.take_along_axis(x, index.reshape(lanes, -1), 1).reshape(index.shape).astype(jnp.int32)
 
     here, after = jnp.zeros((lanes, queries, 1), jnp.int32), of_tokens.after

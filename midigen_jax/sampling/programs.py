@@ -101,7 +101,9 @@ class Programs:
             return SamplerState(cache, decode), tokens.at[i].set(jnp.where(here, token, vocab.PAD)), i + 1
 
         tokens = jnp.full((CHUNK, len(keys)), vocab.PAD, jnp.int32)
+        state = state._replace(cache=caches.begin_tokens(state.cache, CHUNK))
         state, tokens, _ = jax.lax.while_loop(any_left, one_token, (state, tokens, jnp.zeros((), jnp.int32)))
+        state = state._replace(cache=caches.end_tokens(state.cache))
         return state, (tokens, state.decode.next_time, active(state.decode))
 
 
