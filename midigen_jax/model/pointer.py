@@ -110,17 +110,24 @@ class Pointer(nnx.Module):
         gate, place_gate = (hidden.astype(jnp.float32) @ x[...] for x in (self.gate, self.place_gate))
         distance = jnp.clip(candidates.bars, 0, N_DISTANCES - 1)
         distance = jnp.where(of_place < 0, distance, N_DISTANCES + of_place)
-        log_odds = self.bias[...][distance] + self.slope[...][distance] * features[..., 0]
-        log_odds += self.output(jax.nn.relu(self.input(features)))[..., 0]
+        log_odds = self.bias[...][distance] + self.slope[...][distance] * features[0]
+        log_odds += self._network(features)
         log_odds = log_odds.at[..., -N_PLACES:].add(place_gate)
-        log_odds += gate[..., :1] + jnp.einsum("...f,...kf->...k", gate[..., 1:], features)
+        log_odds += gate[..., :1] + jnp.einsum("...f,f...k->...k", gate[..., 1:], features)
         log_odds += self.agreement[...] * own - self.fatigue[...] * jnp.square(_repetitions(candidates, same))
         return Copies(token, jnp.where(token >= 0, log_odds, NONE), candidates.bars)
+
+    def _network(self, features: Float[Array, "features *B k"]) -> Float[Array, "*B k"]:
+        bias = self.input.bias
+        assert bias is not None
+        # As products of two matrices: of more axes, XLA's gradient takes twice as long on a CPU.
+        inner = jax.nn.relu(self.input.kernel[...].T @ features.reshape(FEATURES, -1) + bias[...][:, None])
+        return (self.output.kernel[...][:, 0] @ inner).reshape(features.shape[1:])
 
 
 def _features(
     candidates: Candidates, same: Bool[Array, "*B k k"], is_place: Bool[Array, " k"]
-) -> Float[Array, "*B k features"]:
+) -> Float[Array, "features *B k"]:
     """What is known of a candidate, in numbers of about one size.
 
     Args:
@@ -141,8 +148,7 @@ def _features(
             jnp.log2(1 + length),
             *((length % period == 0).astype(jnp.float32) for period in (4, 8)),  # ... and end after so many bars
             jnp.broadcast_to(is_place, length.shape).astype(jnp.float32),
-        ],
-        -1,
+        ]
     )
 
 
