@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from _ours import Ours, batch_tokens, batches_of, circumstances
 from flax import nnx
+from memories import MEMORIES
 from tqdm import tqdm
 
 from midigen_jax import config as cfg
@@ -143,7 +144,7 @@ def main() -> None:
     args = parser.parse_args()
     runtime.retain_freed_memory()
     corpus = open_or_encode(args.data, args.workdir)
-    config = cfg.override(cfg.load(args.config), ["memory.retrieval=attention", "data.modulate=0", *args.set])
+    config = cfg.override(cfg.load(args.config), [*MEMORIES["attention"], *args.set])
     side, moments = Ours(config, corpus.vocabulary), []
     staleness = Staleness(side)
     every = max(config.train.steps // MOMENTS, 1)

@@ -39,7 +39,6 @@ from midigen_jax.music.song import TokenSequence, tokens_of
 from midigen_jax.run import runtime, trained
 from midigen_jax.run.trained import TrainedModel
 
-IN_ONE_KEY = "data.modulate=0"
 MEMORIES: dict[str, list[str]] = {
     "context+alignment": ["memory.retrieval=context+alignment"],
     "context": ["memory.retrieval=context"],
@@ -59,7 +58,7 @@ MEMORIES |= {
     for name in ("context+alignment", "context", "attention", "XL")
 }
 # Songs that change key teach what finds transposed passages to trust them; what they do for others is a row of its own.
-MEMORIES = {name: [*settings, IN_ONE_KEY] for name, settings in MEMORIES.items()}
+MEMORIES = {name: [*settings, "data.modulate=0"] for name, settings in MEMORIES.items()}
 BEST = "context+alignment, songs that change key"  # which the others are compared with
 MEMORIES = {BEST: ["memory.retrieval=context+alignment"], "XL, songs that change key": ["memory.knn=0"], **MEMORIES}
 WINDOW = 4096

@@ -29,7 +29,7 @@ LASTING = 8 * ONE  # the least score of a passage that lasts: that of chance mat
 SCORE_BITS, PITCH_SCORE_AT, SCORE_AT = 11, 8, 19
 SHIFT_OF_0 = 1 << PITCH_SCORE_AT - 1
 PACKED_ZEROS = SHIFT_OF_0
-COLUMNS = 8
+COLUMNS = 8  # times k, over which the best lags are sought first
 assert HIGHEST < 1 << SCORE_BITS
 
 
@@ -159,7 +159,8 @@ def read_tokens(
 
 
 def begin_reading(memory: AlignmentMemory, room: int) -> Reading:
-    """
+    """The memory with room for tokens; `end_reading` gives it back.
+
     Args:
         room: how many tokens are read at most.
     """
@@ -212,6 +213,7 @@ def read_token(
 
 
 def end_reading(reading: Reading) -> AlignmentMemory:
+    """The memory after what was read."""
     scores = reading.packed, reading.began
     return _memory(reading.past, scores, reading.place, reading.tracks, reading.song, reading.n_read, reading.of_song)
 
@@ -307,10 +309,7 @@ def _compare(
     packed, began = scores
     token_class, pitch, bar, begins, reads, within = (x[:, None] for x in of_token)
     lags = packed.shape[1]
-    old_class, followed, old_pitch = (
-        jax.lax.dynamic_slice_in_dim(x, at, lags, 1)
-        for x, at in ((past.token_class, first), (past.token_class, first - 1), (past.pitch, first))
-    )
+    old_class, old_pitch = (jax.lax.dynamic_slice_in_dim(x, first, lags, 1) for x in (past.token_class, past.pitch))
     before = jnp.where(begins, PACKED_ZEROS, packed)
     score, pitch_score, shift = _fields(before)
     same_class = (old_class == token_class) & (jnp.arange(1, lags + 1) <= within)
@@ -326,8 +325,11 @@ def _compare(
     shift = jnp.where(other_pitch & (pitch_score < ONE // 2), new_shift, shift)
     packed = jnp.where(reads, score << SCORE_AT | pitch_score << PITCH_SCORE_AT | shift, packed)
     began = jnp.where(reads & (before < LASTING << SCORE_AT), bar.astype(began.dtype), began)
-    # Only what was not remembered has been followed by nothing.
-    best = _best_lags(packed if remembers else jnp.where(followed != EMPTY, packed, PACKED_ZEROS), k)
+    usable = packed
+    if not remembers:  # the last token that was remembered has been followed by none
+        followed = jax.lax.dynamic_slice_in_dim(past.token_class, first - 1, lags, 1)
+        usable = jnp.where(followed != EMPTY, packed, PACKED_ZEROS)
+    best = _best_lags(usable, k)
     return (packed, began), Best(best, *(jnp.take_along_axis(x, best, 1) for x in (packed, began)))
 
 
@@ -394,10 +396,10 @@ def _with_places(candidates: Candidates, found: places.Found, tracks: Tracks) ->
 
 def _best_lags(packed: Int[Array, "B M"], k: int) -> Int[Array, "B k"]:
     """The index of the highest score of every k-th lag, the shortest of equals."""
-    lags, low = packed.shape[1], MAX_LAGS - 1
+    lags = packed.shape[1]
     assert lags <= MAX_LAGS <= 1 << 31 - SCORE_BITS
     newer = jnp.arange(lags - 1, -1, -1, dtype=jnp.int32)
     key = jnp.pad((packed >> SCORE_AT) * MAX_LAGS | newer, ((0, 0), (0, -lags % (COLUMNS * k))), constant_values=-1)
     # In two steps: over few columns alone, XLA's maximum on a CPU is slow.
     highest = key.reshape(len(key), -1, COLUMNS * k).max(1).reshape(len(key), COLUMNS, k).max(1)
-    return lags - 1 - (highest & low)
+    return lags - 1 - highest % MAX_LAGS
