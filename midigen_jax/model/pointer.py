@@ -92,7 +92,8 @@ class Pointer(nnx.Module):
         self.slope = nnx.Param(jnp.full(N_DISTANCES + N_PLACES, PRIOR_SLOPE))
         self.gate = nnx.Param(jnp.zeros((config.model.width, 1 + FEATURES)))
         self.place_gate = nnx.Param(jnp.zeros((config.model.width, N_PLACES)))  # as where a phrase begins
-        self.agreement = nnx.Param(jnp.zeros(()))
+        # How much it counts how likely the decoder holds a candidate: of a match in another key it knows less.
+        self.agreement = nnx.Param(jnp.zeros(1 + FEATURES))
         self.fatigue = nnx.Param(jnp.asarray(FATIGUE))
 
     def __call__(self, candidates: Candidates, hidden: Float[Array, "*B D"], logits: Float[Array, "*B V"]) -> Copies:
@@ -114,7 +115,8 @@ class Pointer(nnx.Module):
         log_odds += self._network(features)
         log_odds = log_odds.at[..., -N_PLACES:].add(place_gate)
         log_odds += gate[..., :1] + jnp.einsum("...f,f...k->...k", gate[..., 1:], features)
-        log_odds += self.agreement[...] * own - self.fatigue[...] * jnp.square(_repetitions(candidates, same))
+        agreement = self.agreement[0] + jnp.tensordot(self.agreement[1:], features, 1)
+        log_odds += agreement * own - self.fatigue[...] * jnp.square(_repetitions(candidates, same))
         return Copies(token, jnp.where(token >= 0, log_odds, NONE), candidates.bars)
 
     def _network(self, features: Float[Array, "features *B k"]) -> Float[Array, "*B k"]:
