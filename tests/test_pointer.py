@@ -9,6 +9,7 @@ from midigen_jax.model import pointer
 from midigen_jax.model.pointer import NONE, Copies
 from midigen_jax.sampling.logits_processors import (
     BETWEEN_PHRASES,
+    LEAST_FACTOR,
     MOST_LOG_ODDS,
     PHRASE_BARS,
     make_setting_arrays,
@@ -69,19 +70,23 @@ def test_copy_is_monotone():
 
 
 def test_what_was_played_between_phrases_is_copied_less_readily():
+    """Still less at a low temperature, which otherwise leaves the candidates' probabilities as they are."""
     logits, copies = (jax.tree.map(lambda x: x[0], x) for x in mixture())
-    bars = jnp.broadcast_to(jnp.array([0, 3, PHRASE_BARS, 2 * PHRASE_BARS]), copies.token.shape)
-    less = copies._replace(log_odds=copies.log_odds.at[:, :2].add(BETWEEN_PHRASES))
-    expected = pointer.probabilities(logits, less)
-    np.testing.assert_allclose(drawn_from(logits, copies._replace(bars=bars)), expected, atol=1e-6)
+    copies = copies._replace(bars=jnp.broadcast_to(jnp.array([0, 3, PHRASE_BARS, 2 * PHRASE_BARS]), copies.token.shape))
+    named = (np.asarray(copies.token)[..., None] == np.arange(12)).any(-2)
+    for temperature, factor in ((1.5, 1), (1.0, 1), (0.8, 0.8), (LEAST_FACTOR / 2, LEAST_FACTOR)):
+        log_odds = copies.log_odds.at[:, :2].add(BETWEEN_PHRASES + np.log(factor))
+        expected = pointer.probabilities(logits, copies._replace(log_odds=log_odds))
+        drawn = drawn_from(logits, copies, temperature=temperature)
+        np.testing.assert_allclose(drawn[named], expected[named], atol=1e-6)
+        assert temperature != 1 or np.allclose(drawn, expected, atol=1e-6)
 
 
 def test_temperature_shapes_what_no_candidate_names():
-    """All of that together stays as likely as with candidates whose odds are multiplied by a temperature below 1."""
+    """All of that together stays as likely as it was."""
     logits, copies = (jax.tree.map(lambda x: x[0], x) for x in mixture())
     for temperature in (0.5, 2.0):
-        fewer = copies._replace(log_odds=copies.log_odds + np.log(min(temperature, 1)))
-        as_learned = np.asarray(pointer.probabilities(logits, fewer))
+        as_learned = np.asarray(pointer.probabilities(logits, copies))
         drawn = np.asarray(drawn_from(logits, copies, temperature=temperature))
         for row, tokens in enumerate(np.asarray(copies.token)):
             named = np.isin(np.arange(12), tokens)
@@ -95,8 +100,7 @@ def test_temperature_shapes_what_no_candidate_names():
 def test_top_p_cuts_the_unlikely_of_what_no_candidate_names(temperature):
     """All of these together stay as likely as they were: a copy ends as often as was learned."""
     logits, copies = (jax.tree.map(lambda x: x[0], x) for x in mixture())
-    fewer = copies._replace(log_odds=copies.log_odds + np.log(min(temperature, 1)))
-    as_learned = np.asarray(pointer.probabilities(logits, fewer))
+    as_learned = np.asarray(pointer.probabilities(logits, copies))
     drawn = np.asarray(drawn_from(logits, copies, top_p=0.5, temperature=temperature))
     own = np.asarray(jax.nn.softmax(logits / temperature))
     for row, tokens in enumerate(np.asarray(copies.token)):
