@@ -35,6 +35,7 @@ from midigen_jax.evaluation import ablations, copying, repeats
 from midigen_jax.evaluation.ablations import SongReader
 from midigen_jax.evaluation.bootstrap import Interval, ratio
 from midigen_jax.evaluation.evaluate import Songs, read_songs
+from midigen_jax.music.pitches import fitting_shift
 from midigen_jax.music.song import TokenSequence, tokens_of
 from midigen_jax.run import runtime, trained
 from midigen_jax.run.trained import TrainedModel
@@ -85,7 +86,8 @@ def shifted_songs(songs: Songs, reach: int) -> Shifted:
         middle = song.bar_start(song.bar_of(song.end) // 2)
         notes = song.notes.copy()
         moved = (notes[:, 0] >= middle) & ((notes[:, 3] != vocab.DRUMS) | (not song.scheme.multi))
-        notes[moved, 2] += shift if notes[moved, 2].max(initial=0) + shift <= 127 else -shift
+        pitches = notes[moved, 2]
+        notes[moved, 2] += fitting_shift(pitches.min(initial=127), pitches.max(initial=0), shift)
         song = song._replace(notes=notes)
         sequences.append(tokens_of(song, corpus.vocabulary))
         counted.append(repeats.kinds_of_tokens(song, sequences[-1].bar, reach) == repeats.TRANSPOSED)
@@ -144,7 +146,7 @@ def read_ours(model: TrainedModel, songs: Songs, shifted: Shifted) -> dict[str, 
     """The same, and with parts of the memory hidden."""
     reader = SongReader(model)
     sums = read(lambda sequences: reader.nats(sequences, reader.complete), songs, shifted)
-    for ablation in set(reader.ablations) - {reader.complete}:
+    for ablation in [x for x in reader.ablations if x != reader.complete]:
         if ablation != ablations.OTHER_KNN or len(songs.sequences) > 1:
             sums[ablation] = sums_of(reader.nats(songs.sequences, ablation))
     return sums

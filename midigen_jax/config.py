@@ -158,6 +158,8 @@ class Config:
         self._need(multiple, "memory.knn", f"must be a multiple of data.segment={self.data.segment}, or 0")
         few = self.memory.knn <= MAX_LAGS or not self.memory.aligns
         self._need(few, "memory.knn", f"must be at most {MAX_LAGS:,} for a memory by alignment")
+        few = self.memory.top_k <= self.memory.knn or not self.memory.aligns
+        self._need(few, "memory.top_k", f"must be at most memory.knn={self.memory.knn} for a memory by alignment")
         has_context_keys = self.memory.has_context_keys
         follows = self.memory.xl > 0 or not has_context_keys
         self._need(follows, "memory.xl", "must be at least 1, since the kNN memory stores the token that followed")

@@ -110,6 +110,7 @@ GATE = ATTENTION | {"memory__mixing": "gate"}
 MEMORIES = BACKENDS | {
     "alignment": {"memory__retrieval": "alignment"},
     "context+alignment": BOTH,
+    "attention+alignment": {"memory__retrieval": "attention+alignment"},
     "attention, faiss": ATTENTION | BACKENDS["faiss"],
     "attention, xla, gate": GATE | BACKENDS["xla"],
     "attention, dense": ATTENTION | BACKENDS["dense"],

@@ -35,6 +35,7 @@ def test_overrides_take_the_type_of_their_key():
         ("memory.knn=1000", r"memory\.knn=1000: must be a multiple of data\.segment=256"),
         ("model.heads=64", "a width of at least 8 for model.positions=musical"),
         ("memory.knn=2097152", "must be at most 1,048,576 for a memory by alignment"),
+        ("memory.top_k=100000", r"must be at most memory\.knn=\d+ for a memory by alignment"),
         ("memory.retrieval=all", "give one of context, attention, alignment, context.alignment, attention.alignment"),
         ("memory.mixing=sum", "give one of softmax, gate"),
         ("data.lanes=0", "must be at least 1"),

@@ -6,47 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_songs import BAR, RICH, in_order, random_notes, song_of
 
 from midigen_jax import vocab
 from midigen_jax.model.alignment import init_alignment, read_tokens
 from midigen_jax.model.places import DISTANCES, NO_TOKEN
-from midigen_jax.music.song import make_song, tokens_of
-from midigen_jax.vocab import Scheme, Vocabulary
+from midigen_jax.vocab import NO_SONG, Scheme, Vocabulary
 
 LAGS, K = 2048, 16
-RICH = Scheme(multi=True, velocities=True)
 NOTHING = -1, -1  # sorts before every rank
-BAR = 32  # grid steps of 4/4
 LATER = np.array([8 * BAR, 0, 0, 0, 0])  # by 8 bars
 
 
-def random_notes(bars, scheme, seed=0):
-    """Chords on a coarse grid, of few pitches, so that many places and notes come again; some beats are left out."""
-    rng = np.random.default_rng(seed)
-    time = np.repeat(np.arange(0, bars * BAR, 4), 3)
-    keep = (rng.random(len(time)) < 0.5) & np.repeat(rng.random(len(time) // 3) < 0.7, 3)
-    time = time[keep]
-    pitch = 60 + rng.choice([0, 2, 4, 7], len(time))
-    instrument = rng.choice([0, 33, vocab.DRUMS], len(time)) if scheme.multi else np.zeros(len(time), int)
-    velocity = rng.choice([40, 80], len(time))
-    notes = np.stack([time, rng.choice([2, 4], len(time)), pitch, instrument, velocity], 1)
-    return in_order(notes)
-
-
-def in_order(notes):
-    """As songs are encoded, each note once: by time and instrument, and the highest first."""
-    order = notes[:, [0, 3, 2]] * [1, 1, -1]
-    return notes[np.unique(order, axis=0, return_index=True)[1]].astype(np.int32)
-
-
-def song_of(notes, vocabulary, meters=((0, 4, 4),)):
-    song = make_song(notes, np.array(meters, np.int32), np.array([[0, 500_000]], np.int32), vocabulary.scheme)
-    sequence = tokens_of(song, vocabulary)
-    return [np.asarray(x).astype(int) for x in sequence]
-
-
-def candidates_of(tokens, bar, position, vocabulary, lags=LAGS):
-    arrays = [jnp.asarray(x, jnp.int32)[None] for x in (tokens, bar, position, np.zeros_like(tokens))]
+def candidates_of(tokens, bar, position, vocabulary, lags=LAGS, song=None):
+    song = np.zeros_like(tokens) if song is None else song
+    arrays = [jnp.asarray(x, jnp.int32)[None] for x in (tokens, bar, position, song)]
     read = jax.jit(partial(read_tokens, vocabulary=vocabulary, k=K))
     _, candidates = read(init_alignment(1, lags), *arrays)
     return jax.tree.map(lambda x: np.asarray(x)[0, :, K:], candidates)
@@ -91,6 +65,11 @@ def by_definition(tokens, bar, position, scheme, t, distance):
     same_time = places[j][0] == time
     if rests:
         return vocab.DURATION_0 + min(places[j][0] - time, vocab.MAX_DURATION)
+    is_note = vocab.NOTE_0 <= tokens[j] < vocab.DURATION_0
+    named = [x - vocab.INSTRUMENT_0 for x in tokens[: t + 1] if vocab.INSTRUMENT_0 <= x < vocab.velocity_0(scheme)]
+    drums = vocab.DRUMS in named[-1:]
+    if same_time and is_note and drums != (places[j][1][0] == vocab.DRUMS):
+        return NO_TOKEN  # the same token, but not the same note
     if vocab.INSTRUMENT_0 <= tokens[t] < vocab.velocity_0(scheme):
         return tokens[j] if same_time and places[j][1][0] == rank[0] else NO_TOKEN
     if vocab.NOTE_0 <= tokens[t] < vocab.DURATION_0 or vocab.velocity_0(scheme) <= tokens[t] < scheme.size:
@@ -150,6 +129,31 @@ def test_nothing_is_offered_from_before_the_memory():
     assert (found.lag[found.token >= 0] <= 128).all()
     assert (found.token[:, DISTANCES.index(8)] == NO_TOKEN).all()
     assert (found.token[:, 0] >= 0).any()
+
+
+def test_songs_are_kept_apart_and_no_candidate_depends_on_what_comes_later():
+    """Two songs in a lane, the first with padding behind it, as when each is read alone up to any of its tokens."""
+    vocabulary, padding = Vocabulary(RICH), 20
+    first, second = (song_of(random_notes(6, RICH, seed), vocabulary) for seed in (0, 1))
+    lengths = len(first[0]), padding, len(second[0])
+    lane = [np.concatenate([x, np.zeros(padding, int), y]) for x, y in zip(first, second, strict=True)]
+    together = candidates_of(*lane, vocabulary, song=np.repeat([0, NO_SONG, 1], lengths))
+    for one, begin, end in ((first, 0, lengths[0]), (second, lengths[0] + padding, len(lane[0]))):
+        for read in (end - begin, (end - begin) // 2):
+            alone = candidates_of(*(np.pad(x[:read], (0, len(lane[0]) - read)) for x in one), vocabulary)
+            found, expected = (
+                [np.where(x.token[at] >= 0, y[at], NO_TOKEN) for y in x]
+                for x, at in ((together, slice(begin, begin + read)), (alone, slice(read)))
+            )
+            np.testing.assert_array_equal(found, expected)
+            assert (found[0] >= 0).any(-1).mean() > 0.3
+
+
+def test_bars_of_a_song_that_never_ends():
+    """Those beyond 16 bits are as far from each other as the first."""
+    tokens, bar, position = song_of(random_notes(10, Scheme()))
+    first, later = (candidates_of(tokens, bar + before, position, Vocabulary()) for before in (0, (1 << 15) - 5))
+    jax.tree.map(np.testing.assert_array_equal, later, first)
 
 
 def test_merged_tokens_have_places_too():

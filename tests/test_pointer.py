@@ -134,9 +134,10 @@ def test_greedy_is_the_likeliest_as_learned(temperature):
     """The candidate, though it was not played some phrases before, by which it would lose against the decoder's 0."""
     logits, copies = jnp.array([[5.0, 0.0, 0.0]]), Copies(jnp.array([[1]]), jnp.array([[0.2]]), jnp.array([[3]]))
     assert drawn_from(logits, copies).argmax() == 0
-    arrays = make_setting_arrays(GenerationSettings(top_k=1, temperature=temperature), Vocabulary())
-    drawn = process_logits(logits, copies, jnp.ones(logits.shape, bool), arrays)
-    np.testing.assert_array_equal(np.isfinite(drawn), [[False, True, False]])
+    for top_p in (0.3, 0.97):
+        arrays = make_setting_arrays(GenerationSettings(top_k=1, top_p=top_p, temperature=temperature), Vocabulary())
+        drawn = process_logits(logits, copies, jnp.ones(logits.shape, bool), arrays)
+        np.testing.assert_array_equal(np.isfinite(drawn), [[False, True, False]])
 
 
 def test_where_only_candidates_are_legal_they_alone_are_drawn():

@@ -5,7 +5,7 @@ import pytest
 import stages
 from conftest import random_notes, slow, write_midi
 from flax import nnx
-from small_models import KINDS, MEMORIES, OPTIONS, SOME_MEMORIES, build, changed, logits_in_segments, some
+from small_models import BOTH, KINDS, MEMORIES, OPTIONS, SOME_MEMORIES, build, changed, logits_in_segments, some
 
 from midigen_jax import vocab
 from midigen_jax.errors import InputError
@@ -243,8 +243,9 @@ def drawn(sampler, prompt, n_rows, n_tokens, settings=CHANGEABLE):
 
 def test_a_random_model_writes_only_what_the_grammar_allows(small, rich, tmp_path):
     """Whatever is sampled decodes, no token is lost, time is what the grammar says, and the file holds the notes."""
-    _, params = init_params(small, rich, seed=0)
-    sampler = Sampler(TrainedModel(small, params, rich))
+    config = changed(small, **BOTH)
+    _, params = init_params(config, rich, seed=0)
+    sampler = Sampler(TrainedModel(config, params, rich))
     rows, now = drawn(sampler, Prompt(new_song(rich.scheme), 20), 40, 8 * CHUNK)
     (next_state, steps), parts = rich.grammar, set()
     for row, end in zip(rows.astype(np.uint16), now, strict=True):

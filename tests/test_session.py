@@ -1,6 +1,7 @@
 """States that are kept, forked and exported."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import random_notes, write_midi
-from small_models import build, changed
+from small_models import BOTH, build, changed
 
 from midigen_jax.cli import command, sample
 from midigen_jax.errors import InputError
@@ -32,7 +33,8 @@ from midigen_jax.vocab import Scheme, Vocabulary
 @pytest.fixture(scope="module")
 def sampler(small):
     """A random model, whose ring wraps around within a few bars."""
-    return Sampler(TrainedModel(small, build(small)[1], Vocabulary()))
+    config = changed(small, **BOTH)
+    return Sampler(TrainedModel(config, build(config)[1], Vocabulary()))
 
 
 @pytest.fixture(scope="module")
@@ -200,20 +202,20 @@ def test_states_of_a_bfloat16_model(small, file, tmp_path, retrieval):
     assert tokens(sampler.continue_(loaded, bars=4)) == tokens(sampler.continue_(take, bars=4))
 
 
-def test_an_exported_model_is_one_file_that_samples_the_same(small, sampler, file, tmp_path):
-    model = TrainedModel(small, sampler.model.params, Vocabulary(), step=7, corpus="abc")
+def test_an_exported_model_is_one_file_that_samples_the_same(sampler, file, tmp_path):
+    model = dataclasses.replace(sampler.model, step=7, corpus="abc")
     trained.export(tmp_path / "model.safetensors", model)
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
     exported = Sampler.load(tmp_path / "model.safetensors")
-    assert (exported.config, exported.vocabulary) == (small, Vocabulary())
+    assert (exported.config, exported.vocabulary) == (sampler.config, Vocabulary())
     assert (exported.model.step, exported.model.corpus) == (7, "abc")
     assert exported.model.fingerprint == sampler.model.fingerprint
     assert tokens(exported.continue_(file, bars=2)) == tokens(sampler.continue_(file, bars=2))
 
 
-def test_a_damaged_export_is_refused(small, sampler, tmp_path):
+def test_a_damaged_export_is_refused(sampler, tmp_path):
     path = tmp_path / "model"
-    wider = changed(small, model__ff_width=128)
+    wider = changed(sampler.config, model__ff_width=128)
     trained.export(path, TrainedModel(wider, sampler.model.params, Vocabulary()))
     with pytest.raises(InputError, match="damaged model file; export it again"):
         Sampler.load(path)

@@ -224,7 +224,7 @@ def test_lengths_that_are_no_numbers_are_refused(settings):
         Length.__post_init__(SimpleNamespace(**dataclasses.asdict(Length()) | settings))
 
 
-@pytest.mark.parametrize("settings", [{"temperature": "hot"}, {"top_k": None}, {"top_p": "0.9"}])
+@pytest.mark.parametrize("settings", [{"temperature": "hot"}, {"top_k": None}, {"top_p": "0.9"}, {"copy": "0.5"}])
 def test_settings_that_are_no_numbers_are_refused(settings):
     with pytest.raises(InputError, match="give a number"):
         GenerationSettings.__post_init__(SimpleNamespace(**dataclasses.asdict(GenerationSettings()) | settings))

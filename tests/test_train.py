@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import write_midi
-from small_models import changed
+from small_models import BOTH, changed
 
 from midigen_jax import config as cfg
 from midigen_jax.data import encode, loader
@@ -164,10 +164,11 @@ def test_instruments_velocities_and_merges_train_and_validate(small, midi_folder
     shutil.copytree(band_folder, folder / "band")
     scheme, fractions = Scheme(12, multi=True, velocities=True), (0.7, 0.2, 0.1)
     encode_folder(folder, tmp_path / "corpus", scheme=scheme, vocabulary=600, transpose=1, fractions=fractions)
-    assert loop.train(changed(small, train__steps=6), tmp_path / "corpus", tmp_path / "run") == 0
+    assert loop.train(changed(small, train__steps=6, **BOTH), tmp_path / "corpus", tmp_path / "run") == 0
     assert lines_of(tmp_path / "run")[-1]["validation/bits_per_note"] > 0
-    with pytest.raises(InputError, match="merged tokens"):
-        loop.train(changed(small, data__transpose=1), tmp_path / "corpus", tmp_path / "other")
+    for refused in ({"data__transpose": 1}, {"data__modulate": 0.5}):
+        with pytest.raises(InputError, match="merged tokens"):
+            loop.train(changed(small, **refused), tmp_path / "corpus", tmp_path / "other")
 
 
 def test_what_does_not_fit_the_checkpoint_is_refused(small, corpus, straight, midi_folder, tmp_path):

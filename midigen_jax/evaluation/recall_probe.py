@@ -15,6 +15,7 @@ import numpy as np
 
 from .. import vocab
 from ..errors import InputError
+from ..music.pitches import fitting_shift
 from ..music.song import Prompt, Song, TokenSequence, excerpt, make_song, tokens_of
 from ..sampling.sampler import Sampler
 from ..sampling.settings import GenerationSettings
@@ -84,11 +85,11 @@ def randomise_pitches(theme: Sequence[Bar], random: np.random.Generator, scheme:
 
 def transpose(theme: Sequence[Bar], random: np.random.Generator, scheme: Scheme) -> list[Bar]:
     """The theme in another key, higher or, where there is no room above it, lower. Drums stay."""
-    highest = max((int(notes[_pitched(notes, scheme), 2].max(initial=0)) for notes in theme), default=0)
-    shift = int(random.choice(SHIFTS))
+    pitches = np.concatenate([notes[_pitched(notes, scheme), 2] for notes in theme])
+    shift = fitting_shift(pitches.min(initial=127), pitches.max(initial=0), int(random.choice(SHIFTS)))
     transposed = [notes.copy() for notes in theme]
     for notes in transposed:
-        notes[_pitched(notes, scheme), 2] += shift if highest + shift < 128 else -shift
+        notes[_pitched(notes, scheme), 2] += shift
     return transposed
 
 

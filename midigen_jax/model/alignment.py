@@ -150,6 +150,8 @@ def read_tokens(
     best = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), best)
     limit = jnp.minimum(within, jnp.minimum(_known(memory)[:, None] + index, lags - 1))
     candidates, found = _look_up(past, queries - 1 - index, tokens, of_tokens, best, limit, vocabulary)
+    if not remembers:  # what is remembered is another song's, whose bars are not so many before these
+        found = found._replace(token=jnp.full_like(found.token, NO_TOKEN))
     tracks, after = places.compare(memory.tracks, found.token, tokens, new.pitch >= 0, begins, reads)
     n_read = reads.sum(1)
     of_last = jnp.take_along_axis(within, jnp.maximum(n_read - 1, 0)[:, None], 1)[:, 0] + 1
@@ -357,31 +359,13 @@ def _look_up(
     bar = read(past.bar, here).astype(jnp.int16)
     same_position = read(past.position, lag + 1) == read(past.position, here)
     bars, length = bar - read(past.bar, lag + 1), bar - best.began
-    followed, scores = (read(past.token_class, lag), read(past.pitch, lag)), _unpack(best.packed, best.began)
-    candidates = _candidates(lag, scores, *followed, bars, length, same_position, vocabulary)
-    return candidates, places.find(past, at, of_tokens, tokens, limit, vocabulary)
-
-
-def _candidates(
-    best: Int[Array, "B *Q k"],
-    at_best: Scores,
-    token_class: Integer[Array, "B *Q k"],
-    pitch: Int[Array, "B *Q k"],
-    bars: Int[Array, "B *Q k"],
-    length: Int[Array, "B *Q k"],
-    same_position: Bool[Array, "B *Q k"],
-    vocabulary: Vocabulary,
-) -> Candidates:
-    """The tokens that followed the best lags, shifted.
-
-    Args:
-        token_class, pitch: of these tokens.
-    """
-    tables, (score, pitch_score, shift) = vocabulary.transposition, at_best[:3]
+    score, pitch_score, shift, _ = _unpack(best.packed, best.began)
+    token_class, pitch = read(past.token_class, lag), read(past.pitch, lag)  # of the tokens that followed
     shifted = jnp.where(pitch >= 0, pitch + shift, 0)
-    exists = (score > 0) & (token_class != EMPTY) & (shifted >= 0) & (shifted < tables.token.shape[1])
-    token = jnp.where(exists, jnp.asarray(tables.token)[token_class, shifted], NO_TOKEN)
-    return Candidates(token, score, pitch_score, shift, best + 1, bars, length, same_position)
+    token = places.token_of(token_class, shifted, of_tokens.after.instrument, vocabulary)
+    token = jnp.where(score > 0, token, NO_TOKEN)
+    candidates = Candidates(token, score, pitch_score, shift, lag + 1, bars, length, same_position)
+    return candidates, places.find(past, at, of_tokens, tokens, limit, vocabulary)
 
 
 def _with_places(candidates: Candidates, found: places.Found, tracks: Tracks) -> Candidates:

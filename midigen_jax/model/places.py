@@ -63,6 +63,27 @@ class Past(NamedTuple):
     rank: Int[Array, "B M"]  # among the tokens of one time
 
 
+def token_of(
+    token_class: Integer[Array, "B Q n"],
+    pitch: Int[Array, "B Q n"],
+    instrument: Int[Array, "B Q"],
+    vocabulary: Vocabulary,
+) -> Int[Array, "B Q n"]:
+    """The token of a transposition class at a pitch; NO_TOKEN if there is none, or if it would be of another class.
+
+    The drums' notes and those of other instruments share their tokens, but only the latter have a key.
+
+    Args:
+        pitch: 0 for a class without pitches.
+        instrument: the one that plays.
+    """
+    tables = vocabulary.transposition
+    exists = (token_class != EMPTY) & (pitch >= 0) & (pitch < tables.token.shape[1])
+    token = jnp.where(exists, jnp.asarray(tables.token)[token_class, pitch], NO_TOKEN)
+    drums = (instrument == vocab.DRUMS).astype(jnp.int32)[..., None]
+    return jnp.where(jnp.asarray(tables.token_class)[drums, token] == token_class, token, NO_TOKEN)
+
+
 class Found(NamedTuple):
     """For each token and distance: what came next at the same place; undefined where the token is NO_TOKEN."""
 
@@ -195,10 +216,13 @@ def find(
         return jnp.take_along_axis(x, index.reshape(lanes, -1), 1).reshape(index.shape).astype(jnp.int32)
 
     here, after = jnp.zeros((lanes, queries, 1), jnp.int32), of_tokens.after
-    bar = at(past.bar, here) - distances
-    limit = jnp.broadcast_to(within[..., None], bar.shape)
+
+    def bars_since(lag: Int[Array, "B Q d"]) -> Int[Array, "B Q d"]:
+        return (at(past.bar, here) - at(past.bar, lag)).astype(jnp.int16)  # bars of long songs exceed 16 bits
+
+    limit = jnp.broadcast_to(within[..., None], (lanes, queries, len(DISTANCES)))
     most = past.bar.shape[1]
-    first = _furthest(lambda lag: at(past.bar, lag) >= bar, limit, most)
+    first = _furthest(lambda lag: bars_since(lag) <= distances, limit, most)
     bar_start = at(past.time, first) - at(past.position, first)
     time = bar_start + at(past.position, here) + (after.time - of_tokens.time)[..., None]
     rests = after.rests[..., None]
@@ -210,8 +234,8 @@ def find(
 
     following = _furthest(is_later, limit, most)
     token_class, next_time = at(past.token_class, following), at(past.time, following)
-    exists = (at(past.bar, first) == bar) & is_later(following) & (token_class != EMPTY)
-    token = jnp.asarray(vocabulary.transposition.token)[token_class, jnp.maximum(at(past.pitch, following), 0)]
+    token = token_of(token_class, jnp.maximum(at(past.pitch, following), 0), after.instrument, vocabulary)
+    exists = (bars_since(first) == distances) & is_later(following) & (token_class != EMPTY)
     same_time = next_time == time
     room = jnp.asarray(_tables(vocabulary).room)[tokens][..., None]
     goes_on = same_time & (at(past.rank, following) <= rank + room)

@@ -58,7 +58,7 @@ def joined(keys: Retrieval, alignment: Retrieval) -> Retrieval:
         return Retrieval(statistics)
     assert alignment.ages is not None
     assert alignment.weights is not None
-    # Fewer slots of the ring than top_k are found by a search of fewer.
+    # Alignment has candidates by place beside its top_k.
     missing = alignment.ages.shape[-1] - keys.ages.shape[-1]
     ages, weights = (jnp.pad(x, [(0, 0)] * 3 + [(0, missing)]) for x in (keys.ages, keys.weights))
     return Retrieval(

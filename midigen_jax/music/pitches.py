@@ -67,6 +67,13 @@ def parse_instruments(text: str) -> tuple[int, ...]:
     return tuple(programs)
 
 
+def fitting_shift(lowest: int, highest: int, semitones: int) -> int:
+    """The semitones upwards or, where these pitches would be too high, downwards; 0 if they fit neither way."""
+    if highest + semitones <= 127:
+        return semitones
+    return -semitones if lowest >= semitones else 0
+
+
 def pitch_name(pitch: int) -> str:
     """A MIDI pitch's name: 60 is C4, 61 is C♯4."""
     octave, pitch_class = divmod(int(pitch), 12)

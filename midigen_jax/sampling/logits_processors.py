@@ -76,7 +76,7 @@ def make_setting_arrays(settings: GenerationSettings, vocabulary: Vocabulary) ->
         copy=jnp.asarray(_copy_log_odds(settings.copy), jnp.float32),
         between_phrases=jnp.asarray(0 if greedy else _between_phrases(settings.temperature), jnp.float32),
         top_k=jnp.asarray(settings.top_k or vocabulary.size, jnp.int32),
-        top_p=jnp.asarray(settings.top_p, jnp.float32),
+        top_p=jnp.asarray(1 if greedy else settings.top_p, jnp.float32),
         min_p=jnp.asarray(settings.min_p, jnp.float32),
         loop_bars=jnp.asarray(settings.loop_bars, jnp.int32),
         kind=jnp.asarray(kind),
@@ -109,12 +109,12 @@ def process_logits(
 ) -> Float[Array, "B V"]:
     """Applies temperature, top-p, top-k and min-p: tokens that are not drawn from get minus infinity.
 
-    Temperature and top-p shape what is new: the tokens that no candidate of the memory by alignment names. All of these
-    together stay as likely as they were, so that a copy ends as often as was learned: a top-p of the whole would cut
-    the few percent with which it does. Below 1 the odds of a candidate between phrases are multiplied by the
-    temperature: the lower that is, the more what is new resembles the past already. Top-k and min-p cut what is
-    unlikely in the whole. The most likely token always stays; with top-k 1 it is the one that was learned, whatever the
-    temperature.
+    Temperature and top-p shape what is new: the tokens that no candidate of the memory by alignment names. They leave
+    all of these together as likely as they were, so that a copy ends as often as was learned: a top-p of the whole
+    would cut the few percent with which it does. Candidates from between phrases have lower odds (BETWEEN_PHRASES);
+    below 1 these are also multiplied by the temperature: the lower that is, the more what is new resembles the past
+    already. Top-k and min-p cut what is unlikely in the whole. The most likely token always stays; with top-k 1 it is
+    the one that was learned, whatever the temperature and top-p.
     """
     logits = jnp.where(legal, logits, -jnp.inf)
     if copies is None:

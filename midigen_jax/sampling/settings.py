@@ -31,7 +31,7 @@ class GenerationSettings:
     instruments: tuple[int, ...] = ()  # programs from 0, vocab.DRUMS for the drums; empty: all
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "top_k", "top_p", "min_p", "loop_bars"):
+        for name in ("temperature", "copy", "top_k", "top_p", "min_p", "loop_bars"):
             if not isinstance(value := getattr(self, name), int | float):
                 raise InputError(f"{name.replace('_', '-')} {value!r}: give a number")
         if not 1e-3 <= self.temperature <= 1e3:  # beyond, logits overflow
