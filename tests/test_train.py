@@ -159,13 +159,14 @@ def write_config(path: Path, config: cfg.Config) -> None:
     )
 
 
-def test_instruments_velocities_and_merges_train_and_validate(small, midi_folder, band_folder, tmp_path):
+def test_instruments_velocities_and_merges_train_and_validate(small, midi_folder, band_folder, tmp_path, capsys):
     folder = shutil.copytree(midi_folder, tmp_path / "midi")
     shutil.copytree(band_folder, folder / "band")
     scheme, fractions = Scheme(12, multi=True, velocities=True), (0.7, 0.2, 0.1)
     encode_folder(folder, tmp_path / "corpus", scheme=scheme, vocabulary=600, transpose=1, fractions=fractions)
     assert loop.train(changed(small, train__steps=6, **BOTH), tmp_path / "corpus", tmp_path / "run") == 0
     assert lines_of(tmp_path / "run")[-1]["validation/bits_per_note"] > 0
+    assert "merges hide some of what returns in another key" in capsys.readouterr().out
     for refused in ({"data__transpose": 1}, {"data__modulate": 0.5}):
         with pytest.raises(InputError, match="merged tokens"):
             loop.train(changed(small, **refused), tmp_path / "corpus", tmp_path / "other")

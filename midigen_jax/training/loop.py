@@ -69,6 +69,8 @@ def train(config: cfg.Config, source: Path, run: Path, init_from: Path | None = 
     vocabulary = 0 if init_from is None else restore.vocabulary_of(init_from)
     corpus = hosts.main_process_first(lambda: open_or_encode(source, run, vocabulary))
     check_usable(config, corpus)
+    if corpus.vocabulary.merges and config.memory.aligns:
+        print(f"{corpus.path}: merges hide some of what returns in another key; encode without --vocabulary to find it")
     run.mkdir(parents=True, exist_ok=True)
     mesh, meta = make_mesh(config), checkpoint.meta_of(config, corpus)
     with contextlib.ExitStack() as stack:
