@@ -79,7 +79,7 @@ class Shifted(NamedTuple):
 
 
 def shifted_songs(songs: Songs, reach: int) -> Shifted:
-    """The songs, from their middle on 1 to 11 semitones higher, or lower where they would be too high."""
+    """The songs, from their middle on 1 to 11 semitones higher, or lower where that is too high; 0 if neither fits."""
     corpus, sequences, counted = songs.corpus, [], []
     for i, number in enumerate(songs.numbers.tolist()):
         song, shift = corpus.song(number), 1 + i % 11

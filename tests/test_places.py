@@ -137,10 +137,10 @@ def test_songs_are_kept_apart_and_no_candidate_depends_on_what_comes_later():
     first, second = (song_of(random_notes(6, RICH, seed), vocabulary) for seed in (0, 1))
     lengths = len(first[0]), padding, len(second[0])
     lane = [np.concatenate([x, np.zeros(padding, int), y]) for x, y in zip(first, second, strict=True)]
-    together = candidates_of(*lane, vocabulary, song=np.repeat([0, NO_SONG, 1], lengths))
+    together = candidates_of(*lane, vocabulary=vocabulary, song=np.repeat([0, NO_SONG, 1], lengths))
     for one, begin, end in ((first, 0, lengths[0]), (second, lengths[0] + padding, len(lane[0]))):
         for read in (end - begin, (end - begin) // 2):
-            alone = candidates_of(*(np.pad(x[:read], (0, len(lane[0]) - read)) for x in one), vocabulary)
+            alone = candidates_of(*(np.pad(x[:read], (0, len(lane[0]) - read)) for x in one), vocabulary=vocabulary)
             found, expected = (
                 [np.where(x.token[at] >= 0, y[at], NO_TOKEN) for y in x]
                 for x, at in ((together, slice(begin, begin + read)), (alone, slice(read)))

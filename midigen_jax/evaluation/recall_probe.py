@@ -84,7 +84,7 @@ def randomise_pitches(theme: Sequence[Bar], random: np.random.Generator, scheme:
 
 
 def transpose(theme: Sequence[Bar], random: np.random.Generator, scheme: Scheme) -> list[Bar]:
-    """The theme in another key, higher or, where there is no room above it, lower. Drums stay."""
+    """The theme in another key, higher or, where that is too high, lower; as it is if neither fits. Drums stay."""
     pitches = np.concatenate([notes[_pitched(notes, scheme), 2] for notes in theme])
     shift = fitting_shift(pitches.min(initial=127), pitches.max(initial=0), int(random.choice(SHIFTS)))
     transposed = [notes.copy() for notes in theme]

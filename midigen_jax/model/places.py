@@ -63,27 +63,6 @@ class Past(NamedTuple):
     rank: Int[Array, "B M"]  # among the tokens of one time
 
 
-def token_of(
-    token_class: Integer[Array, "B Q n"],
-    pitch: Int[Array, "B Q n"],
-    instrument: Int[Array, "B Q"],
-    vocabulary: Vocabulary,
-) -> Int[Array, "B Q n"]:
-    """The token of a transposition class at a pitch; NO_TOKEN if there is none, or if it would be of another class.
-
-    The drums' notes and those of other instruments share their tokens, but only the latter have a key.
-
-    Args:
-        pitch: 0 for a class without pitches.
-        instrument: the one that plays.
-    """
-    tables = vocabulary.transposition
-    exists = (token_class != EMPTY) & (pitch >= 0) & (pitch < tables.token.shape[1])
-    token = jnp.where(exists, jnp.asarray(tables.token)[token_class, pitch], NO_TOKEN)
-    drums = (instrument == vocab.DRUMS).astype(jnp.int32)[..., None]
-    return jnp.where(jnp.asarray(tables.token_class)[drums, token] == token_class, token, NO_TOKEN)
-
-
 class Found(NamedTuple):
     """For each token and distance: what came next at the same place; undefined where the token is NO_TOKEN."""
 
@@ -133,6 +112,27 @@ def _tables(vocabulary: Vocabulary) -> _Tables:
     room[vocab.INSTRUMENT_0 : vocab.velocity_0(scheme)] = _SPAN - 1
     instruments = first_instrument, vocabulary.named_instruments
     return _Tables(first, last, *instruments, steps[[vocab.EVENT, vocab.REST]], room)
+
+
+def token_of(
+    token_class: Integer[Array, "B Q n"],
+    pitch: Int[Array, "B Q n"],
+    instrument: Int[Array, "B Q"],
+    vocabulary: Vocabulary,
+) -> Int[Array, "B Q n"]:
+    """The token of a transposition class at a pitch; NO_TOKEN if there is none, or if it would be of another class.
+
+    The drums' notes and those of other instruments share their tokens, but only the latter have a key.
+
+    Args:
+        pitch: 0 for a class without pitches.
+        instrument: the one that plays.
+    """
+    tables = vocabulary.transposition
+    exists = (token_class != EMPTY) & (pitch >= 0) & (pitch < tables.token.shape[1])
+    token = jnp.where(exists, jnp.asarray(tables.token)[token_class, pitch], NO_TOKEN)
+    drums = (instrument == vocab.DRUMS).astype(jnp.int32)[..., None]
+    return jnp.where(jnp.asarray(tables.token_class)[drums, token] == token_class, token, NO_TOKEN)
 
 
 def init_place(lanes: int) -> Place:
@@ -216,9 +216,10 @@ def find(
         return jnp.take_along_axis(x, index.reshape(lanes, -1), 1).reshape(index.shape).astype(jnp.int32)
 
     here, after = jnp.zeros((lanes, queries, 1), jnp.int32), of_tokens.after
+    bar = at(past.bar, here)
 
     def bars_since(lag: Int[Array, "B Q d"]) -> Int[Array, "B Q d"]:
-        return (at(past.bar, here) - at(past.bar, lag)).astype(jnp.int16)  # bars of long songs exceed 16 bits
+        return (bar - at(past.bar, lag)).astype(jnp.int16)  # right also where bars have exceeded 16 bits
 
     limit = jnp.broadcast_to(within[..., None], (lanes, queries, len(DISTANCES)))
     most = past.bar.shape[1]

@@ -92,7 +92,7 @@ class Pointer(nnx.Module):
         self.slope = nnx.Param(jnp.full(N_DISTANCES + N_PLACES, PRIOR_SLOPE))
         self.gate = nnx.Param(jnp.zeros((config.model.width, 1 + FEATURES)))
         self.place_gate = nnx.Param(jnp.zeros((config.model.width, N_PLACES)))  # as where a phrase begins
-        # How much it counts how likely the decoder holds a candidate: of a match in another key it knows less.
+        # How much it counts how likely the decoder itself holds a candidate, and how that depends on its features.
         self.agreement = nnx.Param(jnp.zeros(1 + FEATURES))
         self.fatigue = nnx.Param(jnp.asarray(FATIGUE))
 

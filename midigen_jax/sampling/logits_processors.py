@@ -26,7 +26,7 @@ MOST_LOG_ODDS = 3.0
 # of the same too. With the odds that were learned, bars come back in what is sampled at other distances more often than
 # in songs. Chosen on validation songs of POP909.
 PHRASE_BARS, BETWEEN_PHRASES = 4, -0.4
-LEAST_FACTOR = 0.5  # of a low temperature
+LEAST_FACTOR = 0.5  # the least by which a low temperature multiplies them
 PITCHED, DRUMS, SILENCED = range(3)  # kinds of instruments, by what the settings let them play
 
 
