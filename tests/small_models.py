@@ -60,7 +60,9 @@ def batch_of(config: cfg.Config, n_segments: int, songs: list[list[int]], *, see
 
 def prediction(output):
     """Logits, or log-probabilities where a memory by alignment has its share in them."""
-    return output.logits if output.copies is None else jnp.log(pointer.probabilities(output.logits, output.copies))
+    if output.copies is None:
+        return output.logits
+    return jnp.log(pointer.mixture(jax.nn.softmax(output.logits), output.copies))
 
 
 def read_tape(graphdef, params, config, batch, *, segment=None):

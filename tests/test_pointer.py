@@ -35,7 +35,7 @@ def test_the_mixture_is_one_softmax():
     for token, weight in zip(np.moveaxis(copies.token, -1, 0), np.moveaxis(weights, -1, 0), strict=True):
         own = own + weight[..., None] * (np.arange(12) == token[..., None])
     expected = own / (1 + weights.sum(-1, keepdims=True))
-    np.testing.assert_allclose(pointer.probabilities(logits, copies), expected, atol=1e-6)
+    np.testing.assert_allclose(pointer.mixture(jax.nn.softmax(logits), copies), expected, atol=1e-6)
     targets = jnp.asarray(np.random.default_rng(1).integers(0, 12, (3, 5)))
     picked = np.take_along_axis(expected, np.asarray(targets)[..., None], -1)[..., 0]
     np.testing.assert_allclose(pointer.nats(logits, copies, targets), -np.log(picked), atol=1e-5)
@@ -63,10 +63,10 @@ def test_copy_is_monotone():
     assert (np.diff(shares, axis=0) > 0).all()
     own = jax.nn.softmax(logits)
     np.testing.assert_allclose(drawn_from(logits, copies, copy=0.0), own, atol=1e-6)
-    more = pointer.probabilities(logits, copies._replace(log_odds=copies.log_odds + MOST_LOG_ODDS))
+    more = pointer.mixture(jax.nn.softmax(logits), copies._replace(log_odds=copies.log_odds + MOST_LOG_ODDS))
     np.testing.assert_allclose(drawn_from(logits, copies, copy=1.0), more, atol=1e-6)
     as_learned = drawn_from(logits, copies, copy=0.5)
-    np.testing.assert_allclose(as_learned, pointer.probabilities(logits, copies), atol=1e-6)
+    np.testing.assert_allclose(as_learned, pointer.mixture(jax.nn.softmax(logits), copies), atol=1e-6)
 
 
 def test_what_was_played_between_phrases_is_copied_less_readily():
@@ -76,7 +76,7 @@ def test_what_was_played_between_phrases_is_copied_less_readily():
     named = (np.asarray(copies.token)[..., None] == np.arange(12)).any(-2)
     for temperature, factor in ((1.5, 1), (1.0, 1), (0.8, 0.8), (LEAST_FACTOR / 2, LEAST_FACTOR)):
         log_odds = copies.log_odds.at[:, :2].add(BETWEEN_PHRASES + np.log(factor))
-        expected = pointer.probabilities(logits, copies._replace(log_odds=log_odds))
+        expected = pointer.mixture(jax.nn.softmax(logits), copies._replace(log_odds=log_odds))
         drawn = drawn_from(logits, copies, temperature=temperature)
         np.testing.assert_allclose(drawn[named], expected[named], atol=1e-6)
         assert temperature != 1 or np.allclose(drawn, expected, atol=1e-6)
@@ -86,7 +86,7 @@ def test_temperature_shapes_what_no_candidate_names():
     """All of that together stays as likely as it was."""
     logits, copies = (jax.tree.map(lambda x: x[0], x) for x in mixture())
     for temperature in (0.5, 2.0):
-        as_learned = np.asarray(pointer.probabilities(logits, copies))
+        as_learned = np.asarray(pointer.mixture(jax.nn.softmax(logits), copies))
         drawn = np.asarray(drawn_from(logits, copies, temperature=temperature))
         for row, tokens in enumerate(np.asarray(copies.token)):
             named = np.isin(np.arange(12), tokens)
@@ -100,7 +100,7 @@ def test_temperature_shapes_what_no_candidate_names():
 def test_top_p_cuts_the_unlikely_of_what_no_candidate_names(temperature):
     """All of these together stay as likely as they were: a copy ends as often as was learned."""
     logits, copies = (jax.tree.map(lambda x: x[0], x) for x in mixture())
-    as_learned = np.asarray(pointer.probabilities(logits, copies))
+    as_learned = np.asarray(pointer.mixture(jax.nn.softmax(logits), copies))
     drawn = np.asarray(drawn_from(logits, copies, top_p=0.5, temperature=temperature))
     own = np.asarray(jax.nn.softmax(logits / temperature))
     for row, tokens in enumerate(np.asarray(copies.token)):
@@ -157,6 +157,6 @@ def test_no_copy_is_drawn_that_the_settings_rule_out():
 def test_without_candidates_the_decoder_alone_decides():
     logits, copies = mixture()
     nothing = copies._replace(token=copies.token * 0 - 1, log_odds=copies.log_odds * 0 + NONE)
-    np.testing.assert_allclose(pointer.probabilities(logits, nothing), jax.nn.softmax(logits), atol=1e-7)
+    np.testing.assert_allclose(pointer.mixture(jax.nn.softmax(logits), nothing), jax.nn.softmax(logits), atol=1e-7)
     gradient = jax.grad(lambda x: pointer.nats(logits, nothing._replace(log_odds=x), jnp.zeros((3, 5), int)).sum())
     assert (gradient(nothing.log_odds) == 0).all()

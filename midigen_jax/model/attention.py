@@ -89,5 +89,8 @@ def attend_one(
     if bias is not None:
         by_row = by_row + bias
     scores = jnp.where(mask[:, None], by_row, -jnp.inf).reshape(scores.shape)
-    weights, lse = softmax(scores)
-    return jnp.einsum("bw,bwk->bk", weights.astype(v.dtype), v), lse
+    highest = scores.max(-1, keepdims=True)
+    weights = jnp.exp(scores - highest)
+    total = weights.sum(-1, keepdims=True)
+    y = jnp.einsum("bw,bwk->bk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
+    return y.astype(v.dtype), highest + jnp.log(total)

@@ -59,13 +59,16 @@ def nats(logits: Float[Array, "*B V"], copies: Copies | None, targets: Int[Array
     return total - jnp.logaddexp(own, jax.nn.logsumexp(named, -1))
 
 
-def probabilities(logits: Float[Array, "*B V"], copies: Copies | None) -> Float[Array, "*B V"]:
-    """The mixture."""
-    own = jax.nn.softmax(logits)
+def mixture(own: Float[Array, "*B V"], copies: Copies | None) -> Float[Array, "*B V"]:
+    """The probability of each token.
+
+    Args:
+        own: the decoder's own probabilities.
+    """
     if copies is None:
         return own
     weights = _all_shares(copies.log_odds)
-    copied = sum_by_token(weights[..., 1:][:, None], copies.token[:, None], logits.shape[-1])
+    copied = sum_by_token(weights[..., 1:][:, None], copies.token[:, None], own.shape[-1])
     return own * weights[..., :1] + copied  # not 1 minus the candidates' shares, which may round to less than 0
 
 

@@ -120,13 +120,14 @@ def process_logits(
     logits = jnp.where(legal, logits, -jnp.inf)
     if copies is None:
         logits = _shape(logits, settings)
+        probabilities = jax.nn.softmax(logits)
     else:
         may_copy = (copies.token >= 0) & jnp.take_along_axis(legal, jnp.maximum(copies.token, 0), -1)
         of_phrase = (copies.bars > 0) & (copies.bars % PHRASE_BARS == 0)
         log_odds = copies.log_odds + jnp.where(of_phrase, 0, settings.between_phrases)
         copies = copies._replace(log_odds=jnp.where(may_copy, log_odds, pointer.NONE))
-        logits = jnp.log(pointer.probabilities(_shape_new(logits, copies, settings), copies))
-    probabilities = jax.nn.softmax(logits)
+        probabilities = pointer.mixture(_shape_new(logits, copies, settings), copies)
+        logits = jnp.log(probabilities)
     highest = probabilities.max(-1)
     top_k = _threshold(probabilities, jnp.ones_like(probabilities), settings.top_k)
     threshold = jnp.minimum(jnp.maximum(settings.min_p * highest, top_k), highest)
@@ -139,16 +140,19 @@ def _shape(logits: Float[Array, "B V"], settings: SettingArrays) -> Float[Array,
 
 
 def _shape_new(logits: Float[Array, "B V"], copies: Copies, settings: SettingArrays) -> Float[Array, "B V"]:
-    """The decoder's own logits, with temperature and top-p for the tokens that no candidate names: all together stay as
-    likely as they were. Top-p cuts what the decoder holds unlikely among all tokens, save the likeliest that is new."""
+    """The decoder's own probabilities, with temperature and top-p for the tokens that no candidate names: all together
+    stay as likely as they were. Top-p cuts what the decoder holds unlikely among all tokens, save the likeliest that is
+    new."""
     is_candidate = (copies.log_odds > pointer.NONE / 2).astype(jnp.float32)
     named = sum_by_token(is_candidate[:, None], copies.token[:, None], logits.shape[-1]) > 0
-    new = jnp.where(named, -jnp.inf, logits)
-    kept = (_shape(logits, settings) > -jnp.inf) | (new == new.max(-1, keepdims=True))
-    shaped = jnp.where(kept, new / settings.temperature, -jnp.inf)
-    # Where no token is new, the sums are minus infinity, as are all these logits.
-    before, after = (jax.nn.logsumexp(x, -1, keepdims=True) for x in (new, shaped))
-    return jnp.where(named | (new == -jnp.inf), logits, shaped + before - after)
+    own, new = jax.nn.softmax(logits), jnp.where(named, -jnp.inf, logits)
+    highest = new.max(-1, keepdims=True)
+    kept = (_shape(logits, settings) > -jnp.inf) | (new == highest)
+    # Where no token is new, the highest is minus infinity.
+    shaped = jnp.exp((new - jnp.maximum(highest, -jnp.finfo(logits.dtype).max)) / settings.temperature)
+    shaped = jnp.where(kept, shaped, 0)
+    mass = jnp.sum(jnp.where(named, 0, own), -1, keepdims=True) / jnp.maximum(shaped.sum(-1, keepdims=True), 1)
+    return jnp.where(named, own, mass * shaped)
 
 
 def _top_p(logits: Float[Array, "B V"], top_p: Float[Array, ""]) -> Float[Array, "B V"]:
