@@ -111,23 +111,30 @@ class Pointer(nnx.Module):
         of_place = jnp.arange(token.shape[-1]) - (token.shape[-1] - N_PLACES)  # which one; below 0: a match
         features = _features(candidates, same, of_place >= 0)
         own = jnp.take_along_axis(logits, jnp.maximum(token, 0), -1) - jax.nn.logsumexp(logits, -1, keepdims=True)
-        gate, place_gate = (hidden.astype(jnp.float32) @ x[...] for x in (self.gate, self.place_gate))
+        gates = hidden.astype(jnp.float32) @ jnp.concatenate([self.gate[...], self.place_gate[...]], 1)
+        gate, gates_of_features, place_gate = jnp.split(gates, [1, 1 + FEATURES], -1)
         distance = jnp.clip(candidates.bars, 0, N_DISTANCES - 1)
         distance = jnp.where(of_place < 0, distance, N_DISTANCES + of_place)
         log_odds = self.bias[...][distance] + self.slope[...][distance] * features[0]
-        log_odds += self._network(features)
+        of_features, agreement = self._network(features)
+        log_odds += of_features
         log_odds = log_odds.at[..., -N_PLACES:].add(place_gate)
-        log_odds += gate[..., :1] + jnp.einsum("...f,f...k->...k", gate[..., 1:], features)
-        agreement = self.agreement[0] + jnp.tensordot(self.agreement[1:], features, 1)
+        log_odds += gate + jnp.sum(jnp.moveaxis(gates_of_features, -1, 0)[..., None] * features, 0)
         log_odds += agreement * own - self.fatigue[...] * jnp.square(_repetitions(candidates, same))
         return Copies(token, jnp.where(token >= 0, log_odds, NONE), candidates.bars)
 
-    def _network(self, features: Float[Array, "features *B k"]) -> Float[Array, "*B k"]:
+    def _network(self, features: Float[Array, "features *B k"]) -> tuple[Float[Array, "*B k"], Float[Array, "*B k"]]:
+        """What the features add to a candidate's log-odds, and how much the decoder's own opinion of it counts."""
         bias = self.input.bias
         assert bias is not None
-        # As products of two matrices: of more axes, XLA's gradient takes twice as long on a CPU.
-        inner = jax.nn.relu(self.input.kernel[...].T @ features.reshape(FEATURES, -1) + bias[...][:, None])
-        return (self.output.kernel[...][:, 0] @ inner).reshape(features.shape[1:])
+        # One product of two matrices: of more axes, XLA's gradient takes twice as long on a CPU, and while one token is
+        # read at a time, each product takes as long as starting it does.
+        weights = jnp.concatenate([self.input.kernel[...], self.agreement[1:][:, None]], 1)
+        products = weights.T @ features.reshape(FEATURES, -1)
+        inner = jax.nn.relu(products[:HIDDEN] + bias[...][:, None])
+        outputs = jnp.sum(self.output.kernel[...] * inner, 0), self.agreement[0] + products[HIDDEN]
+        log_odds, agreement = (x.reshape(features.shape[1:]) for x in outputs)
+        return log_odds, agreement
 
 
 def _features(

@@ -25,6 +25,9 @@ from .note_order import init_note_order
 from .repetition import init_repetition
 from .session import SamplerState
 
+# On a CPU, XLA computes the sum of a layer's 256 features in three small programs. Where one token is read at a time,
+# starting these takes longer than the sums.
+WHOLE_SUMS = {"xla_disable_hlo_passes": "tree_reduction_rewriter"}
 CHUNK = 32  # tokens per row that are sampled between two looks at the host
 
 
@@ -33,7 +36,8 @@ class Programs:
         self.config, self.vocabulary = config, vocabulary
         self._graphdef = abstract_decoder(config, vocabulary)
         self.read_segment = jax.jit(self._read_segment, donate_argnames="memory")
-        self.sample_chunk = jax.jit(self._sample_chunk, donate_argnames="state")
+        options = WHOLE_SUMS if jax.default_backend() == "cpu" else None
+        self.sample_chunk = jax.jit(self._sample_chunk, donate_argnames="state", compiler_options=options)
         self.from_segments = jax.jit(partial(caches.from_segments, config=config))
         self.align = jax.jit(caches.align)
         self.where_active = jax.jit(where_active)
