@@ -20,6 +20,16 @@ def softmax(scores: Float[Array, "*B W"]) -> tuple[Float[Array, "*B W"], Float[A
     return jnp.exp(scores - lse), lse
 
 
+def _exponentials(
+    scores: Float[Array, "*B W"],
+) -> tuple[Float[Array, "*B W"], Float[Array, "*B 1"], Float[Array, "*B 1"]]:
+    """The softmax before its division, its divisor, and the lse."""
+    highest = scores.max(-1, keepdims=True)
+    weights = jnp.exp(scores - highest)
+    total = weights.sum(-1, keepdims=True)
+    return weights, total, highest + jnp.log(total)
+
+
 @jax.custom_vjp
 def attend(
     q: Float[Array, "B H Q Dh"],
@@ -42,13 +52,11 @@ def _attend_forward(q: Array, k: Array, v: Array, bias: Array | None, mask: Arra
     if bias is not None:
         scores = scores + bias
     scores = jnp.where(mask, scores, -jnp.inf)
-    highest = scores.max(-1, keepdims=True)
-    weights = jnp.exp(scores - highest)
-    total = weights.sum(-1, keepdims=True)
+    weights, total, lse = _exponentials(scores)
     weights = weights.astype(v.dtype)
     y = jnp.einsum("bhtw,bhwk->bhtk", weights, v, preferred_element_type=jnp.float32) / total
     residuals = (q, k, v, bias is not None and bias.shape[0], weights, total, y)
-    return (y.astype(v.dtype), highest + jnp.log(total)), residuals
+    return (y.astype(v.dtype), lse), residuals
 
 
 def _attend_backward(residuals: tuple, gradients: tuple[Array, Array]) -> tuple:
@@ -89,8 +97,6 @@ def attend_one(
     if bias is not None:
         by_row = by_row + bias
     scores = jnp.where(mask[:, None], by_row, -jnp.inf).reshape(scores.shape)
-    highest = scores.max(-1, keepdims=True)
-    weights = jnp.exp(scores - highest)
-    total = weights.sum(-1, keepdims=True)
+    weights, total, lse = _exponentials(scores)
     y = jnp.einsum("bw,bwk->bk", weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
-    return y.astype(v.dtype), highest + jnp.log(total)
+    return y.astype(v.dtype), lse

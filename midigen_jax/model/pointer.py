@@ -59,14 +59,12 @@ def nats(logits: Float[Array, "*B V"], copies: Copies | None, targets: Int[Array
     return total - jnp.logaddexp(own, jax.nn.logsumexp(named, -1))
 
 
-def mixture(own: Float[Array, "*B V"], copies: Copies | None) -> Float[Array, "*B V"]:
+def mixture(own: Float[Array, "*B V"], copies: Copies) -> Float[Array, "*B V"]:
     """The probability of each token.
 
     Args:
         own: the decoder's own probabilities.
     """
-    if copies is None:
-        return own
     weights = _all_shares(copies.log_odds)
     copied = sum_by_token(weights[..., 1:][:, None], copies.token[:, None], own.shape[-1])
     return own * weights[..., :1] + copied  # not 1 minus the candidates' shares, which may round to less than 0

@@ -25,8 +25,8 @@ from .note_order import init_note_order
 from .repetition import init_repetition
 from .session import SamplerState
 
-# On a CPU, XLA computes the sum of a layer's 256 features in three small programs. Where one token is read at a time,
-# starting these takes longer than the sums.
+# On a CPU, XLA computes a sum of more than 32 numbers, such as that of a layer's features, in several small programs.
+# Where one token is read at a time, starting these takes longer than the sums.
 WHOLE_SUMS = {"xla_disable_hlo_passes": "tree_reduction_rewriter"}
 CHUNK = 32  # tokens per row that are sampled between two looks at the host
 
