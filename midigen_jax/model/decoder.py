@@ -84,7 +84,10 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "B Q D"], inputs: SegmentInputs) -> tuple[Array, tuple[Array, Array], Retrieval]:
         """Returns the output, the layer's keys and values with the new ones appended, and what the kNN memory did."""
-        q, k, v = jnp.einsum("btd,shdk->sbhtk", x, self.qkv[...].astype(x.dtype))
+        # Transposed only after the product: for "sbhtk", XLA's CPU compiler has the product itself put the features
+        # first, and all that reads it goes through memory in large strides.
+        qkv = jnp.einsum("btd,shdk->btshk", x, self.qkv[...].astype(x.dtype))
+        q, k, v = qkv.transpose(2, 0, 3, 1, 4)
         if self.normalized:
             q, k = normalize(q), normalize(k)
         if inputs.rotation is not None:

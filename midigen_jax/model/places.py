@@ -9,6 +9,7 @@ A place is a time and a rank: tokens of one time are in the order of their instr
 and the rest behind them comes last. Letters of shapes are those of `shapes`; M are lags.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ _CONTINUES = -2  # instead of a rank: the token goes on with the event before it
 _STAGES = 3  # of a note: pitch, velocity, duration
 _SPAN = 1 + 128 * _STAGES  # ranks of an instrument; the first is that of its name
 _REST = _SPAN * vocab.N_INSTRUMENTS  # above the ranks of all notes; then comes the rest's duration
+_ROUNDS = 4  # of a search among all lags
 _ANY = _REST  # ranks by which the next token may be further
 
 
@@ -182,15 +184,19 @@ def follow(
 
 
 def _furthest(holds: Callable[[Array], Array], limit: Int[Array, "B Q d"], most: int) -> Int[Array, "B Q d"]:
-    """The highest lag up to `limit` for which a condition holds that, once it does not, holds no more; 0 at least."""
+    """The highest lag up to `limit` for which a condition holds that, once it does not, holds no more; 0 at least.
 
-    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds
-        middle = (low + high + 1) // 2
-        holding = holds(middle)
-        return jnp.where(holding, middle, low), jnp.where(holding, high, middle - 1)
-
-    return jax.lax.fori_loop(0, most.bit_length(), halve, (jnp.zeros_like(limit), limit))[0]
+    Args:
+        holds: of lags [B, Q, d, n].
+        most: at least any limit.
+    """
+    # Halving would compare least, but while one token is read, each round takes as long as starting it does.
+    branches = math.ceil((most + 1) ** (1 / _ROUNDS))
+    lag = jnp.zeros_like(limit)
+    for spacing in (branches**i for i in reversed(range(_ROUNDS))):
+        further = lag[..., None] + spacing * jnp.arange(1, branches)
+        lag += spacing * jnp.sum((further <= limit[..., None]) & holds(further), -1)
+    return lag
 
 
 def find(
@@ -211,32 +217,34 @@ def find(
     lanes, queries = tokens.shape
     distances = jnp.asarray(DISTANCES)
 
-    def at(x: Integer[Array, "B M"], lag: Int[Array, "B Q d"]) -> Int[Array, "B Q d"]:
-        index = lag + at_token[:, None]
-        return jnp.take_along_axis(x, index.reshape(lanes, -1), 1).reshape(index.shape).astype(jnp.int32)
+    def at(x: Integer[Array, "B M"], lag: Int[Array, "B Q *d"]) -> Int[Array, "B Q *d"]:
+        index = lag + at_token.reshape(-1, *[1] * (lag.ndim - 2))
+        found = jnp.take_along_axis(x, index.reshape(lanes, -1), 1, mode="clip")
+        return found.reshape(index.shape).astype(jnp.int32)
 
     here, after = jnp.zeros((lanes, queries, 1), jnp.int32), of_tokens.after
     bar = at(past.bar, here)
 
-    def bars_since(lag: Int[Array, "B Q d"]) -> Int[Array, "B Q d"]:
-        return (bar - at(past.bar, lag)).astype(jnp.int16)  # right also where bars have exceeded 16 bits
+    def bars_since(lag: Int[Array, "B Q d *n"]) -> Int[Array, "B Q d *n"]:
+        since = bar.reshape(lanes, queries, *[1] * (lag.ndim - 2)) - at(past.bar, lag)
+        return since.astype(jnp.int16)  # right also where bars have exceeded 16 bits
 
     limit = jnp.broadcast_to(within[..., None], (lanes, queries, len(DISTANCES)))
     most = past.bar.shape[1]
-    first = _furthest(lambda lag: bars_since(lag) <= distances, limit, most)
+    first = _furthest(lambda lag: bars_since(lag) <= distances[:, None], limit, most)
     bar_start = at(past.time, first) - at(past.position, first)
     time = bar_start + at(past.position, here) + (after.time - of_tokens.time)[..., None]
     rests = after.rests[..., None]
     rank = jnp.where(rests, _REST + 1, after.rank[..., None])
 
-    def is_later(lag: Int[Array, "B Q d"]) -> Bool[Array, "B Q d"]:
-        other = at(past.time, lag)
-        return (other > time) | ((other == time) & (at(past.rank, lag) > rank))
+    def is_later(lag: Int[Array, "B Q d n"]) -> Bool[Array, "B Q d n"]:
+        other, same = at(past.time, lag), time[..., None]
+        return (other > same) | ((other == same) & (at(past.rank, lag) > rank[..., None]))
 
     following = _furthest(is_later, limit, most)
     token_class, next_time = at(past.token_class, following), at(past.time, following)
     token = token_of(token_class, jnp.maximum(at(past.pitch, following), 0), after.instrument, vocabulary)
-    exists = (bars_since(first) == distances) & is_later(following) & (token_class != EMPTY)
+    exists = (bars_since(first) == distances) & is_later(following[..., None])[..., 0] & (token_class != EMPTY)
     same_time = next_time == time
     room = jnp.asarray(_tables(vocabulary).room)[tokens][..., None]
     goes_on = same_time & (at(past.rank, following) <= rank + room)
