@@ -94,9 +94,9 @@ def test_musical_positions_are_relative():
 
 def test_musical_rotation_is_the_formula():
     bar, position, pitch = np.arange(256)[None], np.arange(256)[None] % 32, np.arange(256)[None] % 128
-    turned = positions.musical_rotation(*map(jnp.asarray, (bar, position, pitch)), 8, 64)
-    turns = (bar, (2, 128), 12), (position / 8, (0.25, 8), 10), (pitch, (2, 128), 10)
-    angle = np.concatenate([x[..., None] * 2 * np.pi / np.geomspace(*periods, n) for x, periods, n in turns], -1)
+    turned = positions.musical_rotation(jnp.asarray(bar), jnp.asarray(position), jnp.asarray(pitch), 8, 64)
+    turns = (bar, 2, 128, 12), (position / 8, 0.25, 8, 10), (pitch, 2, 128, 10)
+    angle = np.concatenate([x[..., None] * 2 * np.pi / np.geomspace(low, high, n) for x, low, high, n in turns], -1)
     # Angles of up to 800 have an error of 3e-5 in float32.
     np.testing.assert_allclose(turned.cos, np.cos(angle), atol=1e-4)
     np.testing.assert_allclose(turned.sin, np.sin(angle), atol=1e-4)
