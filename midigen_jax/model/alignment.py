@@ -350,15 +350,15 @@ def _look_up(
         at: where in `past` the tokens are.
         limit: how many lags lead to tokens that are of the same song and still known.
     """
-    lanes, queries = tokens.shape
+    lag, here = best.lag, jnp.zeros((*tokens.shape, 1), jnp.int32)
 
-    def read(x: Array, lag: Int[Array, "B Q n"]) -> Integer[Array, "B Q n"]:
-        return jnp.take_along_axis(x, (lag + at[:, None]).reshape(lanes, -1), 1).reshape(lag.shape)
+    def read(x: Integer[Array, "B M"], lag: Int[Array, "B Q n"]) -> Int[Array, "B Q n"]:
+        return places.look_back(x, at, lag)
 
-    lag, here = best.lag, jnp.zeros((lanes, queries, 1), jnp.int32)
-    bar = read(past.bar, here).astype(jnp.int16)
+    bar = read(past.bar, here)
     same_position = read(past.position, lag + 1) == read(past.position, here)
-    bars, length = bar - read(past.bar, lag + 1), bar - best.began
+    # In 16 bits, differences are right also where bars have exceeded them.
+    bars, length = ((bar - since).astype(jnp.int16) for since in (read(past.bar, lag + 1), best.began))
     score, pitch_score, shift, _ = _unpack(best.packed, best.began)
     token_class, pitch = read(past.token_class, lag), read(past.pitch, lag)  # of the tokens that followed
     shifted = jnp.where(pitch >= 0, pitch + shift, 0)

@@ -65,6 +65,16 @@ class Past(NamedTuple):
     rank: Int[Array, "B M"]  # among the tokens of one time
 
 
+def look_back(x: Integer[Array, "B M"], at_token: Int[Array, " Q"], lag: Int[Array, "B Q *d"]) -> Int[Array, "B Q *d"]:
+    """What an array of `Past` has for the tokens that were read some tokens before others.
+
+    Args:
+        at_token: where in `x` the others are.
+    """
+    index = lag + at_token.reshape(-1, *[1] * (lag.ndim - 2))
+    return jnp.take_along_axis(x, index.reshape(len(x), -1), 1, mode="clip").reshape(index.shape).astype(jnp.int32)
+
+
 class Found(NamedTuple):
     """For each token and distance: what came next at the same place; undefined where the token is NO_TOKEN."""
 
@@ -218,9 +228,7 @@ def find(
     distances = jnp.asarray(DISTANCES)
 
     def at(x: Integer[Array, "B M"], lag: Int[Array, "B Q *d"]) -> Int[Array, "B Q *d"]:
-        index = lag + at_token.reshape(-1, *[1] * (lag.ndim - 2))
-        found = jnp.take_along_axis(x, index.reshape(lanes, -1), 1, mode="clip")
-        return found.reshape(index.shape).astype(jnp.int32)
+        return look_back(x, at_token, lag)
 
     here, after = jnp.zeros((lanes, queries, 1), jnp.int32), of_tokens.after
     bar = at(past.bar, here)
