@@ -47,11 +47,8 @@ MEMORIES: dict[str, list[str]] = {
     "attention": ["memory.retrieval=attention"],
     "attention, three times the tokens": ["memory.retrieval=attention", "train.steps=7200"],
     "attention, gate": ["memory.retrieval=attention", "memory.mixing=gate"],
-    "attention+alignment": ["memory.retrieval=attention+alignment"],
     "XL": ["memory.knn=0"],
-    "XL of 1,024": ["memory.xl=1024", "memory.knn=0"],
     "XL of 4,096": ["memory.xl=4096", "memory.knn=0"],
-    "none": ["memory.xl=0", "memory.knn=0"],
 }
 # What musical positions are worth with each.
 MEMORIES |= {

@@ -178,10 +178,10 @@ def test_memories(run, corpus, capsys, tmp_path):
     script = load_script("memories")
     few = ["--workdir", str(tmp_path), "--set", "train.steps=2", "--set", "data.segment=32", "--only"]
     run(script, *on_corpus(corpus), *few, "XL", script.BEST)
-    run(script, *on_corpus(corpus), *few, "none")
-    result = run(script, *on_corpus(corpus), *few, "none", "--trained")
+    run(script, *on_corpus(corpus), *few, "context")
+    result = run(script, *on_corpus(corpus), *few, "context", "--trained")
     assert_describes_the_run(result, corpus)
-    assert result["memories"].keys() == {"XL", script.BEST, "none"}  # those measured before are kept
+    assert result["memories"].keys() == {"XL", script.BEST, "context"}  # those measured before are kept
     songs, counts = len(corpus.songs_of("test")), result["counts"]
     assert sum(counts["all"]) == sum(sum(counts[kind]) for kind in script.repeats.KINDS)
     for memory in result["memories"].values():

@@ -11,11 +11,10 @@ from midigen_jax.sampling.logits_processors import (
     BETWEEN_PHRASES,
     LEAST_FACTOR,
     MOST_LOG_ODDS,
-    PHRASE_BARS,
     make_setting_arrays,
     process_logits,
 )
-from midigen_jax.sampling.settings import GenerationSettings
+from midigen_jax.sampling.settings import DEFAULTS, GenerationSettings
 from midigen_jax.vocab import Vocabulary
 
 
@@ -24,7 +23,9 @@ def mixture():
     logits = jnp.asarray(rng.normal(size=(3, 5, 12)), jnp.float32)
     token = rng.integers(-1, 12, (3, 5, 4))
     log_odds = np.where(token >= 0, rng.normal(size=token.shape) * 3, NONE)
-    return logits, Copies(jnp.asarray(token), jnp.asarray(log_odds, jnp.float32), jnp.full(token.shape, PHRASE_BARS))
+    return logits, Copies(
+        jnp.asarray(token), jnp.asarray(log_odds, jnp.float32), jnp.full(token.shape, DEFAULTS.phrase_bars)
+    )
 
 
 def test_the_mixture_is_one_softmax():
@@ -69,17 +70,21 @@ def test_copy_is_monotone():
     np.testing.assert_allclose(as_learned, pointer.mixture(jax.nn.softmax(logits), copies), atol=1e-6)
 
 
-def test_what_was_played_between_phrases_is_copied_less_readily():
+@pytest.mark.parametrize("phrase_bars", [DEFAULTS.phrase_bars, 3])
+def test_what_was_played_between_phrases_is_copied_less_readily(phrase_bars):
     """Still less at a low temperature, which otherwise leaves the candidates' probabilities as they are."""
     logits, copies = (jax.tree.map(lambda x: x[0], x) for x in mixture())
-    copies = copies._replace(bars=jnp.broadcast_to(jnp.array([0, 3, PHRASE_BARS, 2 * PHRASE_BARS]), copies.token.shape))
+    copies = copies._replace(bars=jnp.broadcast_to(jnp.array([0, 5, phrase_bars, 2 * phrase_bars]), copies.token.shape))
     named = (np.asarray(copies.token)[..., None] == np.arange(12)).any(-2)
     for temperature, factor in ((1.5, 1), (1.0, 1), (0.8, 0.8), (LEAST_FACTOR / 2, LEAST_FACTOR)):
         log_odds = copies.log_odds.at[:, :2].add(BETWEEN_PHRASES + np.log(factor))
         expected = pointer.mixture(jax.nn.softmax(logits), copies._replace(log_odds=log_odds))
-        drawn = drawn_from(logits, copies, temperature=temperature)
+        drawn = drawn_from(logits, copies, temperature=temperature, phrase_bars=phrase_bars)
         np.testing.assert_allclose(drawn[named], expected[named], atol=1e-6)
         assert temperature != 1 or np.allclose(drawn, expected, atol=1e-6)
+        as_learned = pointer.mixture(jax.nn.softmax(logits), copies)
+        drawn = drawn_from(logits, copies, temperature=temperature, phrase_bars=0)
+        np.testing.assert_allclose(drawn[named], as_learned[named], atol=1e-6)
 
 
 def test_temperature_shapes_what_no_candidate_names():

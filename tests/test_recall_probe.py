@@ -105,12 +105,13 @@ def test_alignment_recalls_what_returns_transposed_or_varied():
         Sampler(aligned_model()),
         recall_probe.find_themes([random_song(seed, 12) for seed in range(5)], 3),
         kinds=(RANDOM, TRANSPOSED, VARIED),
-        furthest=0.5,
+        furthest=2,
     )
+    assert found["distances"] == [0.5, 1, 2]
     for kind, least in ((RANDOM, 0.9), (TRANSPOSED, 0.8), (VARIED, 0.5)):
         f1 = found[kind]["F1"]
         assert min(value.value for value in f1[ablations.KNN]) > least
-        assert max(value.value for case in (ablations.XL, OTHER_THEME) for value in f1[case]) < 0.3
+        assert max(value.value for case in (ablations.XL, OTHER_THEME) for value in f1[case]) < 0.1
 
 
 def test_a_model_that_copies_recalls_at_every_distance_and_another_theme_does_not_help():

@@ -5,7 +5,17 @@ import pytest
 import stages
 from conftest import random_notes, slow, write_midi
 from flax import nnx
-from small_models import BOTH, KINDS, MEMORIES, OPTIONS, SOME_MEMORIES, build, changed, logits_in_segments, some
+from small_models import (
+    BOTH,
+    KINDS_AND_BOTH,
+    MEMORIES,
+    OPTIONS,
+    SOME_MEMORIES,
+    build,
+    changed,
+    logits_in_segments,
+    some,
+)
 
 from midigen_jax import vocab
 from midigen_jax.errors import InputError
@@ -103,7 +113,7 @@ def test_token_by_token_equals_training_in_segments(two_layers, memory, options)
         assert (cache.cache_index.before_segment == 24 + 64).all()
 
 
-@pytest.mark.parametrize("changes", some(KINDS, "context"))
+@pytest.mark.parametrize("changes", some(KINDS_AND_BOTH, "context+alignment"))
 def test_without_copying_the_knn_memory_is_not_used(small, changes):
     config = changed(small, **changes)
     graphdef, params = build(config)
@@ -111,16 +121,18 @@ def test_without_copying_the_knn_memory_is_not_used(small, changes):
     song = TokenSequence(*(random.integers(0, high, 100) for high in (389, 99, 96)))
     cache = Sampler(TrainedModel(config, params, Vocabulary())).read([song])
 
-    def logits(params, copy):
+    def log_probabilities(params, copy):
         decoder = nnx.merge(graphdef, params)
         token, bar, position = jnp.array([[7], [3], [5]])
         weights = attention_weights(decoder)
         begun = caches.begin_tokens(cache, 1)
-        return decode_token(decoder, token, bar, position, weights, begun, jnp.array([True]), copy)[0]
+        logits, copies, _ = decode_token(decoder, token, bar, position, weights, begun, jnp.array([True]), copy)
+        own = jax.nn.softmax(logits)
+        return jnp.log(own if copies is None else pointer.mixture(own, copies))
 
-    without = logits(params, pointer.NONE)
-    np.testing.assert_allclose(without, logits(without_knn(params), 0.0), atol=1e-5)
-    assert jnp.abs(without - logits(params, 0.0)).max() > 1e-2
+    without = log_probabilities(params, pointer.NONE)
+    np.testing.assert_allclose(without, log_probabilities(without_knn(params), 0.0), atol=1e-5)
+    assert jnp.abs(without - log_probabilities(params, 0.0)).max() > 1e-2
 
 
 def same_notes(some, others):

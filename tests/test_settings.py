@@ -160,6 +160,7 @@ def test_music_may_end_by_itself(small):
         ({"temperature": float("inf")}, "temperature inf"),
         ({"top_p": 0.0}, "top-p 0.0: give a number above 0"),
         ({"top_k": -1}, "top-k -1"),
+        ({"phrase_bars": -1}, "phrase-bars -1: give up to 128 bars, or 0 for none"),
         ({"top_k": 500}, "top-k 500: the vocabulary has 389 tokens"),
         ({"min_p": 2.0}, "min-p 2"),
         ({"loop_bars": 1}, "loop-bars 1"),
@@ -224,7 +225,9 @@ def test_lengths_that_are_no_numbers_are_refused(settings):
         Length.__post_init__(SimpleNamespace(**dataclasses.asdict(Length()) | settings))
 
 
-@pytest.mark.parametrize("settings", [{"temperature": "hot"}, {"top_k": None}, {"top_p": "0.9"}, {"copy": "0.5"}])
+@pytest.mark.parametrize(
+    "settings", [{"temperature": "hot"}, {"top_k": None}, {"top_k": 1.5}, {"top_p": "0.9"}, {"copy": "0.5"}]
+)
 def test_settings_that_are_no_numbers_are_refused(settings):
-    with pytest.raises(InputError, match="give a number"):
+    with pytest.raises(InputError, match=r"give a (whole )?number"):
         GenerationSettings.__post_init__(SimpleNamespace(**dataclasses.asdict(GenerationSettings()) | settings))

@@ -62,6 +62,13 @@ def make_parser() -> argparse.ArgumentParser:
         "--min-p", type=float, default=DEFAULTS.min_p, help="from those this share as likely as the most likely"
     )
     how.add_argument(
+        "--phrase-bars",
+        type=int,
+        metavar="N",
+        default=DEFAULTS.phrase_bars,
+        help="length of its phrases: the past of so many bars ago, or a multiple, is taken up more readily; 0: of none",
+    )
+    how.add_argument(
         "--loop-bars", type=int, default=DEFAULTS.loop_bars, help="bars that a loop or silence may last; 0: no limit"
     )
     how.add_argument("--key", metavar="KEY", help='such as "C major" or "F# harmonic minor": write only its notes')

@@ -27,7 +27,7 @@ PRIOR = -3.0  # log-odds of a candidate at the start, whose score is 0 ...
 PRIOR_SLOPE = 1.0  # ... and how much they rise each time that the score doubles
 # How much the log-odds have fallen, at the start, when a passage was played twice in a row; they fall with the square
 # of the repetitions. Songs hardly ever go on from there, so that they alone don't teach when to stop.
-FATIGUE, MOST_REPETITIONS = 4.0, 4.0
+REPETITION_PENALTY, MOST_REPETITIONS = 4.0, 4.0
 NONE = -1e9  # log-odds where there is no candidate
 
 
@@ -95,7 +95,7 @@ class Pointer(nnx.Module):
         self.place_gate = nnx.Param(jnp.zeros((config.model.width, N_PLACES)))  # as where a phrase begins
         # How much it counts how likely the decoder itself holds a candidate, and how that depends on its features.
         self.agreement = nnx.Param(jnp.zeros(1 + FEATURES))
-        self.fatigue = nnx.Param(jnp.asarray(FATIGUE))
+        self.repetition_penalty = nnx.Param(jnp.asarray(REPETITION_PENALTY))
 
     def __call__(self, candidates: Candidates, hidden: Float[Array, "*B D"], logits: Float[Array, "*B V"]) -> Copies:
         """The candidates' log-odds against the decoder's own distribution.
@@ -118,7 +118,7 @@ class Pointer(nnx.Module):
         log_odds += of_features
         log_odds = log_odds.at[..., -N_PLACES:].add(place_gate)
         log_odds += gate + jnp.sum(jnp.moveaxis(gates_of_features, -1, 0)[..., None] * features, 0)
-        log_odds += agreement * own - self.fatigue[...] * jnp.square(_repetitions(candidates, same))
+        log_odds += agreement * own - self.repetition_penalty[...] * jnp.square(_repetitions(candidates, same))
         return Copies(token, jnp.where(token >= 0, log_odds, NONE), candidates.bars)
 
     def _network(self, features: Float[Array, "features *B k"]) -> tuple[Float[Array, "*B k"], Float[Array, "*B k"]]:

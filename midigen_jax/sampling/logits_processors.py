@@ -22,10 +22,10 @@ from .settings import GenerationSettings
 
 # Added to the log-odds at most: a memory that must always be followed copies rests, once there is one, without end.
 MOST_LOG_ODDS = 3.0
-# Added to the log-odds of what was not played a multiple of so many bars before; a low temperature multiplies the odds
-# of the same too. With the odds that were learned, bars come back in what is sampled at other distances more often than
-# in songs. Chosen on validation songs of POP909.
-PHRASE_BARS, BETWEEN_PHRASES = 4, -0.4
+# Added to the log-odds of what was not played some phrases before; a low temperature multiplies the odds of the same
+# too. With the odds that were learned, bars come back in what is sampled at other distances more often than in songs.
+# Chosen on validation songs of POP909.
+BETWEEN_PHRASES = -0.4
 LEAST_FACTOR = 0.5  # the least by which a low temperature multiplies them
 PROBABILITY_BITS = 30  # of a float32 up to 1: the others are 0
 PITCHED, DRUMS, SILENCED = range(3)  # kinds of instruments, by what the settings let them play
@@ -37,6 +37,7 @@ class SettingArrays(NamedTuple):
     temperature: Float[Array, ""]
     copy: Float[Array, ""]  # log-odds added to those of the kNN memory
     between_phrases: Float[Array, ""]  # and to those of what was not played some phrases before
+    phrase_bars: Int[Array, ""]
     top_k: Int[Array, ""]
     top_p: Float[Array, ""]
     min_p: Float[Array, ""]
@@ -75,7 +76,8 @@ def make_setting_arrays(settings: GenerationSettings, vocabulary: Vocabulary) ->
         # What corrects for drawing at random has no place where nothing is drawn.
         temperature=jnp.asarray(1 if greedy else settings.temperature, jnp.float32),
         copy=jnp.asarray(_copy_log_odds(settings.copy), jnp.float32),
-        between_phrases=jnp.asarray(0 if greedy else _between_phrases(settings.temperature), jnp.float32),
+        between_phrases=jnp.asarray(0 if greedy else _between_phrases(settings), jnp.float32),
+        phrase_bars=jnp.asarray(max(settings.phrase_bars, 1), jnp.int32),
         top_k=jnp.asarray(settings.top_k or vocabulary.size, jnp.int32),
         top_p=jnp.asarray(1 if greedy else settings.top_p, jnp.float32),
         min_p=jnp.asarray(settings.min_p, jnp.float32),
@@ -100,9 +102,11 @@ def _copy_log_odds(copy: float) -> float:
     return min(math.log(copy / (1 - copy)), MOST_LOG_ODDS) if copy < 1 else MOST_LOG_ODDS
 
 
-def _between_phrases(temperature: float) -> float:
+def _between_phrases(settings: GenerationSettings) -> float:
     """What is added to the log-odds of what was not played some phrases before."""
-    return BETWEEN_PHRASES + math.log(min(max(temperature, LEAST_FACTOR), 1))
+    if settings.phrase_bars == 0:
+        return 0.0
+    return BETWEEN_PHRASES + math.log(min(max(settings.temperature, LEAST_FACTOR), 1))
 
 
 def process_logits(
@@ -123,7 +127,7 @@ def process_logits(
         probabilities = jax.nn.softmax(logits)
     else:
         may_copy = (copies.token >= 0) & jnp.take_along_axis(legal, jnp.maximum(copies.token, 0), -1)
-        of_phrase = (copies.bars > 0) & (copies.bars % PHRASE_BARS == 0)
+        of_phrase = (copies.bars > 0) & (copies.bars % settings.phrase_bars == 0)
         log_odds = copies.log_odds + jnp.where(of_phrase, 0, settings.between_phrases)
         copies = copies._replace(log_odds=jnp.where(may_copy, log_odds, pointer.NONE))
         probabilities = pointer.mixture(_shape_new(logits, copies, settings), copies)

@@ -8,6 +8,7 @@ from .. import vocab
 from ..errors import InputError
 from ..music.pitches import parse_instruments, parse_key, parse_pitch
 
+MAX_PHRASE_BARS = 128
 MAX_LOOP_BARS = 10_000  # fewer than 2^31 grid steps
 DEFAULT_BARS = 16
 MAX_ROWS = 4096  # continuations at once
@@ -24,6 +25,7 @@ class GenerationSettings:
     top_k: int = 0  # draw from this many most likely tokens; 0: all; 1: greedy, at any temperature
     top_p: float = 0.97  # from the most likely that together have this probability (Holtzman et al. 2020); 1: all
     min_p: float = 0.0  # from those at least this share as likely as the most likely (Nguyen et al. 2024)
+    phrase_bars: int = 4  # the past of so many bars ago, or a multiple, is taken up more readily; 0: as learned
     loop_bars: int = 8  # maximum bars of silence, and of a loop with a period of up to four bars; 0: no limit
     lowest: int = 0  # pitches; drums are exempt
     highest: int = 127
@@ -31,9 +33,13 @@ class GenerationSettings:
     instruments: tuple[int, ...] = ()  # programs from 0, vocab.DRUMS for the drums; empty: all
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "copy", "top_k", "top_p", "min_p", "loop_bars"):
-            if not isinstance(value := getattr(self, name), int | float):
-                raise InputError(f"{name.replace('_', '-')} {value!r}: give a number")
+        for names, kinds, what in (
+            (("temperature", "copy", "top_p", "min_p"), int | float, "a number"),
+            (("top_k", "phrase_bars", "loop_bars"), int, "a whole number"),
+        ):
+            for name in names:
+                if not isinstance(value := getattr(self, name), kinds):
+                    raise InputError(f"{name.replace('_', '-')} {value!r}: give {what}")
         if not 1e-3 <= self.temperature <= 1e3:  # beyond, logits overflow
             raise InputError(f"temperature {self.temperature}: give a number above 0, from 0.001 to 1000")
         if not 0 <= self.copy <= 1:
@@ -44,6 +50,8 @@ class GenerationSettings:
             raise InputError(f"top-p {self.top_p}: give a number above 0, up to 1 for all tokens")
         if not 0 <= self.min_p <= 1:
             raise InputError(f"min-p {self.min_p}: give a number from 0 to 1")
+        if not 0 <= self.phrase_bars <= MAX_PHRASE_BARS:
+            raise InputError(f"phrase-bars {self.phrase_bars}: give up to {MAX_PHRASE_BARS} bars, or 0 for none")
         if self.loop_bars != 0 and not 2 <= self.loop_bars <= MAX_LOOP_BARS:
             raise InputError(f"loop-bars {self.loop_bars}: give 2 to {MAX_LOOP_BARS} bars, or 0 to allow any loop")
         if not set(self.key) <= set(range(12)):

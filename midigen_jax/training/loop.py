@@ -142,11 +142,12 @@ def describe(config: cfg.Config, corpus: Corpus, state: TrainState) -> None:
     n_params = sum(x.size for x in jax.tree.leaves(state.params))
     memory, here = config.memory, config.data
     search_by = f", {search.resolve_backend(memory.backend)} search" if memory.has_keys else ""
+    retrieval = f" ({memory.retrieval}{search_by})" if memory.knn else ""
     print(
         f"{n_params / 1e6:.1f} M parameters; {len(corpus.songs_of('train')):,} training and "
         f"{len(corpus.songs_of('validation')):,} validation songs; "
         f"{here.lanes * here.segment * here.segments:,} tokens per step; XL memory {memory.xl:,} and kNN memory "
-        f"{memory.knn:,} slots per lane ({memory.retrieval}{search_by}); "
+        f"{memory.knn:,} slots per lane{retrieval}; "
         f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     )
 
