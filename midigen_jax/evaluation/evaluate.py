@@ -250,6 +250,7 @@ def evaluate(runs: Sequence[Path], data: Path, out: Path, options: Options, *, c
     Raises:
         InputError: a run or the corpus can't be used, or has too few songs.
     """
+    here = environment.environment(PACKAGES)  # first, since the source may change meanwhile
     models, corpus = open_runs(runs, data)
     index = corpus.songs_of(options.split)[: options.max_songs]
     if len(index) == 0:
@@ -271,7 +272,7 @@ def evaluate(runs: Sequence[Path], data: Path, out: Path, options: Options, *, c
     result = {
         "date": date.today().isoformat(),
         "command": command,
-        "environment": environment.environment(PACKAGES),
+        "environment": here,
         "corpus": {
             "fingerprint": corpus.fingerprint,
             "split": options.split,
