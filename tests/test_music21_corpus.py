@@ -120,7 +120,7 @@ def test_build_skips_duplicates_and_continues(tmp_path, monkeypatch, capsys):
     assert [file.name for file in (tmp_path / "bach").iterdir()] == ["bwv20.11.mid"]
     with (tmp_path / "skipped.csv").open() as file:
         assert list(csv.reader(file))[1:] == [["bach/bwv20.7.mxl", "the same music as bach/bwv20.11.mxl"]]
-    assert "1 piece," in capsys.readouterr().out
+    assert ": 1 piece; 1 skipped" in capsys.readouterr().out
 
 
 def test_scores_has_the_chorales_once():

@@ -54,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how notes are drawn")
     how.add_argument("--temperature", type=float, default=DEFAULTS.temperature, help="below 1 safer, above 1 wilder")
     how.add_argument(
-        "--copy", type=float, default=DEFAULTS.copy, help="take up its past from 0, never, to 1, as much as fits (0.5)"
+        "--copy", type=float, default=DEFAULTS.copy, help="take up its past from 0, never, to 1, as much as fits"
     )
     how.add_argument("--top-k", type=int, default=DEFAULTS.top_k, help="from this many most likely tokens; 0: all")
     how.add_argument("--top-p", type=float, default=DEFAULTS.top_p, help="from the most likely of this probability")

@@ -139,10 +139,9 @@ def build(out: Path, workers: int, composers: Sequence[str] = COMPOSERS) -> int:
                     _pending(path).replace(path)
     _write_skipped(out, skipped)
     reasons = Counter("duplicates" if "same music" in reason else reason for reason in skipped.values())
-    notes = sum(len(notes_) for _, notes_ in seen)
     why = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(3))
     tail = f"; {len(skipped)} skipped ({why}), see {out / 'skipped.csv'}" if skipped else ""
-    print(f"{out}: {len(seen)} piece{'s' * (len(seen) != 1)}, {notes:,} notes{tail}")
+    print(f"{out}: {len(seen)} piece{'s' * (len(seen) != 1)}{tail}")
     return len(seen)
 
 

@@ -107,7 +107,7 @@ def train(config: cfg.Config, source: Path, run: Path, init_from: Path | None = 
             if logging or last:
                 values = recent.summary(step)
                 log.write(step, values)
-                bar.set_postfix_str(summary_line(values, settings.steps - step))
+                bar.set_postfix_str(summary_line(values, config, settings.steps - step))
             if validating or saving or sampling:
                 with recent.paused():
                     loss = validation.write(step, state.params, log) if validating else None
@@ -163,13 +163,13 @@ def progress_bar(step: int, steps: int) -> tqdm:
     )
 
 
-def summary_line(values: dict[str, float], steps_left: int) -> str:
+def summary_line(values: dict[str, float], config: cfg.Config, steps_left: int) -> str:
     """The figures beside the progress bar."""
     done = time.strftime("%H:%M", time.localtime(time.time() + steps_left * values["seconds_per_step"]))
+    found = f"kNN hits {values['hit_rate']:.0%}, age {values['hit_age']:,.0f}, share {values['memory_share']:.0%}"
     return (
         f"loss {values['loss']:.3f}, {values['bits_per_note']:.2f} bits per note, "
-        f"{values['tokens_per_second']:,.0f} tokens/s, done {done}, "
-        f"kNN hits {values['hit_rate']:.0%}, age {values['hit_age']:,.0f}, share {values['memory_share']:.0%}"
+        f"{values['tokens_per_second']:,.0f} tokens/s, done {done}{', ' + found if config.memory.knn else ''}"
     )
 
 
