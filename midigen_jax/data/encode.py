@@ -274,7 +274,7 @@ def open_or_encode(source: Path, run: Path, vocabulary: Vocabulary | int = 0) ->
         encode_folder(source, path, vocabulary=vocabulary)
         return open_corpus(path)
     corpus, files = open_corpus(path), encoded_files(path)
-    choice = f"to use them give another run folder, to go on with the old ones --data {path}"
+    choice = f"to go on with the old ones give --data {path}, to train on the new ones another run folder"
     if sorted(files) != names:
         raise InputError(f"{path}: was encoded from other files than are in {source} now; {choice}")
     if changed := changed_file(source, files):
