@@ -14,6 +14,7 @@ import jaxtyping  # noqa: E402
 
 # Checks every annotated shape of these packages while the tests run.
 CHECKED = ("model", "run", "sampling", "training")
+MANY_MAPPINGS = 15_000  # of 65,530
 jaxtyping.install_import_hook([f"midigen_jax.{name}" for name in CHECKED], "beartype.beartype")
 
 import dataclasses  # noqa: E402
@@ -21,6 +22,7 @@ import functools  # noqa: E402
 from pathlib import Path  # noqa: E402  (the hook has to come before anything imports the package)
 from typing import Any  # noqa: E402
 
+import jax  # noqa: E402
 import mido  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -59,6 +61,15 @@ def thorough() -> bool:
 def examples(number: int) -> int:
     """How many random examples a test takes."""
     return 5 * number if thorough() else number
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_mappings():
+    """Frees compiled programs before a process has as many memory mappings as Linux allows, where XLA would crash."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > MANY_MAPPINGS:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
