@@ -131,7 +131,9 @@ def test_four_devices_compute_what_one_does(child, kind, request):
         if np.issubdtype(x.dtype, np.integer):
             assert (x == four[name]).all(), name
         else:
-            np.testing.assert_allclose(four[name], x, rtol=1e-5, atol=1e-5, err_msg=name)
+            # Adam divides by a gradient's size. Where that is rounding, embeddings differ by 4e-6, and keys, behind a
+            # LayerNorm, by some times as much.
+            np.testing.assert_allclose(four[name], x, rtol=1e-5, atol=5e-5, err_msg=name)
 
 
 def test_lanes_that_devices_cannot_share_are_refused(four_devices):
