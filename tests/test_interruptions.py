@@ -63,6 +63,7 @@ def one_lane_of_whole_epochs(folder: Path, steps: int) -> tuple[Path, int]:
 @pytest.mark.parametrize(
     ("retrieval", "stops"),
     [
+        ("context+alignment", (10,)),
         ("attention+alignment", (10,)),
         *(
             pytest.param(retrieval, stops, marks=pytest.mark.slow)
