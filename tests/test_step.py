@@ -131,7 +131,7 @@ def test_four_devices_compute_what_one_does(child, kind, request):
         if np.issubdtype(x.dtype, np.integer):
             assert (x == four[name]).all(), name
         else:
-            # Adam divides by a gradient's size. With attention's keys, one embedding has a gradient that is rounding: it
+            # Adam divides by gradients' size. With attention's keys, one embedding has a gradient that is rounding: it
             # differs by 4e-6, and the keys and values in both memories, behind a LayerNorm, by some times as much.
             atol = 5e-5 if kind[0] == "attention" and name.startswith("memory") else 1e-5
             np.testing.assert_allclose(four[name], x, rtol=1e-5, atol=atol, err_msg=name)
