@@ -6,7 +6,7 @@ import numpy as np
 
 from .. import vocab
 from ..vocab import DURATION_0, EOS, MAX_DURATION, NOTE_0, SEP, SOS
-from . import fingerprint, kernel, meter, score, smf
+from . import beats, fingerprint, kernel, meter, score, smf
 
 MAX_NOTES = 1 << 17
 MAX_BEATS = 1 << 15  # 4.5 hours at 120 beats per minute
@@ -159,6 +159,7 @@ class Songs(NamedTuple):
     seconds: np.ndarray  # float64 [F], the same at the file's tempos
     hashes: np.ndarray  # uint64 [F], equal for equal notes (`fingerprint.note_hash`)
     signatures: np.ndarray  # uint32 [F, BINS], similar for the same music (`fingerprint.signature`)
+    aligned: np.ndarray  # bool [F], whether beats and bars were found anew (`beats.align`)
     meters: np.ndarray  # int32 [m, 4]: file, time, numerator, denominator
     tempos: np.ndarray  # int32 [t, 3]: file, time, microseconds per quarter note
 
@@ -218,6 +219,7 @@ def encode_files(data, bounds, scheme, workspace):
     seconds = np.zeros(n_files, np.float64)
     hashes = np.zeros(n_files, np.uint64)
     signatures = np.full((n_files, fingerprint.BINS), fingerprint.EMPTY, np.uint32)
+    aligned = np.zeros(n_files, np.bool_)
     meters = np.empty((n_files + 1, 4), np.int32)
     tempos = np.empty((n_files + 1, 3), np.int32)
     all_meters = all_tempos = 0
@@ -227,6 +229,10 @@ def encode_files(data, bounds, scheme, workspace):
         error, division, n_notes, n_meters, n_tempos = smf.read_into(data, bounds[i], bounds[i + 1], workspace.file)
         if error == smf.OK:
             hashes[i] = fingerprint.note_hash(raw_notes[:n_notes], division)
+            if scheme.align_beats:
+                n_meters, aligned[i] = beats.align(
+                    raw_notes[:n_notes], raw_meters, n_meters, raw_tempos[:n_tempos], division
+                )
             n_notes, n_beyond = score.quantize_into(raw_notes[:n_notes], division, scheme, workspace.score)
             grid = workspace.score[0][:n_notes]
             error = _verdict(grid, n_beyond, scheme)
@@ -265,6 +271,7 @@ def encode_files(data, bounds, scheme, workspace):
         seconds,
         hashes,
         signatures,
+        aligned,
         meters[:all_meters],
         tempos[:all_tempos],
     )

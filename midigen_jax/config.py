@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import InputError
 
+MAX_REPEATS = 100  # of a song in an epoch
 MAX_LAGS = 1 << 20  # slots of a memory by alignment, which packs scores and lags into numbers of 32 bits
 LEAST_FOR_MUSICAL = 8  # the width of a head with musical positions: each kind turns two features or more
 CONTEXT_LENGTH = 16  # tokens that a key of the kNN memory describes; heads that hold such keys are at least as wide
@@ -78,10 +79,25 @@ class Data:
     # This share of training songs, anew in each epoch, goes on in another key from a bar in its middle half on: so the
     # memory by alignment learns to trust what returns transposed.
     modulate: float = 0.0
+    # How often training songs in folders of the corpus are read in an epoch; others once. "games=3 quartets=0.5"
+    mixture: str = ""
     velocity_offset: int = 0  # shift their velocities by up to this many of the 32 bins, where tokens have them
     seed: int = 0
     location: Literal["disk", "host", "device"] = "disk"  # where the corpus is: memory-mapped, or in memory as a whole
     workers: int = 0  # processes that read ahead; 0: threads
+
+    @property
+    def repeats(self) -> dict[str, float]:
+        """How often the songs in each folder of the mixture are read in an epoch.
+
+        Raises:
+            ValueError: the mixture is no list of folders and numbers.
+        """
+        pairs = (part.rpartition("=") for part in self.mixture.split())
+        repeats = {folder.strip("/"): float(number) for folder, _, number in pairs}
+        if "" in repeats or not all(0 <= number <= MAX_REPEATS for number in repeats.values()):
+            raise ValueError(self.mixture)
+        return repeats
 
     @property
     def transposes(self) -> bool:
@@ -146,6 +162,11 @@ class Config:
             self._need(0 < get(self, key) < math.inf, key, "must be a finite number above 0")
         for key in ("model.dropout", "train.beta2"):
             self._need(0 <= get(self, key) < 1, key, "must be from 0 up to, not including, 1")
+        try:
+            self.data.repeats  # noqa: B018
+        except ValueError:
+            what = f'give folders and numbers from 0 to {MAX_REPEATS}, such as "games=3 quartets=0.5"'
+            self._need(False, "data.mixture", what)
         self._need(0 <= self.data.modulate <= 1, "data.modulate", "must be from 0 to 1")
         self._need(self.model.width % self.model.heads == 0, "model.heads", f"must divide width={self.model.width}")
         head_width, positions = self.model.width // self.model.heads, self.model.positions

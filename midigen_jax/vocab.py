@@ -42,11 +42,15 @@ class Scheme(NamedTuple):
     multi: bool = False  # instruments are kept apart, drums among them; else all parts are one and drums are left out
     velocities: bool = False  # each note has one of 32 velocities
     faithful: bool = False  # the rules of MIDIGen, its defects included
+    align_beats: bool = True  # find the beats and bars of files whose own bar lines are wrong (`kernels.beats`)
 
     @property
     def size(self) -> int:
         """Number of base tokens."""
         return velocity_0(self) + N_VELOCITIES * self.velocities
+
+
+FAITHFUL = Scheme(faithful=True, align_beats=False)
 
 
 def velocity_0(scheme: Scheme) -> int:

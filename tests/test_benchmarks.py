@@ -11,6 +11,7 @@ from typing import Any
 import _shared
 import numpy as np
 import pytest
+from conftest import write_midi
 
 from midigen_jax import config as cfg
 from midigen_jax.data.corpus import Corpus
@@ -194,6 +195,40 @@ def test_memories(run, corpus, capsys, tmp_path):
     assert f"difference from {script.BEST}" in capsys.readouterr().out
     with pytest.raises(InputError, match="give another folder"):
         run(script, *on_corpus(corpus), "--results", str(_shared.RESULTS))
+
+
+def test_beats(run, midi_folder, tmp_path):
+    """The folder's notes are random, on a grid of 32nds, so that nothing is found in them; a march's beats are."""
+    march = [(4 * bar + beat, 1, 48 + 7 * (bar % 2) + 12 * (beat % 2)) for bar in range(60) for beat in range(4)]
+    chords = [(4 * bar, 4, 60 + 7 * (bar % 2) + x) for bar in range(60) for x in (0, 4, 7)]
+    write_midi(tmp_path / "music" / "march.mid", [march + chords])
+    (tmp_path / "music" / "random.mid").write_bytes(next(iter(sorted(midi_folder.iterdir()))).read_bytes())
+    result = run(load_script("beats"), "--data", str(tmp_path / "music"))
+    counts = result["counts"]
+    assert counts["files"] == 2
+    assert counts["beat"] == counts["bar"] == 1
+    assert "moved as they are" not in counts
+
+
+def test_recipes(run, midi_folder, capsys, tmp_path):
+    """Two kinds of music; a recipe that merges instruments and one that does not."""
+    script, music = load_script("recipes"), tmp_path / "music"
+    for i, path in enumerate(sorted(midi_folder.iterdir())):
+        target = music / ("pop", "games")[i % 2] / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    small = ["--data", str(music), "--config", str(CONFIG), *SETTINGS, "--workdir", str(tmp_path / "work")]
+    small += ["--minutes", "1e-3", "--timed-steps", "1", "--tokens", "100", "--only"]
+    run(script, *small, "base")
+    result = run(script, *small, "instruments merged")
+    assert result["recipes"].keys() == {"base", "instruments merged"}  # what was measured before is kept
+    for row in result["recipes"].values():
+        assert_describes_the_run(row)
+        assert {"all"} < row["bits_per_note"].keys() <= {"games", "pop", "all"}
+        assert all(bits > 0 for bits in row["bits_per_note"].values())
+        assert row["tokens"] == 2 * 16 * row["steps"] > 0
+    assert result["recipes"]["base"]["corpus"] != result["recipes"]["instruments merged"]["corpus"]
+    assert "| instruments merged" in capsys.readouterr().out
 
 
 def test_attention_memory(run, corpus, tmp_path):

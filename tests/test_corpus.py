@@ -16,7 +16,7 @@ from midigen_jax.data.corpus import SPLITS, open_corpus, split_of
 from midigen_jax.data.file_batches import Batches
 from midigen_jax.errors import InputError
 from midigen_jax.music.song import tokens_of
-from midigen_jax.vocab import Scheme, Vocabulary
+from midigen_jax.vocab import FAITHFUL, Scheme, Vocabulary
 
 
 def test_songs_of_a_folder(corpus, midi_folder):
@@ -169,7 +169,7 @@ def test_the_split_of_a_song_does_not_depend_on_its_tokens(midi_folder, band_fol
     folder = shutil.copytree(midi_folder, tmp_path / "midi")
     shutil.copytree(band_folder, folder / "band")
     splits = []
-    for i, scheme in enumerate((Scheme(), Scheme(24, multi=True, velocities=True), Scheme(faithful=True))):
+    for i, scheme in enumerate((Scheme(), Scheme(24, multi=True, velocities=True), FAITHFUL)):
         encode.encode_folder(folder, tmp_path / str(i), scheme=scheme)
         splits.append(open_corpus(tmp_path / str(i)).splits.tolist())
     assert splits[0] == splits[1] == splits[2]
@@ -317,7 +317,7 @@ def test_damaged_corpora_are_named(corpus, tmp_path):
         open_corpus(path)
     (path / "meta.json").write_text(json.dumps({**meta, "format_version": 2}))
     (path / "position.npy").rename(path / "step.npy")  # as version 2 had it
-    with pytest.raises(InputError, match=r"format version 2, but .* reads version 3; encode it again: midigen encode"):
+    with pytest.raises(InputError, match=r"format version 2, but .* reads version 4; encode it again: midigen encode"):
         open_corpus(path)
     path = damaged("vocabulary")
     (path / "meta.json").write_text(json.dumps({**meta, "vocabulary": {**meta["vocabulary"], "merges": [[1, 999]]}}))

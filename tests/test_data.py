@@ -15,11 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import changed
 
+from midigen_jax import config as cfg
 from midigen_jax import vocab
 from midigen_jax.data import loader
 from midigen_jax.data.corpus import Corpus, open_corpus
 from midigen_jax.data.encode import encode_folder
 from midigen_jax.data.loader import Lanes
+from midigen_jax.errors import InputError
 from midigen_jax.training.sharding import make_mesh, make_put
 from midigen_jax.vocab import NO_SONG, NO_TARGET, Scheme, Vocabulary
 
@@ -114,6 +116,38 @@ def test_an_epoch_holds_every_song_once(corpus):
         seen += songs_on(np.append(tokens[tokens != vocab.PAD], vocab.SOS))
     expected = [corpus.tokens[corpus.offsets[i] : corpus.offsets[i + 1]].tobytes() for i in songs]
     assert sorted(seen) == sorted(expected)
+
+
+def test_a_mixture_repeats_songs_by_folder(corpus):
+    """Whole numbers exactly, fractions on average; each reading of a song in a key of its own."""
+    names = [f"{'abc'[i % 3]}/{name}" for i, name in enumerate(corpus.names)]
+    mixed = corpus._replace(names=names)
+    repeats = loader.repeats_of(mixed, cfg.Data(mixture="a=3 b/=0.5"))
+    songs, epochs = corpus.songs_of("train"), 20
+    lanes = Lanes(mixed, songs, 2, seed=4, epochs=epochs, repeats=repeats, transpose=5)
+    lanes.length()
+    read = np.zeros((epochs, len(names)), int)
+    keys: dict[int, set[int]] = {}
+    for number in range(epochs):
+        plan = lanes.plan(number)
+        np.add.at(read[number], plan.songs, 1)
+        for song, semitones in zip(plan.songs.tolist(), plan.semitones.tolist(), strict=True):
+            if number == 0:
+                keys.setdefault(song, set()).add(semitones)
+    of_folder = {letter: read[:, [i for i in songs if names[i][0] == letter]] for letter in "abc"}
+    assert (of_folder["a"] == 3).all()
+    assert (of_folder["c"] == 1).all()
+    assert set(of_folder["b"].ravel()) == {0, 1}
+    assert 0.3 < of_folder["b"].mean() < 0.7
+    assert (of_folder["b"].mean(0) < 1).all()
+    assert any(len(several) > 1 for several in keys.values())
+    with pytest.raises(InputError, match="no training songs in a folder d"):
+        loader.repeats_of(mixed, cfg.Data(mixture="d=2"))
+    with pytest.raises(InputError, match="no song is read in every epoch"):
+        loader.repeats_of(mixed, cfg.Data(mixture="a=0 b=0.5 c=0"))
+    for wrong in ("a", "a=x", "=2", "a=-1", "a=1e9"):
+        with pytest.raises(InputError, match=r"data\.mixture"):
+            cfg.Config(data=cfg.Data(mixture=wrong))
 
 
 def test_lanes_have_no_padding_and_differ_by_epoch_and_seed(corpus):

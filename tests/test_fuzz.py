@@ -21,12 +21,12 @@ from damaged_files import MALICIOUS, TUNE, damage, tracks
 from smf_files import meta, random_file, real_files
 
 from midigen_jax.kernels import encode, score, smf
-from midigen_jax.vocab import Scheme
+from midigen_jax.vocab import FAITHFUL, Scheme
 
 TIMEOUT = 300  # seconds after which it counts as a hang
 MEMORY = 64 << 20  # bytes beyond those of the files
 BATCH = 16
-SCHEMES = (Scheme(), Scheme(24, True, True), Scheme(4, True), Scheme(12, velocities=True), Scheme(faithful=True))
+SCHEMES = (Scheme(), Scheme(24, True, True), Scheme(4, True), Scheme(12, velocities=True), FAITHFUL)
 
 
 def as_array(data: bytes) -> np.ndarray:

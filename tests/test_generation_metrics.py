@@ -10,7 +10,8 @@ import pytest
 from midigen_jax.errors import InputError
 from midigen_jax.evaluation import generation_metrics
 from midigen_jax.evaluation.generation_metrics import Pair
-from midigen_jax.music.song import excerpt
+from midigen_jax.music.song import excerpt, new_song
+from midigen_jax.vocab import Scheme
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +37,31 @@ def test_real_continuations_are_like_themselves(corpus, prompts):
     others = [Pair(prompt, continuations[0], repeated) for prompt in prompts]
     found = generation_metrics.compare_with_real(prompts, {"same": same, "others": others}, corpus)
     real, written = found["real"], found["written"]
-    assert written["same"] == real | {"self-similarity error": 0}
+    assert written["same"] == real | {
+        "self-similarity error": 0,
+        "distances": dict.fromkeys(generation_metrics.DISTRIBUTIONS, 0),
+    }
     assert real["longest training excerpts"] == [len(prompt.real.notes) for prompt in prompts]  # training songs
     assert real["metrics"]["share that ends"].value == np.mean([prompt.ends for prompt in prompts])
     assert written["others"]["self-similarity error"] > 0.9
     assert max(written["others"]["longest training excerpts"]) < 8
     assert written["others"]["metrics"]["groove similarity"].value == 1
+
+
+def test_drift_shows_in_the_first_and_the_last_bars(corpus):
+    """A chord a bar over a moving bass, which freezes after eight bars."""
+    chords = (((48, 60, 64, 67), (55, 59, 62, 67)) * 4) + ((48, 60, 64, 67),) * 16
+    notes = [[32 * bar, 32, pitch, 0, 80] for bar, chord in enumerate(chords) for pitch in chord]
+    song = new_song(Scheme())._replace(notes=np.array(notes, np.int32))
+    found = generation_metrics.describe([song], [False], bars=24)
+    first, last = (found["parts"][f"{which} 8 bars"] for which in ("first", "last"))
+    assert first["bars that keep the chord before"].value == 0
+    assert last["bars that keep the chord before"].value == 1
+    assert first["bass movement"].value == pytest.approx(7 / 31)
+    assert last["bass movement"].value == 0
+    assert found["metrics"]["share with a chord for over 8 bars"].value == 1
+    assert found["metrics"]["share with a loop of bars that are nearly alike"].value == 1
+    assert generation_metrics.describe([song], [False])["parts"] == {}
 
 
 def test_silence_counts_only_for_the_shares(prompts):

@@ -79,3 +79,36 @@ def test_self_similarity_by_lag():
     curve = music_metrics.self_similarity(song_of(notes))
     np.testing.assert_allclose(curve[:4], [1 / 3, 1, 1 / 3, 1])
     assert np.isnan(curve[4:]).all()
+
+
+def test_stutter_counts_quick_repeats_of_a_part():
+    repeats = [(0, 0.125, 60), (0.125, 0.125, 60), (0.25, 0.5, 60), (1, 1, 60)]
+    assert music_metrics.stutter(song_of(repeats)) == 2 / 4
+    sixteenths = [(i / 4, 0.25, 60) for i in range(8)]
+    assert music_metrics.stutter(song_of(sixteenths)) == 0
+    trill = [(i / 8, 0.125, 60 + i % 2) for i in range(8)]
+    assert music_metrics.stutter(song_of(trill)) == 0
+    two_parts = [(i / 8, 0.125, 60, i % 2) for i in range(8)]
+    assert music_metrics.stutter(song_of(two_parts, multi=True)) == 0
+    assert np.isnan(music_metrics.stutter(song_of([])))
+
+
+def test_bars_come_back_also_varied_by_a_note():
+    bar = [(i, 1, 60 + i) for i in range(4)]
+    later = [(4 * n + on, long, pitch) for n in (2, 3) for on, long, pitch in bar]
+    other = [(4 + i, 1, 72 - i) for i in range(4)]
+    assert music_metrics.returning_bars(song_of(bar + other + later)) == pytest.approx(2 / 3)
+    varied = [(4 * 2 + on, long, pitch) for on, long, pitch in [*bar, (3.5, 0.5, 50)]]  # 4 of 5 notes
+    assert music_metrics.returning_bars(song_of(bar + other + varied)) == 1 / 2
+    assert music_metrics.returning_bars(song_of(bar + other)) == 0
+    assert np.isnan(music_metrics.returning_bars(song_of(bar)))
+
+
+def test_distributions():
+    song = song_of([(0, 1, 60), (0.5, 0.125, 62), (1.75, 4, 64), (2, 8, 65)])
+    onsets, durations = music_metrics.onset_shares(song), music_metrics.duration_shares(song)
+    assert {i: x for i, x in enumerate(onsets.tolist()) if x} == {0: 0.5, 12: 0.25, 18: 0.25}
+    assert durations[[0, 5, 9, 10]].tolist() == [0.25] * 4
+    assert music_metrics.total_variation(onsets, onsets) == 0
+    assert music_metrics.total_variation(np.array([1, 0]), np.array([0, 1])) == 1
+    assert music_metrics.total_variation(np.array([0.5, 0.5]), np.array([1, 0])) == 0.5

@@ -15,7 +15,7 @@ from midigen_jax.music.song import Prompt, new_song, notes_of
 from midigen_jax.run.trained import TrainedModel
 from midigen_jax.sampling import logits_processors, note_order
 from midigen_jax.sampling.sampler import Sampler
-from midigen_jax.vocab import Scheme, Vocabulary
+from midigen_jax.vocab import FAITHFUL, Scheme, Vocabulary
 
 
 def forbidden(tokens, vocabulary):
@@ -39,7 +39,7 @@ def forbidden(tokens, vocabulary):
 
 
 @pytest.mark.parametrize(
-    ("scheme", "merges"), [(Scheme(), 0), (Scheme(faithful=True), 500), (Scheme(multi=True, velocities=True), 700)]
+    ("scheme", "merges"), [(Scheme(), 0), (FAITHFUL, 500), (Scheme(multi=True, velocities=True), 700)]
 )
 def test_songs_as_they_are_encoded_keep_to_it(midi_folder, band_folder, tmp_path, scheme, merges):
     # The band has twenty unisons on a step where its instruments are not kept apart.

@@ -35,7 +35,7 @@ from midigen_jax.sampling.generation import make_timeline
 from midigen_jax.sampling.programs import CHUNK
 from midigen_jax.sampling.sampler import Sampler
 from midigen_jax.sampling.settings import GenerationSettings, Length
-from midigen_jax.vocab import Scheme, Vocabulary
+from midigen_jax.vocab import FAITHFUL, Scheme, Vocabulary
 
 CHANGEABLE = GenerationSettings(temperature=1.0, top_p=1.0, loop_bars=0)
 
@@ -171,7 +171,7 @@ def test_sampling_is_without_dropout(sampler, prompt):
 
 def test_a_faithful_prompt_is_as_long_as_its_tokens(small, tmp_path):
     """Which are silent about the part of a rest beyond 256 steps."""
-    words = Vocabulary(Scheme(faithful=True))
+    words = Vocabulary(FAITHFUL)
     path = write_midi(tmp_path / "a.mid", [[(0, 1, 60), (40, 1, 64)]])
     (take,) = Sampler(TrainedModel(small, build(small)[1], words)).continue_(path, prompt_bars=99, bars=2)
     assert take.song.notes[:2, 0].tolist() == [0, 256]

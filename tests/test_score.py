@@ -18,7 +18,7 @@ from midigen_jax.music import midi
 from midigen_jax.music.song import make_song, notes_of, tokens_of
 from midigen_jax.vocab import Scheme, Vocabulary
 
-FAITHFUL = Scheme(faithful=True)
+FAITHFUL = vocab.FAITHFUL
 SCHEMES = [Scheme(*options) for options in product((8, 12, 24), (False, True), (False, True))] + [FAITHFUL]
 
 ticks = st.one_of(st.integers(0, 400), st.integers(0, 50_000))

@@ -6,10 +6,12 @@ import sys
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import slow, thorough
 from flax import nnx
@@ -65,7 +67,9 @@ def steps_on(mesh: jax.sharding.Mesh, retrieval: str, backend: str) -> dict[str,
     """Metrics of all steps and the memories after them."""
     here = cfg.override(config(1, retrieval), [f"memory.backend={backend}"])
     state = jax.device_put(initial_state(retrieval), state_sharding(mesh))
-    step: Any = make_train_step(abstract_decoder(here, Vocabulary()), here, mesh)
+    # Adam divides by the size of gradients: one that is nothing but rounding would become a step of its own.
+    with mock.patch.object(optax, "adamw", partial(optax.adamw, eps=1e-3)):
+        step: Any = make_train_step(abstract_decoder(here, Vocabulary()), here, mesh)
     results = []
     for batch in batches(STEPS):
         state, metrics = step(state, put_batch(batch, mesh))
@@ -131,10 +135,7 @@ def test_four_devices_compute_what_one_does(child, kind, request):
         if np.issubdtype(x.dtype, np.integer):
             assert (x == four[name]).all(), name
         else:
-            # Adam divides by gradients' size. With attention's keys, one embedding has a gradient that is rounding: it
-            # differs by 4e-6, and the keys and values in both memories, behind a LayerNorm, by some times as much.
-            atol = 5e-5 if kind[0] == "attention" and name.startswith("memory") else 1e-5
-            np.testing.assert_allclose(four[name], x, rtol=1e-5, atol=atol, err_msg=name)
+            np.testing.assert_allclose(four[name], x, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 def test_lanes_that_devices_cannot_share_are_refused(four_devices):

@@ -5,11 +5,12 @@
 If it is interrupted, the same command continues from there.
 """
 
+import argparse
 from pathlib import Path
 
 from ..data.folders import check_midi_folder
 from ..errors import InputError
-from ..vocab import STEPS_PER_BEAT, Scheme
+from ..vocab import FAITHFUL, STEPS_PER_BEAT, Scheme
 from . import command
 
 MAX_VOCABULARY = 1 << 12
@@ -34,6 +35,12 @@ def main() -> None:
         help="merged: one part without drums; multi: programs kept apart, with drums",
     )
     parser.add_argument("--velocities", action="store_true", help="keep velocities, in 32 levels")
+    parser.add_argument(
+        "--align-beats",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="find the beats and bars of files whose notes are on a grid that is not the file's own",
+    )
     parser.add_argument("--faithful", action="store_true", help="the rules of MIDIGen, including its defects")
     parser.add_argument(
         "--vocabulary",
@@ -58,8 +65,9 @@ def main() -> None:
         help="shares of the songs; near-duplicates are kept together",
     )
     args = parser.parse_args()
-    scheme = Scheme(args.steps_per_beat, args.tracks == "multi", args.velocities, args.faithful)
-    if args.faithful and (scheme != Scheme(faithful=True) or args.vocabulary or args.transpose):
+    aligns = args.align_beats and not args.faithful
+    scheme = Scheme(args.steps_per_beat, args.tracks == "multi", args.velocities, args.faithful, aligns)
+    if args.faithful and (scheme != FAITHFUL or args.vocabulary or args.transpose):
         raise InputError(
             "--faithful: MIDIGen has 8 steps per beat and merged tracks, no velocities, merges or transposed copies; "
             "leave out these options"

@@ -29,7 +29,7 @@ from ..music.song import Song, TokenSequence, make_song, notes_of
 from ..vocab import Vocabulary
 from .folders import Stamp, check_corpus
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 SPLITS = ("train", "validation", "test")
 _ARRAYS = {"tokens": np.uint16, "bar": np.uint16, "position": np.uint16, "offsets": np.int64}
 _TABLES = {"meters": 4, "tempos": 3}  # columns, int32

@@ -46,6 +46,7 @@ class _Table(NamedTuple):
     hashes: np.ndarray
     splits: np.ndarray  # index into SPLITS
     groups: list[str]  # the smallest fingerprint among the near-duplicates
+    aligned: np.ndarray  # whether beats and bars were found anew
     stamps: list[Stamp]
 
 
@@ -59,11 +60,13 @@ def _survey(batches: Batches, fractions: Sequence[float]) -> tuple[_Table, str]:
     reasons: list[str] = []
     stamps: list[Stamp] = []
     for batch in range(len(batches)):
-        errors, rows, *values = batches.load(batch, "reasons", "stamps", "offsets", "notes", "hashes", "signatures")
+        errors, rows, *values = batches.load(
+            batch, "reasons", "stamps", "offsets", "notes", "hashes", "aligned", "signatures"
+        )
         reasons += errors.tolist()
         stamps += (Stamp(*row) for row in rows.tolist())
         columns.append([np.diff(values[0]), *values[1:]])
-    lengths, notes, hashes, signatures = (np.concatenate(column) for column in zip(*columns, strict=True))
+    lengths, notes, hashes, aligned, signatures = (np.concatenate(column) for column in zip(*columns, strict=True))
     songs = np.flatnonzero(lengths)
     group = duplicates.groups(signatures[songs], hashes[songs])
     smallest = hashes[songs].copy()
@@ -74,7 +77,7 @@ def _survey(batches: Batches, fractions: Sequence[float]) -> tuple[_Table, str]:
     groups = [""] * len(lengths)
     for song, key in zip(songs.tolist(), keys, strict=True):
         groups[song] = key
-    table = _Table(reasons, lengths, notes, hashes, splits, groups, stamps)
+    table = _Table(reasons, lengths, notes, hashes, splits, groups, aligned & (lengths > 0), stamps)
     return table, _leak_report(batches, songs, group, table, signatures[songs], fractions)
 
 
@@ -250,6 +253,8 @@ def _summarise(corpus: Corpus, table: _Table, leaks: str, wanted: int, replaced:
         f"  {notes:,} notes, {len(corpus.tokens):,} tokens ({len(corpus.tokens) / notes:.2f} per note) with a "
         f"vocabulary of {size:,}{short}, {corpus.seconds.sum() / 3600:.1f} hours of music"
     )
+    if n_aligned := np.count_nonzero(table.aligned):
+        print(f"  beats and bars found anew in {n_aligned:,} songs, whose own bar lines were wrong")
     print(f"  {leaks}")
     reasons = Counter(filter(None, table.reasons))
     if reasons:

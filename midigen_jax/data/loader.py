@@ -7,6 +7,7 @@ only the number of its step. Grain, which imports JAX and sets up logging, is im
 
 import bisect
 import contextlib
+import math
 import multiprocessing
 import signal
 import threading
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from .. import config as cfg
 from .. import vocab
+from ..errors import InputError
 from ..kernels.lanes import assign
 from ..kernels.score import pitched
 from ..vocab import NO_SONG, NO_TARGET
@@ -87,6 +89,7 @@ class Lanes:
         transpose: int = 0,
         velocity_offset: int = 0,
         modulate: float = 0.0,
+        repeats: np.ndarray | None = None,
         in_memory: bool = False,
     ):
         """
@@ -97,12 +100,15 @@ class Lanes:
             transpose: each song is shifted by up to this many semitones, drawn from (seed, epoch, song).
             velocity_offset: each song's velocity tokens are shifted by up to this many, drawn alike.
             modulate: this share of the songs goes on in another key from a bar in its middle half on, drawn alike.
+            repeats: float [songs of the corpus], how often each song is read in an epoch; of a fraction, whether once
+                more is drawn from (seed, epoch, song). None: once each.
             in_memory: every process reads the corpus into memory once.
         """
         self.in_memory = in_memory
         self.corpus = read_whole(corpus) if in_memory else corpus
         self.songs, self.seed, self.epochs = songs, seed, epochs
         self.transpose, self.velocity_offset, self.modulate = transpose, velocity_offset, modulate
+        self.repeats = np.ones(len(corpus.offsets) - 1) if repeats is None else repeats
         self.rows = range(n_lanes) if rows is None else rows
         # Before each epoch, and after the last one planned: the lengths of the lanes and their numbers of songs. An
         # epoch's plan depends only on these and the seed.
@@ -125,13 +131,14 @@ class Lanes:
         if number in self._plans:
             return self._plans[number]
         random = np.random.default_rng([self.seed or 0, number])
-        n_songs = len(self.corpus.offsets) - 1
-        order = self.songs if self.seed is None else random.permutation(self.songs)
+        order = self.songs if self.seed is None else random.permutation(self._readings(number))
+        n = len(self.repeats) * max(math.ceil(self.repeats.max()), 1)
         semitones, velocity_offset = (
-            random.integers(-x, x, n_songs, endpoint=True)[order] for x in (self.transpose, self.velocity_offset)
+            random.integers(-x, x, n, endpoint=True)[order] for x in (self.transpose, self.velocity_offset)
         )
-        modulation = np.where(random.random(n_songs) < self.modulate, random.choice(MODULATIONS, n_songs), 0)[order]
-        modulates_at = random.uniform(0.25, 0.75, n_songs)[order]
+        modulation = np.where(random.random(n) < self.modulate, random.choice(MODULATIONS, n), 0)[order]
+        modulates_at = random.uniform(0.25, 0.75, n)[order]
+        order = order % len(self.repeats)
         ends = self.ends[number].copy()
         lanes, starts = assign(np.diff(self.corpus.offsets)[order], ends)
         by_lane = np.argsort(lanes, kind="stable")
@@ -151,6 +158,13 @@ class Lanes:
             np.concatenate([[0], np.cumsum(counts)]),
         )
         return self._plans[number]
+
+    def _readings(self, number: int) -> np.ndarray:
+        """The songs of an epoch, each as often as it is read: its index, plus the number of songs each further time."""
+        draws = np.random.default_rng([self.seed or 0, number, 1]).random(len(self.repeats))
+        times = np.floor(self.repeats + draws).astype(int)[self.songs]
+        n_earlier = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
+        return np.repeat(self.songs, times) + len(self.repeats) * n_earlier
 
     def length(self) -> int:
         """The length of the longest lane in tokens, if the lanes end."""
@@ -276,6 +290,25 @@ class Steps:
         return self.read(step * self.tokens_per_step, (step + 1) * self.tokens_per_step)
 
 
+def repeats_of(corpus: Corpus, settings: cfg.Data) -> np.ndarray:
+    """How often each song of the corpus is read in an epoch, by the mixture of the settings: float [songs].
+
+    Raises:
+        InputError: the corpus has no training song in a folder of the mixture, or all songs are left out.
+    """
+    repeats, training = np.ones(len(corpus.names)), corpus.songs_of("train")
+    for folder, number in settings.repeats.items():
+        inside = np.array([name.startswith(f"{folder}/") for name in corpus.names], bool)
+        if not inside[training].any():
+            raise InputError(
+                f"data.mixture: {corpus.path} has no training songs in a folder {folder}; correct its name"
+            )
+        repeats[inside] = number
+    if len(training) and not (repeats[training] >= 1).any():
+        raise InputError("data.mixture: no song is read in every epoch; give one of the folders at least 1")
+    return repeats
+
+
 def training_steps(
     config: cfg.Config, corpus: Corpus, *, first: int = 0, rows: range | None = None
 ) -> Generator[dict[str, np.ndarray], None, None]:
@@ -294,6 +327,7 @@ def training_steps(
         transpose=settings.transpose,
         velocity_offset=settings.velocity_offset,
         modulate=settings.modulate,
+        repeats=repeats_of(corpus, settings),
         in_memory=settings.location == "host",
     )
     tokens_per_step = settings.segment * settings.segments

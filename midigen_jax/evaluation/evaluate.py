@@ -292,7 +292,7 @@ def evaluate(runs: Sequence[Path], data: Path, out: Path, options: Options, *, c
             for other in measured
             for name, x in ((copying.copied_name(other, copier), x) for copier, x in nats[other].items() if copier)
         },
-        "generation metrics": generation_metrics.compare_with_real(prompts, pairs, corpus),
+        "generation metrics": generation_metrics.compare_with_real(prompts, pairs, corpus, bars=options.bars),
     }
     files.write_text(out / "report.json", json.dumps(result, allow_nan=False) + "\n")
     titles = [corpus.names[prompt.song] for prompt in prompts]

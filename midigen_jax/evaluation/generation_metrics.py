@@ -1,6 +1,6 @@
 """Generated music compared with real music: songs continued by a model, beside how they really continue."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -9,16 +9,19 @@ import numpy as np
 from ..data.corpus import Corpus, training_notes
 from ..errors import InputError
 from ..music.excerpts import longest_common_excerpts
-from ..music.loops import find_loops
+from ..music.loops import ALIKE, find_loops
 from ..music.song import Prompt, Song, cut, excerpt
 from ..sampling.continuation import Continuation
 from ..sampling.generation import span
 from ..sampling.sampler import Sampler
 from ..sampling.settings import GenerationSettings, Length
 from .bootstrap import Interval, ratio
-from .music_metrics import LAGS, METRICS, self_similarity
+from .harmony import longest_chord
+from .music_metrics import LAGS, METRICS, duration_shares, onset_shares, self_similarity, total_variation
 
 SETTINGS = GenerationSettings(loop_bars=0)  # the defaults, except that loops are allowed: they are counted
+LONGEST_CHORD = 8  # bars
+PART_BARS = 8  # of the first and the last part of an excerpt
 VARIED = 0.5  # the least similarity of the bars of a varied loop
 
 
@@ -88,30 +91,54 @@ def _means(rows: Sequence[Sequence[float]]) -> list[Interval | None]:
     return [ratio(np.nan_to_num(column), np.isfinite(column)) for column in columns]
 
 
-def describe(songs: Sequence[Song], ended: Sequence[bool], copied: Sequence[int] | None = None) -> dict[str, Any]:
+def _metrics(songs: Sequence[Song]) -> dict[str, Interval | None]:
+    """The mean of each metric over the songs."""
+    means = _means([[metric(song) for metric in METRICS.values()] for song in songs])
+    return dict(zip(METRICS, means, strict=True))
+
+
+def _mean_shares(songs: Sequence[Song], shares: Callable[[Song], np.ndarray]) -> list[float]:
+    """A distribution, averaged over the songs."""
+    return np.mean([shares(song) for song in songs], 0).tolist()
+
+
+DISTRIBUTIONS = {"onsets in the beat": onset_shares, "durations": duration_shares}
+SHARES: dict[str, Callable[[Song], bool]] = {
+    "share with a loop": lambda song: bool(find_loops(song)),
+    "share with a varied loop": lambda song: bool(find_loops(song, similarity=VARIED)),
+    "share with a loop of bars that are nearly alike": lambda song: bool(find_loops(song, similarity=ALIKE)),
+    "share with a chord for over 8 bars": lambda song: longest_chord(song) > LONGEST_CHORD,
+}
+
+
+def describe(
+    songs: Sequence[Song], ended: Sequence[bool], copied: Sequence[int] | None = None, *, bars: int | None = None
+) -> dict[str, Any]:
     """Metrics of excerpts of songs, as means with intervals; excerpts without notes count only for the shares.
 
     Args:
         ended: whether each song ended within its excerpt.
         copied: notes of the longest part of each excerpt that a training song has too, if that was looked for.
+        bars: the length of the excerpts; if given, their first and last PART_BARS bars are described too, so that drift
+            shows.
     """
     with_notes = [i for i, song in enumerate(songs) if len(song.notes)]
     sounding = [songs[i] for i in with_notes]
-    found: dict[str, Any] = {"excerpts with notes": len(sounding), "self-similarity": [], "metrics": {}}
-    shares = {
-        "share with a loop": _means([[bool(find_loops(song))] for song in songs])[0],
-        "share with a varied loop": _means([[bool(find_loops(song, similarity=VARIED))] for song in songs])[0],
-        "share that ends": _means([[end] for end in ended])[0],
-    }
+    found: dict[str, Any] = {"excerpts with notes": len(sounding), "self-similarity": [], "metrics": {}, "parts": {}}
     if sounding:
-        means = _means([[metric(song) for metric in METRICS.values()] for song in sounding])
-        found["metrics"] = dict(zip(METRICS, means, strict=True))
+        found["metrics"] = _metrics(sounding)
         found["self-similarity"] = _means([self_similarity(song).tolist() for song in sounding])
-    found["metrics"] |= shares
+        found["distributions"] = {name: _mean_shares(sounding, shares) for name, shares in DISTRIBUTIONS.items()}
+    found["metrics"] |= {name: _means([[holds(song)] for song in songs])[0] for name, holds in SHARES.items()}
+    found["metrics"]["share that ends"] = _means([[end] for end in ended])[0]
     if sounding and copied is not None:
         found["longest training excerpts"] = [copied[i] for i in with_notes]
         longest = _means([[n] for n in found["longest training excerpts"]])[0]
         found["metrics"]["longest excerpt of a training song, notes"] = longest
+    for name, first in {"first": 0, "last": bars - PART_BARS}.items() if bars else ():
+        parts = [excerpt(song, max(first, 0), PART_BARS) for song in songs]
+        parts = [part for part in parts if len(part.notes)]
+        found["parts"][f"{name} {PART_BARS} bars"] = _metrics(parts) if parts else {}
     return found
 
 
@@ -122,8 +149,14 @@ def self_similarity_error(written: dict[str, Any], real: dict[str, Any]) -> floa
     return float(np.mean(errors)) if errors else None
 
 
+def distances(written: dict[str, Any], real: dict[str, Any]) -> dict[str, float]:
+    """How far apart the distributions of two results of `describe` are, from 0 to 1."""
+    both = zip(written.get("distributions", {}).items(), real.get("distributions", {}).values(), strict=False)
+    return {name: total_variation(np.array(one), np.array(other)) for (name, one), other in both}
+
+
 def compare_with_real(
-    prompts: Sequence[EvaluationPrompt], pairs: dict[str, list[Pair]], corpus: Corpus
+    prompts: Sequence[EvaluationPrompt], pairs: dict[str, list[Pair]], corpus: Corpus, *, bars: int | None = None
 ) -> dict[str, Any]:
     """Metrics of the real continuations and of those of each run, and how far apart their self-similarities are."""
     columns = [([prompt.real for prompt in prompts], [prompt.ends for prompt in prompts])]
@@ -133,8 +166,11 @@ def compare_with_real(
     notes = [song.notes for songs, _ in columns for song in songs]
     _, training = training_notes(corpus)
     found = iter(longest_common_excerpts(notes, training, multi=corpus.vocabulary.scheme.multi))
-    real, *others = (describe(songs, ended, [x.notes for x in islice(found, len(songs))]) for songs, ended in columns)
+    real, *others = (
+        describe(songs, ended, [x.notes for x in islice(found, len(songs))], bars=bars) for songs, ended in columns
+    )
     written = dict(zip(pairs, others, strict=True))
     for metrics in written.values():
         metrics["self-similarity error"] = self_similarity_error(metrics, real)
+        metrics["distances"] = distances(metrics, real)
     return {"songs": len(prompts), "lags": LAGS.tolist(), "real": real, "written": written}

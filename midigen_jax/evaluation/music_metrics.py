@@ -11,10 +11,12 @@ from itertools import pairwise
 import numpy as np
 
 from .. import vocab
-from ..music.loops import bar_contents
+from ..music.loops import ALIKE, bar_contents, is_similar
 from ..music.song import Song
+from .harmony import bass_movement, chords_per_bar, kept_chords
 
 LAGS = np.arange(1, 17)  # bars
+DURATIONS = (1 / 8, 1 / 4, 1 / 3, 1 / 2, 3 / 4, 1, 1.5, 2, 3, 4)  # beats
 
 _MAJOR, _MINOR = (0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10)  # pitch classes of the scales on C
 _SCALES = np.array([np.isin((np.arange(12) - root) % 12, mode) for mode in (_MAJOR, _MINOR) for root in range(12)])
@@ -88,10 +90,50 @@ def self_similarity(song: Song) -> np.ndarray:
     return curve
 
 
+def returning_bars(song: Song) -> float:
+    """The share of bars that share at least ALIKE of their notes with an earlier one; nan for a single bar.
+
+    Two bars share the notes that both have (onset in the bar and pitch), as a part of those that either has.
+    """
+    bars = [bar for bar in bar_contents(song) if bar[1]]
+    returns = [any(is_similar(bar, earlier, ALIKE) for earlier in bars[:i]) for i, bar in enumerate(bars)]
+    return float(np.mean(returns[1:])) if len(bars) > 1 else np.nan
+
+
+def stutter(song: Song) -> float:
+    """The share of notes that begin less than a sixteenth after one of the same pitch and part; nan without notes."""
+    notes = song.notes[np.lexsort((song.notes[:, 0], song.notes[:, 2], song.notes[:, 3]))].astype(np.int64)
+    gap, pitch, part = np.diff(notes[:, [0, 2, 3]], axis=0).T
+    stutters = (pitch == 0) & (part == 0) & (4 * gap < song.scheme.steps_per_beat)
+    return np.count_nonzero(stutters) / (len(notes) or np.nan)
+
+
+def onset_shares(song: Song) -> np.ndarray:
+    """The share of notes that begin at each 24th of a beat, float [24]; nan without notes."""
+    position = song.notes[:, 0] % song.scheme.steps_per_beat * 24 // song.scheme.steps_per_beat
+    return np.bincount(position, minlength=24) / (len(position) or np.nan)
+
+
+def duration_shares(song: Song) -> np.ndarray:
+    """The share of notes that last up to each of DURATIONS, or longer than all, float; nan without notes."""
+    beats = song.notes[:, 1] / song.scheme.steps_per_beat
+    return np.bincount(np.searchsorted(DURATIONS, beats), minlength=len(DURATIONS) + 1) / (len(beats) or np.nan)
+
+
+def total_variation(one: np.ndarray, other: np.ndarray) -> float:
+    """How far two distributions are apart: 0 if they are the same, 1 if they share nothing."""
+    return float(np.abs(one - other).sum() / 2)
+
+
 METRICS: dict[str, Callable[[Song], float]] = {
     "notes per beat": notes_per_beat,
     "polyphony": polyphony,
     "pitch-class entropy, bits": pitch_class_entropy,
     "scale consistency": scale_consistency,
     "groove similarity": groove_similarity,
+    "chords per bar": chords_per_bar,
+    "bars that keep the chord before": kept_chords,
+    "bass movement": bass_movement,
+    "stutter": stutter,
+    "bars that come back": returning_bars,
 }

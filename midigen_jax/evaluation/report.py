@@ -28,6 +28,7 @@ from .recall_probe import CHANGED, KINDS, OTHER_THEME, RANDOM, SHIFTS
 OWN = difference_name(ablations.KNN, ablations.XL)
 OTHER = difference_name(ablations.OTHER_KNN, ablations.XL)
 NOTHING = "-"  # in a table
+DRIFT = ("notes per beat", "chords per bar", "bass movement", "stutter")  # metrics of the first and the last bars
 
 PAGE = Template("""<!doctype html>
 <html lang="en">
@@ -111,7 +112,11 @@ def introductions(reach: int) -> dict[str, str]:
         "Generation metrics": (
             "The models' continuations beside the real ones, over the same bars: means over songs. They are sampled "
             "with the default settings, except that loops are allowed. Polyphony, pitch-class entropy and scale "
-            "consistency are defined as in MusPy."
+            "consistency are defined as in MusPy. A chord is the triad that fits best what sounds in half a bar "
+            "(chords per bar) or a bar; bass movement is the share of beats with another lowest pitch than the beat "
+            "before; stutter is the share of notes that repeat a pitch within less than a sixteenth; a bar comes back "
+            "if 80 % of its notes are those of an earlier bar. A distance of distributions is 0 if they are the same, "
+            "and 1 if they have nothing in common."
         ),
     }
 
@@ -303,6 +308,13 @@ def _generation_metrics(found: dict[str, Any]) -> str:
     metrics = dict.fromkeys(name for column in columns.values() for name in column["metrics"])
     rows = [[name, *(cell(column["metrics"].get(name), 2) for column in columns.values())] for name in metrics]
     rows.insert(0, ["excerpts with notes", *(f"{column['excerpts with notes']}" for column in columns.values())])
+    for part in found["real"]["parts"]:
+        for name in DRIFT:
+            values = (column["parts"][part].get(name) for column in columns.values())
+            rows.append([f"{name}, {part}", *(cell(value, 2) for value in values)])
+    for name in found["real"].get("distributions", {}):
+        distances = (column["distances"].get(name) for column in found["written"].values())
+        rows.append([f"{name}: distance", "0", *(NOTHING if x is None else f"{x:.2f}" for x in distances)])
     errors = [column["self-similarity error"] for column in found["written"].values()]
     rows.append(["mean error of the curve below", "0", *(NOTHING if x is None else f"{x:.3f}" for x in errors)])
     curves = {name: column["self-similarity"] for name, column in columns.items()}

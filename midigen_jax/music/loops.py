@@ -8,6 +8,7 @@ from .song import Song
 
 MAX_BARS = 8  # repetition this long is no loop yet
 MAX_PERIOD = 4  # bars
+ALIKE = 0.8  # of the notes that either of two bars has are in both: one varies the other by a note or so
 
 
 class Loop(NamedTuple):
@@ -33,7 +34,7 @@ def bar_contents(song: Song) -> list[tuple]:
     return [(length, frozenset(bar)) for length, bar in zip(lengths[: len(lines)], bars, strict=True)]
 
 
-def _is_similar(bar: tuple, other: tuple, similarity: float) -> bool:
+def is_similar(bar: tuple, other: tuple, similarity: float) -> bool:
     """Whether two bars are of one length, and so great a share of the notes that either has (position, pitch) is in
     both."""
     (length, notes), (other_length, other_notes) = bar, other
@@ -56,7 +57,7 @@ def find_loops(song: Song, *, start: int = 0, similarity: float = 1.0) -> list[L
     for period in range(1, MAX_PERIOD + 1):
         begins = first
         for bar in range(first + period, len(bars) + 1):
-            if bar < len(bars) and _is_similar(bars[bar], bars[bar - period], similarity):
+            if bar < len(bars) and is_similar(bars[bar], bars[bar - period], similarity):
                 continue
             length = bar - begins
             if length > max(MAX_BARS, period):

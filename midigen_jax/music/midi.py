@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import vocab
 from ..errors import InputError
-from ..kernels import meter, score, smf
+from ..kernels import beats, meter, score, smf
 from ..vocab import Scheme
 from .midi_file import TICKS_PER_BEAT, Event, write_tracks
 from .song import Song, make_song
@@ -27,6 +27,10 @@ def read_song(path: Path, scheme: Scheme) -> Song:
     code, division, notes, meters, tempos = smf.read_smf(data)
     if code != smf.OK:
         raise InputError(f"{path}: {smf.ERRORS[code]}; give a Standard MIDI File (.mid)")
+    if scheme.align_beats:
+        meters = np.vstack([meters, np.zeros((1, 3), np.int32)])
+        n_meters, _ = beats.align(notes, meters, len(meters) - 1, tempos, division)
+        meters = meters[:n_meters]
     grid = score.quantize(notes, division, scheme)
     if len(grid) == 0:
         drums = "" if scheme.multi else " other than drums"

@@ -21,7 +21,7 @@ from . import checkpoint
 from .folder import check_model
 from .tensors import by_path, digest, read_tensors, write_tensors
 
-FORMAT_VERSION = 11
+FORMAT_VERSION = 12
 KIND = "midigen_jax model"
 
 
