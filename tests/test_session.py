@@ -213,6 +213,16 @@ def test_an_exported_model_is_one_file_that_samples_the_same(sampler, file, tmp_
     assert tokens(exported.continue_(file, bars=2)) == tokens(sampler.continue_(file, bars=2))
 
 
+def test_an_export_of_half_the_size_has_rounded_parameters(sampler, tmp_path):
+    trained.export(tmp_path / "whole", sampler.model)
+    trained.export(tmp_path / "half", sampler.model, half=True)
+    whole, half = (trained.load(tmp_path / name) for name in ("whole", "half"))
+    assert (tmp_path / "half").stat().st_size < 0.6 * (tmp_path / "whole").stat().st_size
+    for x, rounded in zip(jax.tree.leaves(whole.params), jax.tree.leaves(half.params), strict=True):
+        assert rounded.dtype == x.dtype
+        np.testing.assert_allclose(rounded, x, rtol=2**-11, atol=2**-25)
+
+
 def test_a_damaged_export_is_refused(sampler, tmp_path):
     path = tmp_path / "model"
     wider = changed(sampler.config, model__ff_width=128)

@@ -20,6 +20,7 @@ def main() -> None:
     parser.add_argument(
         "--best", action="store_true", help="the checkpoint with the lowest validation loss; else the newest"
     )
+    parser.add_argument("--half", action="store_true", help="parameters as 16-bit numbers: a file of half the size")
     args = parser.parse_args()
     if args.file.is_dir():
         raise InputError(f"{args.file}: is a folder; give the name of a file to write")
@@ -31,7 +32,7 @@ def main() -> None:
     from ..run import trained
 
     model = trained.load_run(args.run, best=args.best)
-    trained.export(args.file, model)
+    trained.export(args.file, model, half=args.half)
     n_params = sum(x.size for x in jax.tree.leaves(model.params))
     print(f"{args.file}: {n_params / 1e6:.1f} M parameters, {args.file.stat().st_size / 1e6:.1f} MB")
     print(f"continue a song, in any folder, with midigen sample {args.file} --prompt FILE.mid")

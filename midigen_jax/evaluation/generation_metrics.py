@@ -16,6 +16,7 @@ from ..sampling.generation import span
 from ..sampling.sampler import Sampler
 from ..sampling.settings import GenerationSettings, Length
 from .bootstrap import Interval, ratio
+from .discriminator import discriminate, shuffled_bars
 from .harmony import longest_chord
 from .music_metrics import LAGS, METRICS, duration_shares, onset_shares, self_similarity, total_variation
 
@@ -155,6 +156,17 @@ def distances(written: dict[str, Any], real: dict[str, Any]) -> dict[str, float]
     return {name: total_variation(np.array(one), np.array(other)) for (name, one), other in both}
 
 
+def told_apart(
+    prompts: Sequence[EvaluationPrompt], pairs: dict[str, list[Pair]], bars: int
+) -> dict[str, dict[str, Any] | None]:
+    """How well a classifier tells each run's continuations, and two controls, from the songs' own (`discriminate`)."""
+    random, real = np.random.default_rng(0), [prompt.real for prompt in prompts]
+    excerpts = {name: [pair.written for pair in some] for name, some in pairs.items()}
+    excerpts["their own bars in another order"] = [shuffled_bars(song, bars, random) for song in real]
+    excerpts["another song's continuation"] = [*real[1:], *real[:1]]
+    return {name: discriminate(real, songs, bars) for name, songs in excerpts.items()}
+
+
 def compare_with_real(
     prompts: Sequence[EvaluationPrompt], pairs: dict[str, list[Pair]], corpus: Corpus, *, bars: int | None = None
 ) -> dict[str, Any]:
@@ -173,4 +185,7 @@ def compare_with_real(
     for metrics in written.values():
         metrics["self-similarity error"] = self_similarity_error(metrics, real)
         metrics["distances"] = distances(metrics, real)
-    return {"songs": len(prompts), "lags": LAGS.tolist(), "real": real, "written": written}
+    result = {"songs": len(prompts), "lags": LAGS.tolist(), "real": real, "written": written}
+    if bars:
+        result["classifier"] = told_apart(prompts, pairs, bars)
+    return result

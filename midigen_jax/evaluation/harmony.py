@@ -20,13 +20,18 @@ _TEMPLATES = np.array(
 ) / np.sqrt(3)
 
 
+def pitched(song: Song) -> np.ndarray:
+    """The notes without drums, int32 [n, 5]."""
+    return song.notes[song.notes[:, 3] != vocab.DRUMS] if song.scheme.multi else song.notes
+
+
 def sounding(song: Song, lines: np.ndarray) -> np.ndarray:
     """For how many grid steps each pitch sounds between successive times: int64 [n, 128].
 
     Args:
         lines: int [n + 1], ascending.
     """
-    notes = song.notes[song.notes[:, 3] != vocab.DRUMS] if song.scheme.multi else song.notes
+    notes = pitched(song)
     begin, end, pitch = notes[:, 0].astype(np.int64), (notes[:, 0] + notes[:, 1]).astype(np.int64), notes[:, 2]
     first, last = np.searchsorted(lines, begin, "right") - 1, np.searchsorted(lines, end, "left")
     spans = np.maximum(last - first, 0)

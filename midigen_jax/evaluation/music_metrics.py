@@ -10,10 +10,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from .. import vocab
 from ..music.loops import ALIKE, bar_contents, is_similar
 from ..music.song import Song
-from .harmony import bass_movement, chords_per_bar, kept_chords
+from .harmony import bass_movement, chords_per_bar, kept_chords, pitched
 
 LAGS = np.arange(1, 17)  # bars
 DURATIONS = (1 / 8, 1 / 4, 1 / 3, 1 / 2, 3 / 4, 1, 1.5, 2, 3, 4)  # beats
@@ -22,14 +21,9 @@ _MAJOR, _MINOR = (0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10)  # pitch classes
 _SCALES = np.array([np.isin((np.arange(12) - root) % 12, mode) for mode in (_MAJOR, _MINOR) for root in range(12)])
 
 
-def _pitched(song: Song) -> np.ndarray:
-    """The notes without drums, int32 [n, 5]."""
-    return song.notes[song.notes[:, 3] != vocab.DRUMS] if song.scheme.multi else song.notes
-
-
 def _pitch_class_shares(song: Song) -> np.ndarray:
     """The share of each pitch class in the notes, float [12]; nan without notes."""
-    notes = _pitched(song)
+    notes = pitched(song)
     return np.bincount(notes[:, 2] % 12, minlength=12) / (len(notes) or np.nan)
 
 
@@ -42,7 +36,7 @@ def notes_per_beat(song: Song) -> float:
 
 def polyphony(song: Song) -> float:
     """Mean number of distinct pitches that sound at once, over the grid steps at which any does; nan without notes."""
-    onset, duration, pitch = _pitched(song)[:, :3].astype(np.int64).T
+    onset, duration, pitch = pitched(song)[:, :3].astype(np.int64).T
     # A grid step for each at which a note sounds, with its pitch.
     times = np.arange(duration.sum()) + np.repeat(onset - np.cumsum(duration) + duration, duration)
     sounding = np.unique(times * 128 + np.repeat(pitch, duration))

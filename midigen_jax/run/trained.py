@@ -23,6 +23,7 @@ from .tensors import by_path, digest, read_tensors, write_tensors
 
 FORMAT_VERSION = 12
 KIND = "midigen_jax model"
+HALF = jnp.dtype(jnp.float16)
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,13 @@ def load_run(run: Path, *, best: bool = False) -> TrainedModel:
     return TrainedModel(config, params, vocabulary, run, found.step, found.meta["corpus"])
 
 
-def export(path: Path, model: TrainedModel) -> None:
-    """Writes a model to one file."""
+def export(path: Path, model: TrainedModel, *, half: bool = False) -> None:
+    """Writes a model to one file.
+
+    Args:
+        half: parameters are rounded to float16, which makes the file half as large; they are computed with as float32.
+    """
+    params = jax.tree.map(lambda x: x.astype(HALF), model.params) if half else model.params
     metadata = {
         "format_version": FORMAT_VERSION,
         "config": cfg.flatten(model.config),
@@ -83,7 +89,7 @@ def export(path: Path, model: TrainedModel) -> None:
         "step": model.step,
         "corpus": model.corpus,
     }
-    write_tensors(path, by_path(model.params), KIND, metadata)
+    write_tensors(path, by_path(params), KIND, metadata)
 
 
 def read_export(path: Path) -> TrainedModel:
@@ -103,9 +109,9 @@ def read_export(path: Path) -> TrainedModel:
     shapes = _abstract_params(config, vocabulary)
     params = {}
     for name, shape in by_path(shapes).items():
-        if name not in arrays or arrays[name].shape != shape.shape or arrays[name].dtype != shape.dtype:
+        if name not in arrays or arrays[name].shape != shape.shape or arrays[name].dtype not in (shape.dtype, HALF):
             raise InputError(f"{damaged} ({name} is missing or has another shape)")
-        params[name] = arrays[name]
+        params[name] = arrays[name].astype(shape.dtype)
     params = jax.tree.unflatten(jax.tree.structure(shapes), list(params.values()))
     return TrainedModel(config, params, vocabulary, step=step, corpus=corpus)
 
