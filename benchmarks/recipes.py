@@ -2,8 +2,8 @@
 
     python benchmarks/recipes.py --data MIDI_DIR
 
-MIDI_DIR has a folder for each kind of music. Each recipe trains for the same number of seconds: its steps are timed
-first, then the schedule is as long as fits. All songs are read equally often. Then validation songs of each kind, in
+MIDI_DIR has a folder for each kind of music, read equally often. Each recipe trains for as long as the base takes for
+its steps: their steps are timed in turn, and the schedule is as long as fits. Then validation songs of each kind, in
 bits per note. A recipe that is in the file already is not trained again, unless --only names it.
 
 Recipes that keep other things of the music (drums, a finer time grid) write more or fewer bits for a note, as they say
@@ -87,32 +87,33 @@ def songs_by_kind(corpus: Corpus, tokens: int) -> dict[str, np.ndarray]:
     }
 
 
-def seconds_per_step(config: cfg.Config, corpus: Corpus, steps: int) -> float:
-    side, seconds = Ours(config, corpus.vocabulary), []
-    for i, batch in enumerate(batches_of(config, corpus, steps + 1)):
-        began = time.perf_counter()
-        side.step(batch)
-        if i:  # the first one compiles
-            seconds.append(time.perf_counter() - began)
-    return float(np.median(seconds))
+def relative_time(side: Ours, corpus: Corpus, base: Ours, base_corpus: Corpus, steps: int) -> float:
+    """The time of a recipe's step, where the base's is 1: medians over steps of both in turn."""
+    seconds: dict[int, list[float]] = {0: [], 1: []}
+    batches = (batches_of(x.config, music, steps + 1) for x, music in ((side, corpus), (base, base_corpus)))
+    for i, pair in enumerate(zip(*batches, strict=False)):
+        for which, (x, batch) in enumerate(zip((side, base), pair, strict=True)):
+            began = time.perf_counter()
+            x.step(batch)
+            if i:  # the first one compiles
+                seconds[which].append(time.perf_counter() - began)
+    return float(np.median(seconds[0]) / np.median(seconds[1]))
 
 
-def measure(config: cfg.Config, corpus: Corpus, seconds: float, timed_steps: int, tokens: int) -> dict[str, Any]:
-    """Trains for so many seconds, then reads validation songs of every kind."""
-    steps = max(1, round(seconds / seconds_per_step(config, corpus, timed_steps)))
+def measure(config: cfg.Config, corpus: Corpus, ratio: float, base_steps: int, tokens: int) -> dict[str, Any]:
+    """Trains for as long as the base takes for its steps, then reads validation songs of every kind."""
+    steps = max(1, round(base_steps / ratio))
     config = cfg.override(config, [f"train.steps={steps}", f"train.warmup={steps // 12}"])
     side = Ours(config, corpus.vocabulary)
-    began = time.perf_counter()
     for batch in tqdm(batches_of(config, corpus, steps), total=steps, unit="step"):
         side.step(batch)
-    took = time.perf_counter() - began
     kinds = songs_by_kind(corpus, tokens)
     nats = {kind: side.loss(corpus, songs) for kind, songs in kinds.items()}
     bits = {kind: losses.figures(nats[kind], corpus, songs).bits_per_note for kind, songs in kinds.items()}
     every = np.concatenate(list(kinds.values()))
     return {
         "steps": steps,
-        "seconds": took,
+        "relative_time": ratio,
         "tokens": steps * batch_tokens(config),
         "parameters": sum(x.size for x in jax.tree.leaves(side.state.params)),
         "bits_per_note": {**bits, ALL: losses.figures(sum(nats.values()), corpus, every).bits_per_note},
@@ -131,26 +132,32 @@ def main() -> None:
     parser = _ours.parser(__doc__)
     parser.set_defaults(config=Path("configs/pretrained.py"))
     parser.add_argument("--only", nargs="+", choices=list(RECIPES), help="these recipes")
-    parser.add_argument("--minutes", type=float, default=15, help="of training for each recipe")
-    parser.add_argument("--timed-steps", type=int, default=40, help="steps that tell how many fit")
+    parser.add_argument("--steps", type=int, default=2400, help="optimizer steps of the base")
+    parser.add_argument("--timed-steps", type=int, default=30, help="steps of each recipe that are timed")
     parser.add_argument("--tokens", type=int, default=60_000, help="of validation songs of each kind")
     args = parser.parse_args()
     runtime.retain_freed_memory()
     name = f"recipes-{args.config.stem}-{args.data.name}-{jax.default_backend()}"
     path = args.results / f"{name}.json"
-    usual = _shared.has_defaults(parser, args, "set", "minutes", "timed_steps", "tokens")
+    usual = _shared.has_defaults(parser, args, "set", "steps", "timed_steps", "tokens")
 
     def load() -> dict[str, Any]:
         """Reads the file again each time: another process may train other recipes."""
-        return json.loads(path.read_text()) if path.is_file() else {"minutes": args.minutes, "recipes": {}}
+        return json.loads(path.read_text()) if path.is_file() else {"recipes": {}}
 
     for recipe_name, recipe in RECIPES.items():
         if (args.only and recipe_name not in args.only) or (not args.only and recipe_name in load()["recipes"]):
             continue
-        corpus = encoded(args.data, args.workdir, recipe)
-        config = cfg.override(cfg.load(args.config), ["data.mixture=", *args.set, *recipe.settings])
+        corpora = [encoded(args.data, args.workdir, x) for x in (recipe, RECIPES[BASE])]
+        always = ["data.mixture=", *args.set]
+        configs = [cfg.override(cfg.load(args.config), [*always, *x.settings]) for x in (recipe, RECIPES[BASE])]
+        (corpus, base_corpus), (config, _) = corpora, configs
         print(f"{recipe_name}:", flush=True)
-        row = measure(config, corpus, 60 * args.minutes, args.timed_steps, args.tokens)
+        ratio = 1.0
+        if recipe_name != BASE:
+            side, base = (Ours(x, music.vocabulary) for x, music in zip(configs, corpora, strict=True))
+            ratio = relative_time(side, corpus, base, base_corpus, args.timed_steps)
+        row = measure(config, corpus, ratio, args.steps, args.tokens)
         row |= {"set": recipe.settings, "scheme": recipe.scheme._asdict(), "vocabulary": corpus.vocabulary.size}
         result = load()
         result["recipes"][recipe_name] = row | circumstances(config, corpus)

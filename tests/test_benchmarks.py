@@ -218,7 +218,7 @@ def test_recipes(run, midi_folder, capsys, tmp_path):
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(path.read_bytes())
     small = ["--data", str(music), "--config", str(CONFIG), *SETTINGS, "--workdir", str(tmp_path / "work")]
-    small += ["--minutes", "1e-3", "--timed-steps", "1", "--tokens", "100", "--only"]
+    small += ["--steps", "2", "--timed-steps", "1", "--tokens", "100", "--only"]
     run(script, *small, "base")
     result = run(script, *small, "instruments merged")
     assert result["recipes"].keys() == {"base", "instruments merged"}  # what was measured before is kept
@@ -227,6 +227,7 @@ def test_recipes(run, midi_folder, capsys, tmp_path):
         assert {"all"} < row["bits_per_note"].keys() <= {"games", "pop", "all"}
         assert all(bits > 0 for bits in row["bits_per_note"].values())
         assert row["tokens"] == 2 * 16 * row["steps"] > 0
+        assert row["relative_time"] > 0
     assert result["recipes"]["base"]["corpus"] != result["recipes"]["instruments merged"]["corpus"]
     assert "| instruments merged" in capsys.readouterr().out
 
