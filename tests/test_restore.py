@@ -11,6 +11,7 @@ from midigen_jax.data.corpus import open_corpus
 from midigen_jax.data.encode import encode_folder
 from midigen_jax.errors import InputError
 from midigen_jax.model.memory import NO_SONG
+from midigen_jax.run.trained import export, load
 from midigen_jax.training import loop, restore
 from midigen_jax.training.sharding import make_mesh
 from midigen_jax.training.state import init_state
@@ -57,6 +58,19 @@ def test_other_music_keeps_the_weights_alone(small, midi_folder, trained, tmp_pa
     assert int(state["rest"]["step"]) == 0
     assert all(not np.asarray(x).any() for x in jax.tree.leaves(state["optimizer"]))
     assert "everything else: reset, since the music is different" in capsys.readouterr().out
+
+
+def test_a_run_begins_with_an_exported_model(small, corpus, trained, tmp_path, capsys):
+    path = tmp_path / "model.safetensors"
+    export(path, load(trained))
+    state = initialise_from(path, small, corpus)
+    assert equal(state["params"], checkpoint_of(trained, small).items["params"])
+    assert int(state["rest"]["step"]) == 0
+    assert "everything else: reset" in capsys.readouterr().out
+    assert restore.vocabulary_of(path) == Vocabulary()
+    with pytest.raises(InputError, match=r"its model has model\.width=32; --set model\.width=32"):
+        initialise_from(path, changed(small, model__width=64), corpus)
+    assert loop.train(changed(small, train__steps=2), corpus.path, tmp_path / "run", path) == 0
 
 
 def test_what_does_not_fit_is_refused(small, corpus, midi_folder, trained, tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .. import config as cfg
 from ..errors import InputError
-from ..run.folder import check_run, has_checkpoint
+from ..run.folder import check_model, has_checkpoint
 from . import command
 
 
@@ -31,8 +31,9 @@ def main() -> None:
     parser.add_argument(
         "--init-from",
         type=Path,
-        metavar="RUN",
-        help="start a new run with this run's weights, for other music, more lanes or a larger memory",
+        metavar="RUN_OR_FILE",
+        help="start a new run with the weights of this run or exported model, for other music, more lanes or a larger "
+        "memory",
     )
     parser.add_argument(
         "--distributed",
@@ -47,7 +48,7 @@ def main() -> None:
         kind = "is a file, not a folder" if args.data.exists() else "no such folder"
         raise InputError(f"--data {args.data}: {kind}; give a folder of MIDI files, or a corpus")
     if args.init_from is not None and not has_checkpoint(args.workdir):
-        check_run(args.init_from)
+        check_model(args.init_from)
 
     # Imported here: bad arguments are reported without waiting for JAX.
     from ..run import hosts

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from .. import config as cfg
 from ..data.corpus import Corpus
 from ..errors import InputError
+from ..run import trained
 from ..run.checkpoint import Checkpoints, Damaged, open_run
 from ..vocab import Vocabulary
 from .sharding import state_sharding
@@ -24,6 +25,7 @@ LOADER_KEYS = (
     "data.segments",
     "data.transpose",
     "data.modulate",
+    "data.mixture",
     "data.velocity_offset",
     "data.seed",
 )
@@ -111,25 +113,34 @@ def check_format(run: Path) -> None:
 
 
 def vocabulary_of(run: Path) -> Vocabulary:
-    """The vocabulary of a run, with which another run that continues it encodes its music.
+    """The vocabulary of a run or an exported model, with which another run that continues it encodes its music.
 
     Raises:
-        InputError: it has no checkpoint.
+        InputError: it has no checkpoint, or is no model.
     """
+    if run.is_file():
+        return trained.read_export(run).vocabulary
     with contextlib.closing(open_run(run)) as checkpoints:
         found = checkpoints.newest(lambda meta: {})
     return Vocabulary.from_json(found.meta["vocabulary"])
 
 
 def initialise_from(source: Path, fresh: TrainState, config: cfg.Config, corpus: Corpus, mesh: Mesh) -> TrainState:
-    """The state of a new run that continues another one; prints a line for each part that is kept or reset.
+    """The state of a new run that continues another one, or begins with an exported model.
 
-    The parameters are kept. On the same music so are the optimizer and the step, and the memories if their settings and
-    those of the lanes are unchanged. On other music all these are reset.
+    It prints a line for each part that is kept or reset. The parameters are kept. On the same music so are the optimizer
+    and the step, and the memories if their settings and those of the lanes are unchanged. On other music, and of an
+    exported model, all these are reset.
 
     Raises:
         InputError: the model or its vocabulary differs.
     """
+    if source.is_file():
+        model = trained.read_export(source)
+        meta = {"config": cfg.flatten(model.config), "vocabulary": model.vocabulary.to_json()}
+        check_compatible(meta, config, corpus, source)
+        print(f"initialised from {source}, step {model.step:,}:\n  parameters: kept\n  everything else: reset")
+        return fresh._replace(params=jax.device_put(model.params, jax.tree.map(lambda x: x.sharding, fresh.params)))
     new = items_of(abstract_state(config, corpus.vocabulary, mesh))
 
     def shapes(meta: dict[str, Any]) -> dict[str, Any]:
