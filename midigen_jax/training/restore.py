@@ -128,7 +128,7 @@ def vocabulary_of(run: Path) -> Vocabulary:
 def initialise_from(source: Path, fresh: TrainState, config: cfg.Config, corpus: Corpus, mesh: Mesh) -> TrainState:
     """The state of a new run that continues another one, or begins with an exported model.
 
-    It prints a line for each part that is kept or reset. The parameters are kept. On the same music so are the optimizer
+    It prints a line for each part that is kept or reset. Parameters are kept. On the same music so are the optimizer
     and the step, and the memories if their settings and those of the lanes are unchanged. On other music, and of an
     exported model, all these are reset.
 
