@@ -25,7 +25,7 @@ _FEW_ON_GRID = 0.3  # of these: notes on the grid that begins at tick 0, if the 
 _LONGEST = 16  # units of the grid: a note counts as no longer
 _HARMONY = 6  # units before and after a time whose harmonies are compared
 _HARMONY_WEIGHT = 0.6  # fitted, as the weight of a length is 1
-_MAX_UNITS = 1 << 20
+_MAX_UNITS = 1 << 16  # 4,096 bars in 4/4: longer files are left alone
 
 
 @kernel
@@ -81,19 +81,17 @@ def _first_line(notes, division, per_beat, phase):
 
 
 @kernel
-def _evidence(notes, division, per_beat, line, units_per_bar):
-    """How likely bars begin at each unit of the grid, counted from its first line modulo the bar: float64 [units]."""
+def _evidence(notes, division, per_beat, line, units_per_bar, last):
+    """How likely bars begin at each unit of the grid, counted from its first line modulo the bar: float64 [units].
+
+    Args:
+        last: the last unit at which a note begins.
+    """
     unit = division / per_beat
     before = _HARMONY + 2  # units in front, so that all sums are within the arrays
-    last = 0
-    for i in range(len(notes)):
-        last = max(last, np.int64(np.rint((notes[i, smf.ONSET] - line) / unit)))
-    evidence = np.zeros(units_per_bar)
-    if last > _MAX_UNITS:
-        return evidence
     size = before + last + 1 + max(_LONGEST, _HARMONY)
     longest = np.zeros(size)
-    sounding = np.zeros((size, 12))  # how long each pitch class has sounded up to each unit
+    sounding = np.zeros((size, 12), np.float32)  # how long each pitch class has sounded up to each unit
     for i in range(len(notes)):
         begin = (notes[i, smf.ONSET] - line) / unit
         at = np.int64(np.rint(begin))
@@ -117,9 +115,8 @@ def _evidence(notes, division, per_beat, line, units_per_bar):
             lengths[place] += np.log2(1 + longest[at])
             if norm > 0:
                 changes[place] += 1 - np.sum(old * new) / norm
-    evidence += lengths / max(np.sum(lengths), 1e-9)
-    evidence += _HARMONY_WEIGHT * changes / max(np.sum(changes), 1e-9)
-    return evidence
+    weight = _HARMONY_WEIGHT / max(np.sum(changes), 1e-9)
+    return lengths / max(np.sum(lengths), 1e-9) + weight * changes
 
 
 @kernel
@@ -168,7 +165,12 @@ def align(notes, meters, n_meters, tempos, division):
         return n_meters, False
     numerator, denominator, units_per_bar = _meter_of(meters[:n_meters], per_beat)
     line = _first_line(notes, division, per_beat, phase)
-    unit = np.argmax(_evidence(notes, division, per_beat, line, units_per_bar))
+    last = 0
+    for i in range(len(notes)):
+        last = max(last, np.int64(np.rint((notes[i, smf.ONSET] - line) * per_beat / division)))
+    if last > _MAX_UNITS:
+        return n_meters, False
+    unit = np.argmax(_evidence(notes, division, per_beat, line, units_per_bar, last))
     bar = units_per_bar * division / per_beat
     move = -((line + unit * division / per_beat) % bar)
     first = notes[0, smf.ONSET]

@@ -28,7 +28,7 @@ from midigen_jax.model.decoder import init_params
 from midigen_jax.music import midi
 from midigen_jax.music.song import Prompt, TokenSequence, cut, new_song, notes_of
 from midigen_jax.run.trained import TrainedModel
-from midigen_jax.sampling import decode_state, logits_processors, note_order, programs, repetition
+from midigen_jax.sampling import decode_state, logits_processors, note_order, programs, recent_bars
 from midigen_jax.sampling.continuation import write_sample
 from midigen_jax.sampling.decode_state import NEVER, DecodeState
 from midigen_jax.sampling.generation import make_timeline
@@ -294,20 +294,25 @@ def test_every_sampled_token_is_one_that_may_follow(small, sampler):
 
 def test_advance_and_allowed_tokens(sampler):
     words = Vocabulary(Scheme(), merges=((vocab.SEP, vocab.DURATION_0 + 8), (vocab.NOTE_0, vocab.DURATION_0 + 1)))
-    prompt, bar = Prompt(new_song(words.scheme), 10), jnp.array([32])
+    prompt = Prompt(new_song(words.scheme), 10)
     timeline = make_timeline(sampler.prefill([prompt]), [NEVER])
-    order, repeated = note_order.init_note_order(jnp.array([0])), repetition.init_repetition(jnp.array([10]))
+    order, recent = note_order.init_note_order(jnp.array([0])), recent_bars.init_recent_bars(jnp.array([10]), Scheme())
     numbers = (vocab.SOS, vocab.START, vocab.NO_INSTRUMENT, 0, 0, 5, 0)
-    place = DecodeState(*[*(jnp.array([x]) for x in numbers), order, repeated])
+    place = DecodeState(*[*(jnp.array([x]) for x in numbers), order, recent])
     rules = logits_processors.make_setting_arrays(CHANGEABLE, words)
 
-    def choices():
-        return np.flatnonzero(decode_state.allowed_tokens(place, timeline, bar, rules, words)[0])
+    def choices(timeline=timeline):
+        entered, position = decode_state.enter_bar(place, timeline)
+        return np.flatnonzero(decode_state.allowed_tokens(entered, timeline, position, rules, words)[0])
+
+    def advanced(token):
+        entered, position = decode_state.enter_bar(place, timeline)
+        return decode_state.advance(entered, jnp.array([token]), position, words)
 
     assert choices().tolist() == [vocab.SEP]
-    place = decode_state.advance(place, jnp.array([vocab.SEP]), words)
+    place = advanced(vocab.SEP)
     assert choices().tolist() == [vocab.DURATION_0 + i for i in range(10, 257)]
-    place = decode_state.advance(place, jnp.array([vocab.DURATION_0 + 12]), words)
+    place = advanced(vocab.DURATION_0 + 12)
     assert [int(x[0]) for x in place[:6]] == [
         vocab.DURATION_0 + 12,
         vocab.START,
@@ -317,13 +322,13 @@ def test_advance_and_allowed_tokens(sampler):
         7,
     ]
     assert choices().tolist() == [*range(vocab.SEP, vocab.DURATION_0), 389, 390]
-    place = decode_state.advance(place, jnp.array([vocab.NOTE_0 + 60]), words)
-    place = decode_state.advance(place, jnp.array([vocab.DURATION_0 + 4]), words)
+    place = advanced(vocab.NOTE_0 + 60)
+    place = advanced(vocab.DURATION_0 + 4)
     assert (int(place.time[0]), int(place.next_time[0])) == (12, 12)  # a note does not move time
     assert vocab.EOS not in choices()
     ending = timeline._replace(eos_from=jnp.array([12]))
-    assert vocab.EOS in np.flatnonzero(decode_state.allowed_tokens(place, ending, bar, rules, words)[0])
-    place = decode_state.advance(place, jnp.array([389]), words)
+    assert vocab.EOS in choices(ending)
+    place = advanced(389)
     assert (int(place.time[0]), int(place.next_time[0])) == (12, 20)  # a merge that holds a rest does
 
 

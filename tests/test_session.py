@@ -20,7 +20,7 @@ from midigen_jax.model import cache as caches
 from midigen_jax.music import midi
 from midigen_jax.run import trained
 from midigen_jax.run.trained import TrainedModel
-from midigen_jax.sampling import note_order, prompts, repetition
+from midigen_jax.sampling import note_order, prompts, recent_bars
 from midigen_jax.sampling import session as sessions
 from midigen_jax.sampling.decode_state import DecodeState
 from midigen_jax.sampling.generation import Generation
@@ -95,8 +95,8 @@ def test_streams_of_copies():
     cache = caches.Cache(
         (keys,), (keys,), None, None, jnp.zeros((2, 0), int), caches.CacheIndex(ints[0], ints[0], ints, ints, ints)
     )
-    order, repeated = note_order.init_note_order(ints), repetition.init_repetition(ints)
-    decode = DecodeState(ints, ints, ints, ints, ints, ints, jnp.array([1, 4]), order, repeated)
+    order, recent = note_order.init_note_order(ints), recent_bars.init_recent_bars(ints, Scheme())
+    decode = DecodeState(ints, ints, ints, ints, ints, ints, jnp.array([1, 4]), order, recent)
     held = sessions.Session(sessions.SamplerState(cache, decode), ["a", "b"], "")
     taken = held.select([1, 1, 0, 1])
     assert taken.state.decode.stream.tolist() == [4, 0, 1, 2]

@@ -1,6 +1,8 @@
 import dataclasses
+from functools import cache, partial
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,13 +14,13 @@ from midigen_jax import vocab
 from midigen_jax.errors import InputError
 from midigen_jax.kernels import score
 from midigen_jax.model.decoder import init_params
+from midigen_jax.music.loops import ALIKE, find_loops
 from midigen_jax.music.pitches import parse_key, parse_pitch
 from midigen_jax.music.song import Prompt, new_song, notes_of
 from midigen_jax.run.trained import TrainedModel
-from midigen_jax.sampling import logits_processors, repetition
+from midigen_jax.sampling import logits_processors, recent_bars
 from midigen_jax.sampling.decode_state import NEVER
 from midigen_jax.sampling.generation import span
-from midigen_jax.sampling.repetition import LAGS
 from midigen_jax.sampling.sampler import Sampler
 from midigen_jax.sampling.settings import GenerationSettings, Length
 from midigen_jax.vocab import Scheme, Vocabulary
@@ -71,54 +73,111 @@ def test_only_the_instruments_that_are_wanted_play(small, rich):  # noqa: F811
             assert (notes[:, 2] > 59).any()  # drums have no pitch
 
 
-def after(pairs, words):
-    """The repetition state after a melody of notes (pitch, rest after it in grid steps), and the time."""
-    repeated, now, state = repetition.init_repetition(jnp.array([0])), 0, vocab.START
-    for pitch, rest in pairs:
-        for token in (vocab.NOTE_0 + pitch, vocab.DURATION_0 + 1 + pitch % 7, vocab.SEP, vocab.DURATION_0 + rest):
-            repeated = repetition.update(repeated, jnp.array([state]), jnp.array([token]), jnp.array([now]), words)
-            now += int(words.grammar[1][state, token])
-            state = int(words.grammar[0][state, token])
-    return repeated, now
+BAR = 32  # grid steps
 
 
-def ruled_out(repeated, now, words, state=vocab.EVENT, loop_bars=8):
+def after(notes, words, time):
+    """The state in the bar of a time, after notes (onset, pitch) before it."""
+    recent = recent_bars.init_recent_bars(jnp.array([0]), words.scheme)
+    for onset, pitch in notes:
+        recent = written(entered(recent, onset), vocab.NOTE_0 + pitch, onset, words)
+    return entered(recent, time)
+
+
+def entered(recent, time):
+    return enter_bar(recent, jnp.array([time // BAR]), jnp.array([BAR]))
+
+
+def written(recent, token, time, words):
+    return update(words)(recent, *(jnp.array([x]) for x in (token, time, time % BAR)))
+
+
+enter_bar = jax.jit(recent_bars.enter_bar)
+
+
+@cache
+def update(words):
+    return jax.jit(partial(recent_bars.update, vocabulary=words))
+
+
+def ruled_out(recent, time, words, grammar=vocab.EVENT, max_notes=NEVER, loop_bars=8):
     settings = logits_processors.make_setting_arrays(GenerationSettings(loop_bars=loop_bars), words)
-    numbers = (jnp.array([x]) for x in (state, now, 32))
-    mask = repetition.repetition_mask(*[repeated, *numbers, settings, words])
-    return np.flatnonzero(mask[0]).tolist()
+    numbers = (jnp.array([x]) for x in (grammar, time, time % BAR, max_notes))
+    return np.flatnonzero(recent_bars.excluded_tokens(recent, *numbers, settings, words)[0]).tolist()
+
+
+def bars_of(n_bars, period, changed=0, per_bar=5):
+    """Notes (onset, pitch) of random bars that come back after a period, each time with others at their end."""
+    random = np.random.default_rng(0)
+    bars = random.integers(40, 80, (period, per_bar))
+    found = []
+    for bar in range(n_bars):
+        pitches = bars[bar % period].copy()
+        pitches[per_bar - changed :] = random.integers(80, 127, changed)
+        found += [(BAR * bar + 2 * i, int(pitch)) for i, pitch in enumerate(pitches)]
+    return found
 
 
 @pytest.mark.parametrize("period", [1, slow(2), 4])
-def test_a_loop_of_some_bars_is_left_after_seven(period):
-    words, random = Vocabulary(), np.random.default_rng(0)
-    bars = [[(int(pitch), 8) for pitch in random.integers(40, 80, 4)] for _ in range(period)]
-    melody = [note for _ in range(20) for bar in bars for note in bar]
-    for n_bars in range(period, 12):
-        repeated, now = after(melody[: 4 * n_bars], words)
-        assert now == 32 * n_bars
-        expected = [] if n_bars <= 7 else [vocab.NOTE_0 + melody[4 * n_bars][0]]
-        assert ruled_out(repeated, now, words) == expected, n_bars
-        assert ruled_out(repeated, now, words, loop_bars=0) == []
-    # One note is another: half of what was repeated counts on.
-    melody[4 * 8] = (5, 8)
-    assert ruled_out(*[*after(melody[: 4 * 9], words), words]) == []
-    assert ruled_out(*[*after(melody[: 4 * 14], words), words]) == [vocab.NOTE_0 + melody[4 * 14][0]]
+@pytest.mark.parametrize(("changed", "per_bar"), [(0, 5), (1, 12)])
+def test_a_loop_is_left_after_eight_bars_also_if_a_note_changes(period, changed, per_bar):
+    """In the ninth bar some of the notes may come again, not most of them."""
+    words, notes = Vocabulary(), bars_of(20, period, changed, per_bar)
+    most = int(per_bar * recent_bars.MOST_SHARED)
+    for n_bars in (max(period, 5), 7, 8):
+        for more in (0, most - 1, most):  # notes of the next bar
+            upcoming, pitch = notes[per_bar * n_bars + more]
+            recent = after(notes[: per_bar * n_bars + more], words, upcoming)
+            leaves = n_bars >= 8 and more == most
+            assert ruled_out(recent, upcoming, words) == [vocab.NOTE_0 + pitch] * leaves, (n_bars, more)
+            assert ruled_out(recent, upcoming, words, loop_bars=0) == []
 
 
-def test_what_repeats_itself_more_slowly_is_no_loop():
-    words, random = Vocabulary(), np.random.default_rng(0)
-    melody = [(int(pitch), 8) for pitch in random.integers(40, 80, 5 * 4)] * 6
-    assert ruled_out(*[*after(melody, words), words]) == []
-    assert LAGS > 5 * 4 * 2
+def test_the_sampled_bars_agree_with_what_finds_loops():
+    """A loop as long as it may be is none for `find_loops`; with another bar it is one."""
+    words = Vocabulary()
+    for n_bars in (8, 9):
+        notes = [[onset, 2, pitch, 0, 80] for onset, pitch in bars_of(n_bars, 2)]
+        song = new_song(words.scheme)._replace(notes=np.array(notes, np.int32))
+        assert bool(find_loops(song, similarity=ALIKE)) == (n_bars == 9)
+    assert after(bars_of(8, 2), words, BAR * 8).alike[0].tolist() == [0, 6, 0, 4]
+
+
+def test_bars_that_differ_or_come_back_later_are_no_loop():
+    words = Vocabulary()
+    silent = [(onset + 2 * BAR * (onset >= 7 * BAR), pitch) for onset, pitch in bars_of(9, 1)]
+    for notes in (bars_of(20, 1, changed=2), bars_of(20, 5), silent):
+        recent = after(notes[:-2], words, notes[-2][0])
+        assert ruled_out(recent, notes[-2][0], words) == []
+
+
+def test_a_bar_takes_no_more_notes_than_it_may():
+    words = Vocabulary(Scheme(multi=True), merges=((vocab.NOTE_0, vocab.DURATION_0 + 4),))
+    recent = after([(0, 60), (0, 64), (8, 60), (8, 60)], words, 16)  # the same note twice counts once
+    assert ruled_out(recent, 16, words, max_notes=4) == []
+    excluded = set(ruled_out(recent, 16, words, max_notes=3))
+    assert {vocab.NOTE_0, vocab.NOTE_0 + 127, vocab.INSTRUMENT_0, vocab.INSTRUMENT_0 + 128, words.size - 1} <= excluded
+    assert not excluded & {vocab.SEP, vocab.EOS, vocab.DURATION_0 + 4}
+    assert ruled_out(entered(recent, BAR), BAR, words, max_notes=3) == []
+
+
+def test_notes_within_merges_are_counted():
+    part = (vocab.NOTE_0 + 60, vocab.DURATION_0 + 4, vocab.SEP, vocab.DURATION_0 + 8)
+    words = Vocabulary(Scheme(), merges=((*part, *part), part[:2]))
+    recent = entered(recent_bars.init_recent_bars(jnp.array([0]), words.scheme), 0)
+    recent = written(recent, 389, 0, words)
+    assert recent.sizes[0, 0] == 2
+    assert np.flatnonzero(recent.notes[0, :, 60]).tolist() == [0, 8]
+    recent = written(entered(recent, 28), 389, 28, words)
+    assert recent.sizes[0, 0] == 3  # its second note is in the next bar
 
 
 def test_silence_ends():
     words = Vocabulary()
-    repeated, now = after([(60, 8)], words)
-    rests = ruled_out(repeated, now, words, vocab.REST)
-    assert rests == list(range(vocab.DURATION_0 + 8 * 32 - now + 1, vocab.DURATION_0 + vocab.MAX_DURATION + 1))
-    assert ruled_out(repeated, 8 * 32, words) == [vocab.SEP]
+    recent = after([(0, 60)], words, 8)
+    rests = ruled_out(recent, 8, words, vocab.REST)
+    assert rests == list(range(vocab.DURATION_0 + 8 * BAR - 8 + 1, vocab.DURATION_0 + vocab.MAX_DURATION + 1))
+    assert ruled_out(entered(recent, 8 * BAR), 8 * BAR, words) == [vocab.SEP]
 
 
 def test_lengths():

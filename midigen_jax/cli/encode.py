@@ -5,7 +5,6 @@
 If it is interrupted, the same command continues from there.
 """
 
-import argparse
 from pathlib import Path
 
 from ..data.folders import check_midi_folder
@@ -36,10 +35,10 @@ def main() -> None:
     )
     parser.add_argument("--velocities", action="store_true", help="keep velocities, in 32 levels")
     parser.add_argument(
-        "--align-beats",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="find the beats and bars of files whose notes are on a grid that is not the file's own",
+        "--no-align-beats",
+        dest="align_beats",
+        action="store_false",
+        help="keep the bar lines also of files whose notes are on a grid that is not the file's own",
     )
     parser.add_argument("--faithful", action="store_true", help="the rules of MIDIGen, including its defects")
     parser.add_argument(

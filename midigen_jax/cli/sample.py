@@ -71,6 +71,13 @@ def make_parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--loop-bars", type=int, default=DEFAULTS.loop_bars, help="bars that a loop or silence may last; 0: no limit"
     )
+    how.add_argument(
+        "--max-density",
+        type=float,
+        metavar="X",
+        default=DEFAULTS.max_density,
+        help="notes in a bar, as times those of the fullest bars of the prompt or of the training songs; 0: no limit",
+    )
     how.add_argument("--key", metavar="KEY", help='such as "C major" or "F# harmonic minor": write only its notes')
     how.add_argument("--lowest", default="C-1", metavar="PITCH", help="as a MIDI number or a name: 60 is C4")
     how.add_argument("--highest", default="G9", metavar="PITCH", help="the same")

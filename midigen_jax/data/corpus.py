@@ -25,11 +25,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import InputError
+from ..music.loops import bar_contents
 from ..music.song import Song, TokenSequence, make_song, notes_of
 from ..vocab import Vocabulary
 from .folders import Stamp, check_corpus
 
 FORMAT_VERSION = 4
+COUNTED_SONGS = 300
 SPLITS = ("train", "validation", "test")
 _ARRAYS = {"tokens": np.uint16, "bar": np.uint16, "position": np.uint16, "offsets": np.int64}
 _TABLES = {"meters": 4, "tempos": 3}  # columns, int32
@@ -104,6 +106,13 @@ class Corpus(NamedTuple):
         if tokens.max(initial=0) >= self.vocabulary.size:
             raise InputError(f"{self.path}: damaged corpus (a token beyond its vocabulary); encode it again")
         return make_song(notes_of(tokens, self.vocabulary), meters, tempos, self.vocabulary.scheme)
+
+    def densest_bar(self) -> int:
+        """How many notes the fullest of 100 bars has, by up to COUNTED_SONGS training songs; 0 without any."""
+        songs = self.songs_of("train")
+        songs = songs[:: max(1, len(songs) // COUNTED_SONGS)][:COUNTED_SONGS]
+        counts = [len(bar) for song in songs.tolist() for _, bar in bar_contents(self.song(song)) if bar]
+        return int(np.percentile(counts, 99)) if counts else 0
 
 
 def split_of(group: str, fractions: Sequence[float]) -> int:

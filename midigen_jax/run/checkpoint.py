@@ -45,6 +45,7 @@ def meta_of(config: cfg.Config, corpus: Corpus) -> dict[str, Any]:
         "config": cfg.flatten(config),
         "corpus": corpus.fingerprint,
         "vocabulary": corpus.vocabulary.to_json(),
+        "densest_bar": corpus.densest_bar(),
     }
 
 

@@ -34,6 +34,7 @@ class TrainedModel:
     run: Path | None = None  # the folder of its run, where there is one
     step: int = 0  # optimizer steps
     corpus: str = ""  # fingerprint of the corpus that it was trained on
+    densest_bar: int = 0  # notes in the fullest bars of its training songs (`Corpus.densest_bar`); 0: unknown
 
     @cached_property
     def fingerprint(self) -> str:
@@ -72,7 +73,9 @@ def load_run(run: Path, *, best: bool = False) -> TrainedModel:
     config, vocabulary = parts(found.meta)
     # Orbax commits arrays to a device, and programs are compiled once more for arguments of which only some are.
     params = jax.tree.map(lambda x: jnp.asarray(jax.device_get(x)), found.items["params"])
-    return TrainedModel(config, params, vocabulary, run, found.step, found.meta["corpus"])
+    return TrainedModel(
+        config, params, vocabulary, run, found.step, found.meta["corpus"], int(found.meta["densest_bar"])
+    )
 
 
 def export(path: Path, model: TrainedModel, *, half: bool = False) -> None:
@@ -88,6 +91,7 @@ def export(path: Path, model: TrainedModel, *, half: bool = False) -> None:
         "vocabulary": model.vocabulary.to_json(),
         "step": model.step,
         "corpus": model.corpus,
+        "densest_bar": model.densest_bar,
     }
     write_tensors(path, by_path(params), KIND, metadata)
 
@@ -104,6 +108,7 @@ def read_export(path: Path) -> TrainedModel:
         config = cfg.from_flat(metadata["config"], str(path))
         vocabulary = Vocabulary.from_json(metadata["vocabulary"])
         step, corpus = int(metadata["step"]), str(metadata["corpus"])
+        densest_bar = int(metadata["densest_bar"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{damaged} ({error})") from None
     shapes = _abstract_params(config, vocabulary)
@@ -113,7 +118,7 @@ def read_export(path: Path) -> TrainedModel:
             raise InputError(f"{damaged} ({name} is missing or has another shape)")
         params[name] = arrays[name].astype(shape.dtype)
     params = jax.tree.unflatten(jax.tree.structure(shapes), list(params.values()))
-    return TrainedModel(config, params, vocabulary, step=step, corpus=corpus)
+    return TrainedModel(config, params, vocabulary, step=step, corpus=corpus, densest_bar=densest_bar)
 
 
 def _abstract_params(config: cfg.Config, vocabulary: Vocabulary) -> Any:

@@ -12,10 +12,10 @@ import numpy as np
 from .. import vocab
 from ..shapes import Array, Bool, Int
 from ..vocab import Vocabulary
-from . import note_order, repetition
+from . import note_order, recent_bars
 from .logits_processors import SettingArrays, instrument_after
 from .note_order import NoteOrder
-from .repetition import Repetition
+from .recent_bars import RecentBars
 
 NEVER = np.iinfo(np.int32).max  # a time that no song reaches
 
@@ -29,7 +29,7 @@ class DecodeState(NamedTuple):
     drawn: Int[Array, " B"]  # number of tokens drawn
     stream: Int[Array, " B"]  # of random numbers; a row keeps it wherever it is in a batch
     order: NoteOrder
-    repetition: Repetition
+    recent: RecentBars
 
 
 class Timeline(NamedTuple):
@@ -40,17 +40,24 @@ class Timeline(NamedTuple):
     eos_from: Int[Array, " B"]  # the song may end from this time on
     end: Int[Array, " B"]  # the row stops at this time ...
     max_drawn: Int[Array, " B"]  # ... or after this many tokens
+    max_notes: Int[Array, " B"]  # in a bar
+
+
+def enter_bar(state: DecodeState, timeline: Timeline) -> tuple[DecodeState, Int[Array, " B"]]:
+    """The state in the bar of the next token, and the position of that token in the bar."""
+    bar, position, length = bar_position(state.next_time, timeline)
+    return state._replace(recent=recent_bars.enter_bar(state.recent, bar, length)), position
 
 
 def allowed_tokens(
-    state: DecodeState, timeline: Timeline, bar: Int[Array, " B"], settings: SettingArrays, vocabulary: Vocabulary
+    state: DecodeState, timeline: Timeline, position: Int[Array, " B"], settings: SettingArrays, vocabulary: Vocabulary
 ) -> Bool[Array, "B V"]:
     """The tokens that may come next, by the grammar and by every logits processor that excludes tokens.
 
     Before the prompt's end only rests that lead to it are allowed; an invention begins with a note.
 
     Args:
-        bar: length of the bar of each row's last token.
+        position: of the next token in its bar, which `enter_bar` gives.
     """
     next_state, _ = vocabulary.grammar
     ids = jnp.arange(vocabulary.size)
@@ -64,13 +71,17 @@ def allowed_tokens(
     legal &= jnp.where(missing > 0, to_prompt_end, ~begins | notes)
     legal &= note_order.note_order_mask(state.order, state.instrument, vocabulary)
     legal &= settings.allowed[settings.kind[state.instrument]]
-    looping = repetition.repetition_mask(state.repetition, state.grammar, state.next_time, bar, settings, vocabulary)
-    without_loops = legal & ~(looping & (missing == 0))
-    return jnp.where(without_loops.any(1, keepdims=True), without_loops, legal)
+    excluded = recent_bars.excluded_tokens(
+        state.recent, state.grammar, state.next_time, position, timeline.max_notes, settings, vocabulary
+    )
+    without = legal & ~(excluded & (missing == 0))
+    return jnp.where(without.any(1, keepdims=True), without, legal)
 
 
-def advance(state: DecodeState, token: Int[Array, " B"], vocabulary: Vocabulary) -> DecodeState:
-    """The state after a token."""
+def advance(
+    state: DecodeState, token: Int[Array, " B"], position: Int[Array, " B"], vocabulary: Vocabulary
+) -> DecodeState:
+    """The state after a token at a position in its bar."""
     next_state, durations = vocabulary.grammar
     instrument = instrument_after(state.instrument, token, vocabulary)
     passed = jnp.asarray(durations)[state.grammar, token]
@@ -83,15 +94,17 @@ def advance(state: DecodeState, token: Int[Array, " B"], vocabulary: Vocabulary)
         state.drawn + 1,
         state.stream,
         note_order.update(state.order, token, passed > 0, instrument, vocabulary),
-        repetition.update(state.repetition, state.grammar, token, state.next_time, vocabulary),
+        recent_bars.update(state.recent, token, state.next_time, position, vocabulary),
     )
 
 
-def bar_position(state: DecodeState, timeline: Timeline) -> tuple[Int[Array, " B"], Int[Array, " B"], Int[Array, " B"]]:
-    """Bar of the last token, its position in the bar, and the bar's length."""
-    i = jnp.sum(timeline.bars[:, :, 0] <= state.time[:, None], 1) - 1
+def bar_position(
+    time: Int[Array, " B"], timeline: Timeline
+) -> tuple[Int[Array, " B"], Int[Array, " B"], Int[Array, " B"]]:
+    """The bar at a time, the position in the bar, and the bar's length."""
+    i = jnp.sum(timeline.bars[:, :, 0] <= time[:, None], 1) - 1
     start, length, first_bar = jnp.take_along_axis(timeline.bars, i[:, None, None], 1)[:, 0].T
-    since = state.time - start
+    since = time - start
     return first_bar + since // length, since % length, length
 
 

@@ -1,5 +1,6 @@
 """Songs while they are sampled, chunk by chunk."""
 
+import math
 from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
@@ -10,7 +11,8 @@ from tqdm import tqdm
 from .. import vocab
 from ..errors import InputError
 from ..kernels import meter
-from ..music.song import Song
+from ..music.loops import bar_contents
+from ..music.song import Song, notes_of
 from ..shapes import Bool, Int
 from ..vocab import Vocabulary
 from .continuation import Continuation
@@ -107,7 +109,12 @@ def span(length: Length, song: Song, start: int) -> tuple[int, int]:
     return (least if length.eos else NEVER), end
 
 
-def make_timeline(session: Session, ends: Sequence[int], eos_from: Sequence[int] | None = None) -> Timeline:
+def make_timeline(
+    session: Session,
+    ends: Sequence[int],
+    eos_from: Sequence[int] | None = None,
+    max_notes: Sequence[int] | None = None,
+) -> Timeline:
     rows, n_rows = session.rows, len(session.rows)
     longest = max(len(row.song.bars) for row in rows)
     bars = [np.pad(r.song.bars, ((0, longest - len(r.song.bars)), (0, 0)), constant_values=NEVER) for r in rows]
@@ -115,5 +122,23 @@ def make_timeline(session: Session, ends: Sequence[int], eos_from: Sequence[int]
     for row, end, drawn in zip(rows, ends, session.state.decode.drawn.tolist(), strict=True):
         new_bars = -(-max(end - row.next_time, 0) // int(row.song.bars[-1, 1]))
         max_drawn.append(min(drawn + new_bars * MAX_TOKENS_PER_BAR, NEVER))
-    arrays = (np.stack(bars), [row.prompt_end for row in rows], eos_from or [NEVER] * n_rows, ends, max_drawn)
+    never = [NEVER] * n_rows
+    prompt_ends = [row.prompt_end for row in rows]
+    arrays = (np.stack(bars), prompt_ends, eos_from or never, ends, max_drawn, max_notes or never)
     return Timeline(*(jnp.asarray(x, jnp.int32) for x in arrays))
+
+
+def most_notes(session: Session, vocabulary: Vocabulary, max_density: float, densest_bar: int) -> list[int]:
+    """How many notes each row may write in a bar: so many times those of the prompt's fullest bar, or of `densest_bar`.
+
+    Args:
+        densest_bar: notes in the fullest bars of the training songs; 0: unknown.
+    """
+
+    def most(row: Row) -> int:
+        notes = notes_of(row.tokens, vocabulary)
+        prompt = row.song._replace(notes=notes[notes[:, 0] < row.prompt_end])
+        fullest = max([densest_bar, *(len(bar) for _, bar in bar_contents(prompt))])
+        return math.ceil(max_density * fullest) or NEVER
+
+    return [most(row) for row in session.rows]

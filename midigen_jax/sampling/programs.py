@@ -19,10 +19,10 @@ from ..model.decoder import abstract_decoder
 from ..model.reader import Batch, read_segment
 from ..shapes import Array, Bool, Int
 from ..vocab import Vocabulary
-from .decode_state import DecodeState, Timeline, advance, allowed_tokens, bar_position, where_active
+from .decode_state import DecodeState, Timeline, advance, allowed_tokens, bar_position, enter_bar, where_active
 from .logits_processors import SettingArrays, process_logits
 from .note_order import init_note_order
-from .repetition import init_repetition
+from .recent_bars import init_recent_bars
 from .session import SamplerState
 
 # On a CPU, XLA computes a sum of more than 32 numbers, such as that of a layer's features, in several small programs.
@@ -51,8 +51,8 @@ class Programs:
             ended, _ = self._read_segment(params, mem.init_memory(self.config, n_rows), batch)
             ints = jnp.zeros(n_rows, jnp.int32)
             cache = caches.from_segments(*ended, ints, self.config)
-            order, repetition = init_note_order(ints), init_repetition(ints)
-            return SamplerState(cache, DecodeState(ints, ints, ints, ints, ints, ints, ints, order, repetition))
+            order, recent = init_note_order(ints), init_recent_bars(ints, self.vocabulary.scheme)
+            return SamplerState(cache, DecodeState(ints, ints, ints, ints, ints, ints, ints, order, recent))
 
         return jax.eval_shape(state)
 
@@ -95,13 +95,14 @@ class Programs:
         def one_token(carry: tuple[SamplerState, Array, Array]) -> tuple[SamplerState, Array, Array]:
             (cache, decode), tokens, i = carry
             here = active(decode)
-            bar, position, bar_length = bar_position(decode, timeline)
+            bar, position, _ = bar_position(decode.time, timeline)
             inputs = (decode.token, bar, position, weights, cache, here, settings.copy)
             logits, copies, cache = decode_token(decoder, *inputs)
-            legal = allowed_tokens(decode, timeline, bar_length, settings, self.vocabulary)
+            entered, next_position = enter_bar(decode, timeline)
+            legal = allowed_tokens(entered, timeline, next_position, settings, self.vocabulary)
             logits = process_logits(logits, copies, legal, settings)
             token = jnp.argmax(logits + noise[i], -1)
-            decode = where_active(here, advance(decode, token, self.vocabulary), decode)
+            decode = where_active(here, advance(entered, token, next_position, self.vocabulary), decode)
             return SamplerState(cache, decode), tokens.at[i].set(jnp.where(here, token, vocab.PAD)), i + 1
 
         tokens = jnp.full((CHUNK, len(keys)), vocab.PAD, jnp.int32)

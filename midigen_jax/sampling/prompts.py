@@ -12,7 +12,7 @@ from ..music.song import Prompt, TokenSequence, tokens_of
 from ..vocab import NO_INSTRUMENT, Vocabulary
 from .decode_state import DecodeState
 from .note_order import init_note_order
-from .repetition import init_repetition
+from .recent_bars import init_recent_bars
 from .session import Row
 
 MAX_PROMPT_TOKENS = 1 << 20
@@ -63,4 +63,6 @@ def initial_state(prompts: Sequence[EncodedPrompt], vocabulary: Vocabulary) -> D
     zeros = jnp.zeros_like(token)
     ends = jnp.asarray([prompt.prompt.end for prompt in prompts], jnp.int32)
     order = init_note_order(token)
-    return DecodeState(token, grammar_state, current, time, time, zeros, zeros, order, init_repetition(ends))
+    return DecodeState(
+        token, grammar_state, current, time, time, zeros, zeros, order, init_recent_bars(ends, vocabulary.scheme)
+    )

@@ -25,7 +25,7 @@ from ..run.trained import TrainedModel
 from . import prompts as prompting
 from .continuation import Continuation
 from .decode_state import Timeline
-from .generation import Chunk, Generation, make_timeline, span
+from .generation import Chunk, Generation, make_timeline, most_notes, span
 from .logits_processors import SettingArrays, make_setting_arrays
 from .programs import CHUNK, programs
 from .session import SamplerState, Session, load_session
@@ -157,7 +157,8 @@ class Sampler:
             eos_from: the time from which on each may end; None: it may not.
         """
         arrays = make_setting_arrays(settings, self.vocabulary)
-        chunks = self.sample_chunks(session.state, make_timeline(session, ends, eos_from), arrays, seed)
+        max_notes = most_notes(session, self.vocabulary, settings.max_density, self.model.densest_bar)
+        chunks = self.sample_chunks(session.state, make_timeline(session, ends, eos_from, max_notes), arrays, seed)
         return Generation(chunks, session, ends, self.vocabulary)
 
     def generate(

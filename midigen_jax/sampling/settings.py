@@ -9,6 +9,7 @@ from ..errors import InputError
 from ..music.pitches import parse_instruments, parse_key, parse_pitch
 
 MAX_PHRASE_BARS = 128
+MAX_DENSITY = 1000
 MAX_LOOP_BARS = 10_000  # fewer than 2^31 grid steps
 DEFAULT_BARS = 16
 MAX_ROWS = 4096  # continuations at once
@@ -26,7 +27,12 @@ class GenerationSettings:
     top_p: float = 0.97  # from the most likely that together have this probability (Holtzman et al. 2020); 1: all
     min_p: float = 0.0  # from those at least this share as likely as the most likely (Nguyen et al. 2024)
     phrase_bars: int = 4  # the past of so many bars ago, or a multiple, is taken up more readily; 0: as learned
-    loop_bars: int = 8  # maximum bars of silence, and of a loop with a period of up to four bars; 0: no limit
+    # Maximum bars of silence, and of a loop with a period of up to four bars, also if it varies by a note or so; 0: no
+    # limit.
+    loop_bars: int = 8
+    # Notes in a bar: at most so many times those of the prompt's fullest bar, or of the fullest bars of the training
+    # songs if these have more; 0: no limit.
+    max_density: float = 1.5
     lowest: int = 0  # pitches; drums are exempt
     highest: int = 127
     key: tuple[int, ...] = tuple(range(12))  # pitch classes, 0 for C; drums are exempt
@@ -34,7 +40,7 @@ class GenerationSettings:
 
     def __post_init__(self) -> None:
         for names, kinds, what in (
-            (("temperature", "copy", "top_p", "min_p"), int | float, "a number"),
+            (("temperature", "copy", "top_p", "min_p", "max_density"), int | float, "a number"),
             (("top_k", "phrase_bars", "loop_bars"), int, "a whole number"),
         ):
             for name in names:
@@ -54,6 +60,8 @@ class GenerationSettings:
             raise InputError(f"phrase-bars {self.phrase_bars}: give up to {MAX_PHRASE_BARS} bars, or 0 for none")
         if self.loop_bars != 0 and not 2 <= self.loop_bars <= MAX_LOOP_BARS:
             raise InputError(f"loop-bars {self.loop_bars}: give 2 to {MAX_LOOP_BARS} bars, or 0 to allow any loop")
+        if not 0 <= self.max_density <= MAX_DENSITY:
+            raise InputError(f"max-density {self.max_density}: give a number from 0, no limit, to {MAX_DENSITY}")
         if not set(self.key) <= set(range(12)):
             raise InputError(f"key {self.key}: give pitch classes from 0 to 11")
         if not set(self.instruments) <= set(range(vocab.N_INSTRUMENTS)):
