@@ -26,7 +26,7 @@ from midigen_jax.errors import InputError
 from midigen_jax.evaluation import generation_metrics
 from midigen_jax.evaluation.bootstrap import Interval
 from midigen_jax.evaluation.generation_metrics import SETTINGS, EvaluationPrompt, self_similarity_error
-from midigen_jax.evaluation.music_metrics import LAGS
+from midigen_jax.music.metrics import LAGS
 from midigen_jax.run import runtime, trained
 from midigen_jax.sampling.sampler import Sampler
 from midigen_jax.sampling.settings import GenerationSettings

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from midigen_jax.evaluation import harmony
+from midigen_jax.music import harmony
 from midigen_jax.music.song import Song, make_song
 from midigen_jax.vocab import DRUMS, Scheme
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from ..music.harmony import pitched
 from ..music.loops import bar_contents
+from ..music.metrics import DURATIONS, METRICS, duration_shares, onset_shares, self_similarity
 from ..music.song import Song, excerpt
 from .bootstrap import RESAMPLES, Interval
-from .harmony import pitched
-from .music_metrics import DURATIONS, METRICS, duration_shares, onset_shares, self_similarity
 
 WINDOW = 8  # bars
 LEAST_NOTES = 8  # in a window

@@ -9,7 +9,9 @@ import numpy as np
 from ..data.corpus import Corpus, training_notes
 from ..errors import InputError
 from ..music.excerpts import longest_common_excerpts
+from ..music.harmony import longest_chord
 from ..music.loops import ALIKE, find_loops
+from ..music.metrics import LAGS, METRICS, duration_shares, onset_shares, self_similarity, total_variation
 from ..music.song import Prompt, Song, cut, excerpt
 from ..sampling.continuation import Continuation
 from ..sampling.generation import span
@@ -17,8 +19,6 @@ from ..sampling.sampler import Sampler
 from ..sampling.settings import GenerationSettings, Length
 from .bootstrap import Interval, ratio
 from .discriminator import discriminate, shuffled_bars
-from .harmony import longest_chord
-from .music_metrics import LAGS, METRICS, duration_shares, onset_shares, self_similarity, total_variation
 
 SETTINGS = GenerationSettings(loop_bars=0)  # the defaults, except that loops are allowed: they are counted
 LONGEST_CHORD = 8  # bars

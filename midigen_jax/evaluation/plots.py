@@ -150,7 +150,7 @@ def retrieval(found: dict[str, Any]) -> Figure:
 
 
 def self_similarity(lags: Sequence[int], curves: dict[str, Values]) -> Figure:
-    """Curves of `music_metrics.self_similarity`, the first one of the real songs."""
+    """Curves of `metrics.self_similarity`, the first one of the real songs."""
     figure = _figure(7.5, 3.3)
     axes = figure.subplots()
     for (name, values), colour in zip(curves.items(), (INK, *RUNS * len(curves)), strict=False):

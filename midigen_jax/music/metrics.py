@@ -10,9 +10,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..music.loops import ALIKE, bar_contents, is_similar
-from ..music.song import Song
 from .harmony import bass_movement, chords_per_bar, kept_chords, pitched
+from .loops import ALIKE, bar_contents, is_similar
+from .song import Song
 
 LAGS = np.arange(1, 17)  # bars
 DURATIONS = (1 / 8, 1 / 4, 1 / 3, 1 / 2, 3 / 4, 1, 1.5, 2, 3, 4)  # beats

@@ -8,7 +8,7 @@ music as much as in written; so it compares pieces, and does not analyse one. Dr
 import numpy as np
 
 from .. import vocab
-from ..music.song import Song
+from .song import Song
 
 NO_CHORD = -1
 MAJOR, MINOR = (0, 4, 7), (0, 3, 7)  # semitones above the root
