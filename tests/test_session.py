@@ -18,9 +18,10 @@ from midigen_jax.cli import command, sample
 from midigen_jax.errors import InputError
 from midigen_jax.model import cache as caches
 from midigen_jax.music import midi
+from midigen_jax.music.quality import Fault
 from midigen_jax.run import trained
 from midigen_jax.run.trained import TrainedModel
-from midigen_jax.sampling import note_order, prompts, recent_bars
+from midigen_jax.sampling import continuation, note_order, prompts, recent_bars
 from midigen_jax.sampling import session as sessions
 from midigen_jax.sampling.decode_state import DecodeState
 from midigen_jax.sampling.generation import Generation
@@ -87,6 +88,25 @@ def test_a_row_that_goes_on_alone_or_first_of_its_forks_goes_on_as_ever(sampler,
     backwards = sampler.continue_(takes[::-1], bars=63, seed=5)
     assert tokens(backwards) == tokens(never_stopped)[::-1]
     assert tokens(sampler.continue_(takes, bars=63, num=2, seed=5)) == tokens(never_stopped)[:2]
+
+
+def test_the_best_of_several_is_kept(sampler, file, monkeypatch):
+    """Of each prompt's own candidates; the faults are those of the new music."""
+    monkeypatch.setattr(continuation, "find_faults", lambda new, before: [Fault("", len(new.notes) % 7)])
+    before = sampler.continue_(file, prompt_bars=2, bars=2, num=3)
+    chosen = sampler.continue_(before, bars=2, num=2, best_of=4)
+    every = sampler.continue_(before[:2] * 4, bars=2)
+    for i, take in enumerate(chosen):
+        candidates = every[i::2]
+        best = min(candidates, key=lambda x: x.faults[0].excess)
+        assert tokens([take]) == tokens([best])
+    assert [len(take.song.notes) % 7 for take in every] != [0] * 8
+
+
+def test_faults_are_named_in_the_summary(sampler, file):
+    (take,) = sampler.continue_(file, prompt_bars=2, bars=4, temperature=3.0)
+    take.__dict__["faults"] = [Fault("one chord for 9 bars", 2.0), Fault("45 notes a bar", 1.5)]
+    assert take.summary().endswith("; one chord for 9 bars; 45 notes a bar")
 
 
 def test_streams_of_copies():

@@ -20,7 +20,7 @@ from ..data.folders import check_corpus
 from ..errors import InputError
 from ..files import check_writable
 from ..run.folder import check_model
-from ..sampling.settings import DEFAULTS, GenerationSettings, Length, check_rows, check_seed
+from ..sampling.settings import DEFAULTS, GenerationSettings, Length, check_best_of, check_rows, check_seed
 from . import command
 from .command import option
 
@@ -48,6 +48,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--min-seconds", type=float, metavar="S", help="with --eos: not before this many seconds")
     parser.add_argument(
         "--num", type=int, metavar="N", help="number of continuations (4; of a state, one of each of its songs)"
+    )
+    parser.add_argument(
+        "--best-of", type=int, default=1, metavar="N", help="sample N for each, and keep the one with the fewest faults"
     )
     parser.add_argument("--seed", type=int, default=0, help="same seed, same music")
     parser.add_argument("--out", type=Path, default=Path("samples"), metavar="DIR", help="folder for the files")
@@ -116,6 +119,9 @@ def check_arguments(args: argparse.Namespace) -> tuple[Length, GenerationSetting
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(GenerationSettings)}
     settings = GenerationSettings.parse(**{name: value for name, value in given.items() if value is not None})
     check_rows(args.num)
+    check_best_of(args.best_of)
+    if args.best_of > 1 and (args.stream or args.port or args.save_state):
+        raise InputError("--best-of chooses when all are done; leave out --stream, --port and --save-state")
     check_seed(args.seed)
     check_model(args.run, best=args.best)
     if args.data is not None:
@@ -147,8 +153,10 @@ def main() -> None:
     else:
         prompt = read_prompt(args, sampler)
         name, num = args.prompt.stem if args.prompt else "invention", args.num or 4
-    generation = sampler.generate(prompt, length=length, num=num, settings=settings, seed=args.seed)
-    stems = [args.out / f"{name}-{i}" for i in range(1, len(generation.rows) + 1)]
+    generation = sampler.generate(
+        prompt, length=length, num=num, best_of=args.best_of, settings=settings, seed=args.seed
+    )
+    stems = [args.out / f"{name}-{i}" for i in range(1, generation.num + 1)]
     for argument, path in (("out", stems[0].with_name(f"{stems[0].name}.mid")), ("save_state", args.save_state)):
         try:
             if path:

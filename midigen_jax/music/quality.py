@@ -56,7 +56,7 @@ KINDS = (
     Kind("stutter", stutter, 0.1, 2, "{:.0%} of the notes stutter"),
     Kind("one chord", longest_chord, 8, 1, "one chord for {:.0f} bars"),
     Kind("loop", _longest_loop, 0, 1, "a loop of {:.0f} bars"),
-    Kind("out of key", _outside_of_scale, 0.15, 1.5, "{:.0%} of the notes are in no scale"),
+    Kind("out of key", _outside_of_scale, 0.25, 1.5, "{:.0%} of the notes are in no scale"),
 )
 
 

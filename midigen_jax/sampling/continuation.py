@@ -1,14 +1,17 @@
 """The result of sampling: a song with a part of its own, to be looked at, played and continued."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from .. import vocab
 from ..music import audio
 from ..music.midi import write_song
 from ..music.piano_roll import draw
-from ..music.song import Song
+from ..music.quality import Fault, find_faults
+from ..music.song import Song, excerpt
 from ..vocab import Vocabulary
 from .session import Session
 
@@ -35,15 +38,23 @@ class Continuation:
     def new_notes(self) -> int:
         return int((self.song.notes[:, 0] >= self.start).sum())
 
+    @cached_property
+    def faults(self) -> list[Fault]:
+        """What is wrong with the new music at first sight, beside the music before it."""
+        bar = self.song.bar_of(self.start)
+        new = excerpt(self.song, bar, max(self.song.bar_of(self.song.end) - bar, 0) + 1)
+        return find_faults(new, excerpt(self.song, 0, bar) if bar else None)
+
     def summary(self) -> str:
-        """Bars, notes, seconds, and why it stopped, in one line."""
+        """Bars, notes, seconds, why it stopped, and its faults, in one line."""
         end = self.session.rows[self.row].end if self.stopped == "at the bar line" else self.song.end
         end = max(end, self.start)  # it may have ended at once
         seconds = self.song.seconds_at(end) - self.song.seconds_at(self.start)
         bars = self.song.bar_of(end - 1) + 1 - self.song.bar_of(self.start)
         notes = self.new_notes
         density = notes / max(seconds, 1e-9)
-        return f"{bars} bars, {notes} notes in {seconds:.1f} s ({density:.1f} per second), {self.stopped}"
+        faults = "".join(f"; {fault.text}" for fault in self.faults)
+        return f"{bars} bars, {notes} notes in {seconds:.1f} s ({density:.1f} per second), {self.stopped}{faults}"
 
     def __repr__(self) -> str:
         return f"<Continuation: {self.summary()}>"
@@ -64,6 +75,13 @@ class Continuation:
         picture = io.BytesIO()
         draw(picture, self.song, prompt_end=self.start or None, title=self.summary())
         return picture.getvalue()
+
+
+def best_of(takes: Sequence[Continuation], num: int) -> list[Continuation]:
+    """Of takes i, i + num, i + 2 num, ... the one with the fewest and smallest faults, for each i below `num`."""
+    if num == len(takes):
+        return list(takes)
+    return [min(takes[i::num], key=lambda take: sum(fault.excess for fault in take.faults)) for i in range(num)]
 
 
 def write_sample(song: Song, stem: Path, *, prompt_end: int | None, title: str) -> None:

@@ -15,7 +15,7 @@ from ..music.loops import bar_contents
 from ..music.song import Song, notes_of
 from ..shapes import Bool, Int
 from ..vocab import Vocabulary
-from .continuation import Continuation
+from .continuation import Continuation, best_of
 from .decode_state import NEVER, Timeline
 from .session import Row, SamplerState, Session
 from .settings import DEFAULT_BARS, Length
@@ -40,10 +40,15 @@ class Generation(Iterator[list[Row]]):
         session: Session,
         ends: Sequence[int],
         vocabulary: Vocabulary,
+        num: int,
     ):
+        """
+        Args:
+            num: continuations that are wanted (`continuation.best_of`).
+        """
         self.rows = [row._replace(end=end) for row, end in zip(session.rows, ends, strict=True)]
         self.starts = [row.end for row in session.rows]  # the times at which new music begins
-        self.vocabulary = vocabulary
+        self.vocabulary, self.num = vocabulary, num
         self.session: Session | None = None  # once all rows are done
         self._chunks, self._model = chunks, session.model
         self._stop: bool | None = None
@@ -77,10 +82,11 @@ class Generation(Iterator[list[Row]]):
 
     def continuations(self) -> list[Continuation]:
         assert self.session is not None, "it is still sampling"
-        return [
+        takes = [
             Continuation(row.song_so_far(self.vocabulary), start, self.session, i, self.vocabulary)
             for i, (row, start) in enumerate(zip(self.rows, self.starts, strict=True))
         ]
+        return best_of(takes, self.num)
 
 
 def span(length: Length, song: Song, start: int) -> tuple[int, int]:

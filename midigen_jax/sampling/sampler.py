@@ -29,7 +29,7 @@ from .generation import Chunk, Generation, make_timeline, most_notes, span
 from .logits_processors import SettingArrays, make_setting_arrays
 from .programs import CHUNK, programs
 from .session import SamplerState, Session, load_session
-from .settings import DEFAULTS, GenerationSettings, Length, check_rows, check_seed
+from .settings import DEFAULTS, GenerationSettings, Length, check_best_of, check_rows, check_seed
 
 FIRST_CHUNK = 8  # tokens per row; fewer than CHUNK, so that the first notes come sooner
 
@@ -149,17 +149,19 @@ class Sampler:
         eos_from: Sequence[int] | None = None,
         settings: GenerationSettings = DEFAULTS,
         seed: int = 0,
+        num: int | None = None,
     ) -> Generation:
         """Continues each row; iterate over the result for the songs so far.
 
         Args:
+            num: how many continuations are wanted, the best of rows i, i + num, i + 2 num, ... each; None: all.
             ends: the time at which each row stops.
             eos_from: the time from which on each may end; None: it may not.
         """
         arrays = make_setting_arrays(settings, self.vocabulary)
         max_notes = most_notes(session, self.vocabulary, settings.max_density, self.model.densest_bar)
         chunks = self.sample_chunks(session.state, make_timeline(session, ends, eos_from, max_notes), arrays, seed)
-        return Generation(chunks, session, ends, self.vocabulary)
+        return Generation(chunks, session, ends, self.vocabulary, num or len(ends))
 
     def generate(
         self,
@@ -169,6 +171,7 @@ class Sampler:
         prompt_bars: int = 8,
         context_song: Path | str | Song | None = None,
         num: int | None = None,
+        best_of: int = 1,
         settings: GenerationSettings = DEFAULTS,
         seed: int = 0,
     ) -> Generation:
@@ -178,10 +181,12 @@ class Sampler:
             InputError: the prompt can't be read, has no notes in these bars, or is of another model.
         """
         check_rows(num)
+        check_best_of(best_of)
         check_seed(seed)
         if prompt is None or isinstance(prompt, str | Path | Song | Prompt):
             begun = self.prompt(prompt, prompt_bars=prompt_bars, context_song=context_song)
-            session = self.prefill([begun] * (num or 1))
+            num = num or 1
+            session = self.prefill([begun] * (num * best_of))
         else:
             if context_song is not None:
                 raise InputError("a continuation has its own context; give `context_song` with a file as prompt")
@@ -191,12 +196,15 @@ class Sampler:
                 raise InputError(f"can't continue {prompt!r}; give a MIDI file, a song or continuations")
             if not all(take.session is takes[0].session for take in takes):
                 raise InputError("these continuations were not sampled together; continue each by itself")
-            session = takes[0].session.select([takes[i % len(takes)].row for i in range(num or len(takes))])
+            num = num or len(takes)
+            in_turn = [takes[i % len(takes)].row for i in range(num)]
+            session = takes[0].session.select(in_turn * best_of)
         if session.model != self.model.fingerprint:
             raise InputError("this state is of another model, or of another checkpoint of it; use the one it came from")
         spans = [span(length, row.song, row.end) for row in session.rows]
         eos_from, ends = [first for first, _ in spans], [end for _, end in spans]
-        return self.sample(session, ends, eos_from=eos_from, settings=settings, seed=seed)
+        check_rows(len(ends))
+        return self.sample(session, ends, eos_from=eos_from, settings=settings, seed=seed, num=num)
 
     def continue_(
         self,
@@ -210,6 +218,7 @@ class Sampler:
         prompt_bars: int = 8,
         context_song: Path | str | Song | None = None,
         num: int | None = None,
+        best_of: int = 1,
         seed: int = 0,
         progress: bool = False,
         **settings: Any,
@@ -228,6 +237,7 @@ class Sampler:
             eos: the song may end early, after `min_bars` or `min_seconds`.
             context_song: a song that the memories hold, as if the prompt continued it.
             num: number of continuations, which take several given ones in turn; else one, or one of each.
+            best_of: for each continuation so many are sampled, and the one with the fewest faults is kept.
             settings: those of `GenerationSettings`, which may be text: key="D minor", lowest="C3",
                 instruments="0,32,drums".
 
@@ -240,6 +250,7 @@ class Sampler:
             prompt_bars=prompt_bars,
             context_song=context_song,
             num=num,
+            best_of=best_of,
             settings=GenerationSettings.parse(**settings),
             seed=seed,
         )

@@ -102,6 +102,12 @@ def check_rows(num: int | None) -> None:
         raise InputError(f"num {num}: give a number from 1 to {MAX_ROWS}")
 
 
+def check_best_of(best_of: int) -> None:
+    """Raises InputError if this is no number of takes to choose from."""
+    if best_of < 1:
+        raise InputError(f"best-of {best_of}: give how many to choose from, 1 or more")
+
+
 def check_seed(seed: int) -> None:
     """Raises InputError for a seed that JAX or NumPy would not take."""
     if not 0 <= seed < 1 << 32:
