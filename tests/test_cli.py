@@ -53,6 +53,8 @@ def folder(tmp_path, monkeypatch):
         (sample.main, "empty --bars 9 --min-bars -1 --eos", "min-bars -1: give at least 0"),
         (sample.main, "empty --prompt a.mid --prompt-seconds inf", "--prompt-seconds inf: give a number above 0"),
         (sample.main, "empty --prompt-bars 2", "--prompt-bars cuts a prompt; give --prompt FILE.mid too"),
+        (sample.main, "music/a.mid --best-of 2 --stream", "--best-of chooses when all are done; leave out --stream"),
+        (sample.main, "empty --best-of 0", "best-of 0: give how many to choose from, 1 or more"),
         (sample.main, "empty --loop-bars 99999", "loop-bars 99999: give 2 to 10000 bars, or 0"),
         (sample.main, "music/a.mid --device quantum", "--device quantum: no such device here; available: cpu"),
         (sample.main, "music/a.mid --device cuda", "--device cuda: no such device here; available: cpu"),
