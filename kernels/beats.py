@@ -18,6 +18,7 @@ from .meter import BEATS_PER_BAR
 # A beat has this many phases; a note is on a grid if it is within two phases (a 48th of a beat) of it.
 PHASES = 96
 _NEAR = 2
+_ROUNDING = 1e-6  # phases: so that a third of a beat is not a phase too early
 _GRIDS = (4, 3)  # sixteenths and triplets, per beat
 _LEAST_ON_GRID = 0.5  # share of the notes on the best grid; performances have none
 _FEW_ON_GRID = 0.3  # of these: notes on the grid that begins at tick 0, if the file's own beats are right
@@ -34,7 +35,8 @@ def _phases(notes, division):
     counts = np.zeros(PHASES, np.int64)
     for i in range(len(notes)):
         if notes[i, smf.CHANNEL] != smf.DRUM_CHANNEL:
-            counts[notes[i, smf.ONSET] % division * PHASES // division] += 1
+            beat = notes[i, smf.ONSET] / division  # a division of integers would take several times as long
+            counts[np.int64((beat - np.floor(beat)) * PHASES + _ROUNDING)] += 1
     return counts
 
 
@@ -66,14 +68,14 @@ def _find_grid(counts):
 @kernel
 def _first_line(notes, division, per_beat, phase):
     """The tick of the grid's first line: the mean of the notes near its lines."""
-    period = division / per_beat
+    period, per_tick = division / per_beat, per_beat / division
     line = phase * division / PHASES
     n = 0
     total = 0.0
     for i in range(len(notes)):
         if notes[i, smf.CHANNEL] != smf.DRUM_CHANNEL:
             off = notes[i, smf.ONSET] - line
-            off -= np.rint(off / period) * period
+            off -= np.rint(off * per_tick) * period
             if abs(off) <= _NEAR * division / PHASES:
                 n += 1
                 total += off
@@ -87,34 +89,39 @@ def _evidence(notes, division, per_beat, line, units_per_bar, last):
     Args:
         last: the last unit at which a note begins.
     """
-    unit = division / per_beat
+    per_tick = per_beat / division
     before = _HARMONY + 2  # units in front, so that all sums are within the arrays
     size = before + last + 1 + max(_LONGEST, _HARMONY)
     longest = np.zeros(size)
     sounding = np.zeros((size, 12), np.float32)  # how long each pitch class has sounded up to each unit
     for i in range(len(notes)):
-        begin = (notes[i, smf.ONSET] - line) / unit
+        begin = (notes[i, smf.ONSET] - line) * per_tick
         at = np.int64(np.rint(begin))
         if notes[i, smf.CHANNEL] == smf.DRUM_CHANNEL or abs(begin - at) * PHASES > 2 * _NEAR * per_beat:
             continue
         at += before
-        length = min(max(notes[i, smf.DURATION] / unit, 1.0), 1.0 * _LONGEST)
+        length = min(max(notes[i, smf.DURATION] * per_tick, 1.0), 1.0 * _LONGEST)
         longest[at] = max(longest[at], length)
         sounding[at, notes[i, smf.PITCH] % 12] += 1
         sounding[at + np.int64(np.rint(length)), notes[i, smf.PITCH] % 12] -= 1
     for _ in range(2):
         for at in range(1, size):
-            sounding[at] += sounding[at - 1]
+            for c in range(12):
+                sounding[at, c] += sounding[at - 1, c]
     lengths, changes = np.zeros(units_per_bar), np.zeros(units_per_bar)
     for at in range(before - 1, before + last + 1):
         if longest[at] > 0:
-            old = sounding[at - 1] - sounding[at - 1 - _HARMONY]
-            new = sounding[at - 1 + _HARMONY] - sounding[at - 1]
-            norm = np.sqrt(np.sum(old * old) * np.sum(new * new))
+            old_squared = new_squared = both = np.float32(0)
+            for c in range(12):
+                old = sounding[at - 1, c] - sounding[at - 1 - _HARMONY, c]
+                new = sounding[at - 1 + _HARMONY, c] - sounding[at - 1, c]
+                old_squared += old * old
+                new_squared += new * new
+                both += old * new
             place = (at - before) % units_per_bar
             lengths[place] += np.log2(1 + longest[at])
-            if norm > 0:
-                changes[place] += 1 - np.sum(old * new) / norm
+            if old_squared * new_squared > 0:
+                changes[place] += 1 - both / np.sqrt(old_squared * new_squared)
     weight = _HARMONY_WEIGHT / max(np.sum(changes), 1e-9)
     return lengths / max(np.sum(lengths), 1e-9) + weight * changes
 
@@ -165,17 +172,15 @@ def align(notes, meters, n_meters, tempos, division):
         return n_meters, False
     numerator, denominator, units_per_bar = _meter_of(meters[:n_meters], per_beat)
     line = _first_line(notes, division, per_beat, phase)
-    last = 0
+    first, latest = notes[0, smf.ONSET], 0
     for i in range(len(notes)):
-        last = max(last, np.int64(np.rint((notes[i, smf.ONSET] - line) * per_beat / division)))
+        first, latest = min(first, notes[i, smf.ONSET]), max(latest, notes[i, smf.ONSET])
+    last = max(np.int64(np.rint((latest - line) * per_beat / division)), 0)
     if last > _MAX_UNITS:
         return n_meters, False
     unit = np.argmax(_evidence(notes, division, per_beat, line, units_per_bar, last))
     bar = units_per_bar * division / per_beat
     move = -((line + unit * division / per_beat) % bar)
-    first = notes[0, smf.ONSET]
-    for i in range(len(notes)):
-        first = min(first, notes[i, smf.ONSET])
     if first + move < -_NEAR * division / PHASES:  # notes before the first bar line
         move += bar
     move = np.int64(np.rint(move))
