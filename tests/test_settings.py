@@ -103,7 +103,7 @@ def update(words):
 def ruled_out(recent, time, words, grammar=vocab.EVENT, max_notes=NEVER, loop_bars=8):
     settings = logits_processors.make_setting_arrays(GenerationSettings(loop_bars=loop_bars), words)
     numbers = (jnp.array([x]) for x in (grammar, time, time % BAR, max_notes))
-    return np.flatnonzero(recent_bars.excluded_tokens(recent, *numbers, settings, words)[0]).tolist()
+    return np.flatnonzero(recent_bars.excluded_tokens(*[recent, *numbers, settings, words])[0]).tolist()
 
 
 def bars_of(n_bars, period, changed=0, per_bar=5):
