@@ -223,7 +223,7 @@ def test_music_may_end_by_itself(small):
         ({"top_k": 500}, "top-k 500: the vocabulary has 389 tokens"),
         ({"min_p": 2.0}, "min-p 2"),
         ({"loop_bars": 1}, "loop-bars 1"),
-        ({"max_density": -1}, "max-density -1: give a number from 0, no limit, to 1000"),
+        ({"max_density": -1.0}, r"max-density -1\.0: give a number from 0, no limit, to 1000"),
         ({"loop_bars": 99_999}, "loop-bars 99999: give 2 to 10000 bars"),
         ({"key": "H"}, "key H: no key"),
         ({"key": (12,)}, r"key \(12,\): give pitch classes from 0 to 11"),

@@ -40,7 +40,9 @@ class Continuation:
 
     @cached_property
     def faults(self) -> list[Fault]:
-        """What is wrong with the new music at first sight, beside the music before it."""
+        """What is wrong with the new music at first sight, beside the music before it; nothing if it has no notes."""
+        if self.new_notes == 0:
+            return []
         bar = self.song.bar_of(self.start)
         new = excerpt(self.song, bar, max(self.song.bar_of(self.song.end) - bar, 0) + 1)
         return find_faults(new, excerpt(self.song, 0, bar) if bar else None)
@@ -78,10 +80,17 @@ class Continuation:
 
 
 def best_of(takes: Sequence[Continuation], num: int) -> list[Continuation]:
-    """Of takes i, i + num, i + 2 num, ... the one with the fewest and smallest faults, for each i below `num`."""
+    """Of takes i, i + num, i + 2 num, ... the one with the fewest and smallest faults, for each i below `num`.
+
+    One without notes is the worst.
+    """
     if num == len(takes):
         return list(takes)
-    return [min(takes[i::num], key=lambda take: sum(fault.excess for fault in take.faults)) for i in range(num)]
+
+    def badness(take: Continuation) -> tuple[bool, float]:
+        return take.new_notes == 0, sum(fault.excess for fault in take.faults)
+
+    return [min(takes[i::num], key=badness) for i in range(num)]
 
 
 def write_sample(song: Song, stem: Path, *, prompt_end: int | None, title: str) -> None:
