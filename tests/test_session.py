@@ -92,7 +92,7 @@ def test_a_row_that_goes_on_alone_or_first_of_its_forks_goes_on_as_ever(sampler,
 
 def test_the_best_of_several_is_kept(sampler, file, monkeypatch):
     """Of each prompt's own candidates; the faults are those of the new music."""
-    monkeypatch.setattr(continuation, "find_faults", lambda new, before: [Fault("", len(new.notes) % 7)])
+    monkeypatch.setattr(continuation, "find_faults", lambda new, before: [Fault("", float(len(new.notes) % 7))])
     before = sampler.continue_(file, prompt_bars=2, bars=2, num=3)
     chosen = sampler.continue_(before, bars=2, num=2, best_of=4)
     every = sampler.continue_(before[:2] * 4, bars=2)
