@@ -88,7 +88,7 @@ def best_of(takes: Sequence[Continuation], num: int) -> list[Continuation]:
         return list(takes)
 
     def badness(take: Continuation) -> tuple[bool, float]:
-        return take.new_notes == 0, sum(fault.excess for fault in take.faults)
+        return take.new_notes == 0, sum((fault.excess for fault in take.faults), 0.0)
 
     return [min(takes[i::num], key=badness) for i in range(num)]
 
