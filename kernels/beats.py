@@ -7,7 +7,7 @@ notes so that bars begin at multiples of a bar.
 
 A bar is taken to begin where notes are long and the harmony changes: Temperley, "The Cognition of Basic Musical
 Structures" (2001), chapters 2 and 6. On lieder and game music in 4/4 with their bar lines hidden, these two find the
-beat in all songs and the bar in 9 of 10; most others are half a bar off.
+beat in 99 of 100 songs and the bar in 9 of 10; most others are half a bar off.
 """
 
 import numpy as np
@@ -162,19 +162,15 @@ def align(notes, meters, n_meters, tempos, division):
     per_beat, phase, most, at_0 = _find_grid(counts)
     if most < max(_LEAST_ON_GRID * np.sum(counts), 1):
         return n_meters, False
-    wrong = at_0 < _FEW_ON_GRID * most
-    if n_meters > 0 and meters[n_meters - 1, 1] == 1:
-        last = 0
-        for i in range(len(notes)):
-            last = max(last, notes[i, smf.ONSET])
-        wrong = wrong or 2 * meters[n_meters - 1, 0] < last  # else it is a pickup's
-    if not wrong:
-        return n_meters, False
-    numerator, denominator, units_per_bar = _meter_of(meters[:n_meters], per_beat)
-    line = _first_line(notes, division, per_beat, phase)
     first, latest = notes[0, smf.ONSET], 0
     for i in range(len(notes)):
         first, latest = min(first, notes[i, smf.ONSET]), max(latest, notes[i, smf.ONSET])
+    # A last meter of a single beat that begins near the end is that of a bar without its pickup.
+    one_beat = n_meters > 0 and meters[n_meters - 1, 1] == 1 and 2 * meters[n_meters - 1, 0] < latest
+    if not one_beat and at_0 >= _FEW_ON_GRID * most:
+        return n_meters, False
+    numerator, denominator, units_per_bar = _meter_of(meters[:n_meters], per_beat)
+    line = _first_line(notes, division, per_beat, phase)
     last = max(np.int64(np.rint((latest - line) * per_beat / division)), 0)
     if last > _MAX_UNITS:
         return n_meters, False

@@ -186,6 +186,7 @@ class Sampler:
         if prompt is None or isinstance(prompt, str | Path | Song | Prompt):
             begun = self.prompt(prompt, prompt_bars=prompt_bars, context_song=context_song)
             num = num or 1
+            check_rows(num * best_of)
             session = self.prefill([begun] * (num * best_of))
         else:
             if context_song is not None:
@@ -197,13 +198,13 @@ class Sampler:
             if not all(take.session is takes[0].session for take in takes):
                 raise InputError("these continuations were not sampled together; continue each by itself")
             num = num or len(takes)
+            check_rows(num * best_of)
             in_turn = [takes[i % len(takes)].row for i in range(num)]
             session = takes[0].session.select(in_turn * best_of)
         if session.model != self.model.fingerprint:
             raise InputError("this state is of another model, or of another checkpoint of it; use the one it came from")
         spans = [span(length, row.song, row.end) for row in session.rows]
         eos_from, ends = [first for first, _ in spans], [end for _, end in spans]
-        check_rows(len(ends))
         return self.sample(session, ends, eos_from=eos_from, settings=settings, seed=seed, num=num)
 
     def continue_(
