@@ -80,7 +80,14 @@ class Ours:
     def model(self, corpus: Corpus) -> TrainedModel:
         """As it is now, after training on this corpus."""
         step = int(self.state.step)
-        return TrainedModel(self.config, self.state.params, self.vocabulary, step=step, corpus=corpus.fingerprint)
+        return TrainedModel(
+            self.config,
+            self.state.params,
+            self.vocabulary,
+            step=step,
+            corpus=corpus.fingerprint,
+            densest_bar=corpus.densest_bar(),
+        )
 
     def loss(self, corpus: Corpus, songs: np.ndarray) -> float:
         """Total loss in nats over whole songs from empty memories."""
