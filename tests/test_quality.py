@@ -30,7 +30,7 @@ FAULTY = {
     "stutter": tune() + [(64 + i, 1, 79) for i in range(64)],
     "one chord": [row for row in tune() if row[0] % 32] + [(32 * b, 32, p) for b in range(BARS) for p in (36, 40, 43)],
     "loop": [(onset + 32 * bar, long, pitch) for bar in range(BARS) for onset, long, pitch in tune(1)],
-    "out of key": tune() + [(4 * i + 2, 2, 61 + 5 * (i % 4)) for i in range(6 * BARS)],
+    "out of key": tune() + [(4 * i + 2, 2, (61, 66, 68, 70)[i % 4]) for i in range(6 * BARS)],
 }
 
 
