@@ -110,7 +110,10 @@ class Train:
     steps: int = 1000
     learning_rate: float = 1e-3
     warmup: int = 100  # steps
-    final_learning_rate: float = 0.0  # as a share of learning_rate, reached by cosine decay
+    # The learning rate falls as a cosine over the last steps, this share of those after warm-up. Below 1, a run can go
+    # on for as long as it takes while the rate stays, and be finished with a larger share.
+    decay: float = 1.0
+    final_learning_rate: float = 0.0  # as a share of learning_rate
     weight_decay: float = 0.01
     beta2: float = 0.95
     clip: float = 1.0  # global norm of the gradients
@@ -160,6 +163,7 @@ class Config:
         self._need(self.train.seed < 1 << 32, "train.seed", "must be below 2^32")
         for key in ("train.learning_rate", "train.clip"):
             self._need(0 < get(self, key) < math.inf, key, "must be a finite number above 0")
+        self._need(0 < self.train.decay <= 1, "train.decay", "must be above 0 and at most 1")
         for key in ("model.dropout", "train.beta2"):
             self._need(0 <= get(self, key) < 1, key, "must be from 0 up to, not including, 1")
         try:

@@ -86,8 +86,9 @@ def programs_compiled_once():
 
     def program(config: cfg.Config) -> cfg.Config:
         """The config with the defaults of all that its train step does not depend on."""
-        schedule = ("steps", "learning_rate", "warmup", "final_learning_rate", "weight_decay", "beta2", "clip", "remat")
-        train = cfg.Train(**{name: getattr(config.train, name) for name in schedule})
+        schedule = ("steps", "learning_rate", "warmup", "decay", "final_learning_rate")
+        names = (*schedule, "weight_decay", "beta2", "clip", "remat")
+        train = cfg.Train(**{name: getattr(config.train, name) for name in names})
         data = cfg.Data(lanes=config.data.lanes, segment=config.data.segment, segments=config.data.segments)
         return dataclasses.replace(config, train=train, data=data)
 

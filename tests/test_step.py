@@ -23,7 +23,7 @@ from midigen_jax.model import search
 from midigen_jax.model.decoder import abstract_decoder, init_params
 from midigen_jax.model.reader import read_segments
 from midigen_jax.training.sharding import make_mesh, put_batch, state_sharding
-from midigen_jax.training.state import TrainState, init_state
+from midigen_jax.training.state import TrainState, init_state, make_optimizer
 from midigen_jax.training.step import make_loss, make_train_step
 from midigen_jax.vocab import SOS, Vocabulary
 
@@ -232,3 +232,19 @@ def test_evaluation_is_without_dropout(before, corpus):
         total_loss = make_loss(abstract_decoder(here, Vocabulary()), here, make_mesh(here))
         losses.append(total_loss(params, corpus, songs))
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_the_learning_rate_rises_stays_and_falls(share):
+    def rates(steps: int, share: float) -> np.ndarray:
+        train = cfg.Train(steps=steps, warmup=10, learning_rate=2.0, decay=share)
+        _, schedule = make_optimizer(cfg.Config(train=train))
+        return np.array([schedule(step) for step in range(steps + 1)])
+
+    long = rates(110, share)
+    falling = round(share * 100)
+    np.testing.assert_allclose(long[:10], 0.2 * np.arange(10), rtol=1e-6)
+    np.testing.assert_allclose(long[10 : 110 - falling], 2.0)
+    np.testing.assert_allclose(long[110 - falling :], 1 + np.cos(np.pi * np.arange(falling + 1) / falling), atol=1e-6)
+    if share < 1:  # a longer run begins with the same steps
+        np.testing.assert_array_equal(rates(210, share)[: 110 - falling], long[: 110 - falling])

@@ -24,14 +24,21 @@ class TrainState(NamedTuple):
 
 
 def make_optimizer(config: cfg.Config) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW after clipping, with linear warm-up and cosine decay; only matrices have weight decay."""
+    """AdamW after clipping; only matrices have weight decay.
+
+    The learning rate rises linearly, stays, and falls as a cosine over the last share of the steps (Hu et al. 2024,
+    "MiniCPM", the warmup-stable-decay schedule); by default it stays nowhere.
+    """
     train = config.train
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0,
-        train.learning_rate,
-        min(train.warmup, train.steps - 1),
-        train.steps,
-        train.learning_rate * train.final_learning_rate,
+    warmup = min(train.warmup, train.steps - 1)
+    falling = max(1, round(train.decay * (train.steps - warmup)))
+    schedule = optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, train.learning_rate, warmup),
+            optax.constant_schedule(train.learning_rate),
+            optax.cosine_decay_schedule(train.learning_rate, falling, alpha=train.final_learning_rate),
+        ],
+        [warmup, train.steps - falling],
     )
 
     def is_matrix(params: dict) -> Any:
