@@ -3,8 +3,9 @@
     python benchmarks/recipes.py --data MIDI_DIR
 
 MIDI_DIR has a folder for each kind of music, read equally often. Each recipe trains for as long as the base takes for
-its steps: their steps are timed in turn, and the schedule is as long as fits. Then validation songs of each kind, in
-bits per note. A recipe that is in the file already is not trained again, unless --only names it.
+its steps: their steps are timed in turn, and the schedule is as long as fits. Then it reads validation songs of each
+kind, the same for all, since their split does not depend on how they are encoded; figures are bits per note. Its model
+is kept in --workdir. A recipe that is in the file already is not trained again, unless --only names it.
 
 Recipes that keep other things of the music (drums, a finer time grid) write more or fewer bits for a note, as they say
 more or less of it; those of one kind of encoding compare.
@@ -27,7 +28,7 @@ from midigen_jax.cli import command
 from midigen_jax.data.corpus import Corpus, open_corpus
 from midigen_jax.data.encode import encode_folder
 from midigen_jax.data.folders import is_corpus
-from midigen_jax.run import runtime
+from midigen_jax.run import runtime, trained
 from midigen_jax.training import losses
 from midigen_jax.vocab import Scheme
 
@@ -75,14 +76,16 @@ def encoded(folder: Path, workdir: Path, recipe: Recipe) -> Corpus:
     return open_corpus(path)
 
 
-def songs_by_kind(corpus: Corpus, tokens: int) -> dict[str, np.ndarray]:
-    """Validation songs of each folder, at least one, up to about this many tokens."""
+def songs_by_kind(corpus: Corpus, base: Corpus, tokens: int) -> dict[str, np.ndarray]:
+    """Validation songs of each folder, at least one, up to about this many tokens of the base: the same for all."""
     kinds: dict[str, list[int]] = {}
-    for song in corpus.songs_of("validation").tolist():
-        kinds.setdefault(corpus.names[song].partition("/")[0], []).append(song)
-    lengths = np.diff(corpus.offsets)
+    for song in base.songs_of("validation").tolist():
+        kinds.setdefault(base.names[song].partition("/")[0], []).append(song)
+    lengths, numbers = np.diff(base.offsets), {name: i for i, name in enumerate(corpus.names)}
     return {
-        kind: np.array(songs)[: max(1, int(np.searchsorted(np.cumsum(lengths[songs]), tokens)))]
+        kind: np.array(
+            [numbers[base.names[song]] for song in songs[: max(1, int((lengths[songs].cumsum() < tokens).sum()))]]
+        )
         for kind, songs in sorted(kinds.items())
     }
 
@@ -100,14 +103,16 @@ def relative_time(side: Ours, corpus: Corpus, base: Ours, base_corpus: Corpus, s
     return float(np.median(seconds[0]) / np.median(seconds[1]))
 
 
-def measure(config: cfg.Config, corpus: Corpus, ratio: float, base_steps: int, tokens: int) -> dict[str, Any]:
-    """Trains for as long as the base takes for its steps, then reads validation songs of every kind."""
+def measure(
+    config: cfg.Config, corpus: Corpus, kinds: dict[str, np.ndarray], ratio: float, base_steps: int, path: Path
+) -> dict[str, Any]:
+    """Trains for as long as the base takes for its steps, writes the model, and reads songs of every kind."""
     steps = max(1, round(base_steps / ratio))
     config = cfg.override(config, [f"train.steps={steps}", f"train.warmup={steps // 12}"])
     side = Ours(config, corpus.vocabulary)
     for batch in tqdm(batches_of(config, corpus, steps), total=steps, unit="step"):
         side.step(batch)
-    kinds = songs_by_kind(corpus, tokens)
+    trained.export(path, side.model(corpus))
     nats = {kind: side.loss(corpus, songs) for kind, songs in kinds.items()}
     bits = {kind: losses.figures(nats[kind], corpus, songs).bits_per_note for kind, songs in kinds.items()}
     every = np.concatenate(list(kinds.values()))
@@ -157,7 +162,9 @@ def main() -> None:
         if recipe_name != BASE:
             side, base = (Ours(x, music.vocabulary) for x, music in zip(configs, corpora, strict=True))
             ratio = relative_time(side, corpus, base, base_corpus, args.timed_steps)
-        row = measure(config, corpus, ratio, args.steps, args.tokens)
+        kinds = songs_by_kind(corpus, base_corpus, args.tokens)
+        model_file = args.workdir / f"{'-'.join(recipe_name.replace(',', '').split())}.safetensors"
+        row = measure(config, corpus, kinds, ratio, args.steps, model_file)
         row |= {"set": recipe.settings, "scheme": recipe.scheme._asdict(), "vocabulary": corpus.vocabulary.size}
         result = load()
         result["recipes"][recipe_name] = row | circumstances(config, corpus)
