@@ -197,7 +197,6 @@ class GPT2Generator:
     """Hugging Face's GPT-2 with its DynamicCache."""
 
     def __init__(self, sizes: Sizes, rows: int, *, window: int, device: torch.device | str = "cpu", seed: int = 0):
-        # It fails if the repository's root is on the path: it takes the folder `kernels` for a package of that name.
         library = need("transformers", "pip install transformers")
         torch.manual_seed(seed)
         self.rows, self.window, self.device = rows, window, torch.device(device)

@@ -23,8 +23,10 @@ Left as the libraries have it:
 """
 
 import importlib
+import sys
 import tempfile
 from types import ModuleType
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -37,6 +39,8 @@ from midigen_jax.vocab import NO_SONG, NO_TARGET
 
 
 def need(module: str, command: str) -> ModuleType:
+    # transformers would take the repository's folder `kernels` for a package of that name.
+    cast(Any, sys.modules).setdefault("kernels", None)
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -23,6 +23,7 @@ import _shared
 import jax
 import numpy as np
 from _ours import Ours, batch_tokens, batches_of, circumstances, train_model
+from _rivals import targets_of, training_batches
 from tqdm import tqdm
 
 from midigen_jax import config as cfg
@@ -59,8 +60,7 @@ MEMORIES |= {
 MEMORIES = {name: [*settings, "data.modulate=0"] for name, settings in MEMORIES.items()}
 BEST = "context+alignment, songs that change key"  # which the others are compared with
 MEMORIES = {BEST: ["memory.retrieval=context+alignment"], "XL, songs that change key": ["memory.knn=0"], **MEMORIES}
-WINDOW = 4096
-RIVAL = f"x-transformers, {WINDOW:,} tokens"
+RIVAL = "x-transformers, 4,096 tokens"
 TIMED = 10  # steps of each side, in turn
 ALL, SHIFTED = "all", "transposed within"
 
@@ -92,35 +92,36 @@ def shifted_songs(songs: Songs, reach: int) -> Shifted:
 
 def train_rival(config: cfg.Config, corpus: Corpus) -> tuple[Nats, int]:
     """What it has learned, and from how many tokens."""
-    from _long_window import LongWindow, training_windows
+    from _windowed import Learner
 
     total = config.train.steps * batch_tokens(config)
-    side, trained_tokens = LongWindow(config, corpus.vocabulary, WINDOW), 0
-    windows = training_windows(corpus, WINDOW)
+    side, trained_tokens = Learner(RIVAL, config, corpus.vocabulary.size), 0
+    batches = training_batches(corpus, config, side.window)
     with tqdm(total=total, unit="token", unit_scale=True) as bar:
         while trained_tokens < total:
-            window = next(windows)
-            side.step(window, trained_tokens / total)
-            trained_tokens += len(window.tokens) - 1
-            bar.update(len(window.tokens) - 1)
+            batch = next(batches)
+            side.step(batch, trained_tokens / total)
+            trained_tokens += targets_of(batch)
+            bar.update(targets_of(batch))
     return side.nats, trained_tokens
 
 
 def relative_speed(config: cfg.Config, corpus: Corpus) -> float:
     """How many tokens the rival reads in training while our best decoder reads one."""
-    from _long_window import LongWindow, training_windows
+    from _windowed import Learner
 
-    ours, rival = cfg.override(config, MEMORIES[BEST]), LongWindow(config, corpus.vocabulary, WINDOW)
+    ours, rival = cfg.override(config, MEMORIES[BEST]), Learner(RIVAL, config, corpus.vocabulary.size)
     side = Ours(ours, corpus.vocabulary)
-    pairs = zip(batches_of(ours, corpus, 1 + TIMED), training_windows(corpus, WINDOW), strict=False)
     ratios = []
-    for batch, window in pairs:
+    for batch, windows in zip(
+        batches_of(ours, corpus, 1 + TIMED), training_batches(corpus, config, rival.window), strict=False
+    ):
         before = time.perf_counter()
         side.step(batch)
         between = time.perf_counter()
-        rival.step(window, 0.0)
+        rival.step(windows, 0.0)
         seconds_of_rival = time.perf_counter() - between
-        ratios.append((between - before) / batch_tokens(ours) * (len(window.tokens) - 1) / seconds_of_rival)
+        ratios.append((between - before) / batch_tokens(ours) * targets_of(windows) / seconds_of_rival)
     return float(np.median(ratios[1:]))  # the first step compiles
 
 

@@ -52,7 +52,7 @@ def _copier(length: np.ndarray, following: np.ndarray, sequence: np.ndarray) -> 
     return Level((following == sequence[1:]).astype(np.float32), bucket.astype(np.int8), len(LENGTHS))
 
 
-def _ngrams(found: np.ndarray, right: np.ndarray) -> list[Level]:
+def ngrams(found: np.ndarray, right: np.ndarray) -> list[Level]:
     """From short to long."""
     levels = []
     for length in LENGTHS:
@@ -73,7 +73,7 @@ def copiers(tokens: np.ndarray, vocabulary: Vocabulary) -> dict[str, list[Level]
         relative = intervals(tokens, vocabulary.scheme)
         _, _, length, following = count_matches(relative, int(LENGTHS[-1]))
         levels[INTERVALS] = [_copier(length, following, relative), by_tokens]
-    return levels | {NGRAMS: _ngrams(found, right)}
+    return levels | {NGRAMS: ngrams(found, right)}
 
 
 def copied_name(model: str, name: str) -> str:
@@ -111,7 +111,7 @@ def fit(model: np.ndarray, levels: Sequence[Level]) -> list[np.ndarray]:
     return weights
 
 
-def _join(songs: Sequence[Level], n_buckets: int) -> Level:
+def join(songs: Sequence[Level], n_buckets: int) -> Level:
     probability = np.concatenate([np.zeros(0, np.float32), *(x.probability for x in songs)])
     return Level(probability, np.concatenate([np.zeros(0, np.int8), *(x.bucket for x in songs)]), n_buckets)
 
@@ -130,7 +130,7 @@ def with_copying(nats: Sequence[np.ndarray], levels: Sequence[Sequence[Level]]) 
     models = [np.exp(-np.asarray(x, float)) for x in nats]
     for half in (0, 1):
         fitted = range(1 - half, len(nats), 2)
-        joined = [_join([levels[i][j] for i in fitted], level.n_buckets) for j, level in enumerate(levels[0])]
+        joined = [join([levels[i][j] for i in fitted], level.n_buckets) for j, level in enumerate(levels[0])]
         weights = fit(np.concatenate([np.zeros(0), *(models[i] for i in fitted)]), joined)
         for i in range(half, len(nats), 2):
             mixed[i] = -np.log(mix(models[i], levels[i], weights)[-1])
