@@ -38,7 +38,7 @@ class RelativeAttention(nn.Module):
 
 
 def skewed(by_distance: Tensor) -> Tensor:
-    """Moves scores from [query, distance], the last of distance 0, to [query, key] (figure 2 of the paper): [B, H, T, T].
+    """Moves scores [B, H, T, T] from [query, distance], the last of distance 0, to [query, key] (the paper's figure 1).
 
     What stands above the diagonal has no meaning.
     """

@@ -126,6 +126,7 @@ class Learner:
         torch.manual_seed(config.train.seed)
         self.name, self.config, self.vocabulary = name, config, vocabulary
         rival = RIVALS[name]
+        self.corpus = ""  # the fingerprint of the one that a trained one has learned
         self.window, self.learning_rate = rival.window, rival.learning_rate
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         make, musical = DECODERS[rival.decoder], not rival.tokenizer
@@ -174,9 +175,14 @@ class Learner:
         """Total loss in nats over all tokens but sos of whole songs."""
         return float(sum(self.nats([corpus.sequence_of(song)])[0].sum(dtype=float) for song in songs.tolist()))
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, corpus: Corpus) -> None:
         arrays = {name: x.detach().cpu().numpy() for name, x in self.model.state_dict().items()}
-        rest = {"format_version": FORMAT_VERSION, "rival": self.name, "vocabulary": self.vocabulary}
+        rest = {
+            "format_version": FORMAT_VERSION,
+            "rival": self.name,
+            "vocabulary": self.vocabulary,
+            "corpus": corpus.fingerprint,
+        }
         write_tensors(path, arrays, KIND, {**rest, "config": cfg.flatten(self.config)})
 
     @classmethod
@@ -187,6 +193,7 @@ class Learner:
         """
         arrays, rest = read_tensors(path, KIND, FORMAT_VERSION)
         learner = cls(rest["rival"], cfg.from_flat(rest["config"], str(path)), rest["vocabulary"])
+        learner.corpus = rest["corpus"]
         learner.model.load_state_dict({name: torch.from_numpy(np.array(x)) for name, x in arrays.items()})
         return learner
 

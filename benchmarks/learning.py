@@ -2,20 +2,21 @@
 
     python benchmarks/learning.py --data CORPUS_OR_MIDI_DIR
 
-Each trains as it is meant to, with its own batches, optimizer, learning rate and schedule, which ends with the training:
-this project's as in its config, MIDIGen's as its author has them, the others' as `_rivals` says. A rival trains once for each
-of three budgets, as far as these differ: as many tokens as this project; as long; and as many notes, which matters where
-another tokeniser writes more or fewer tokens for a note.
+Each trains as it is meant to, with its own batches, optimizer, learning rate and schedule, which ends with the
+training: this project's as in its config, MIDIGen's as its author has them, the others' as `_rivals` says. A rival
+trains once for each of three budgets, as far as these differ: as many tokens as this project; as long; and as many
+notes, which matters where another tokeniser writes more or fewer tokens for a note.
 
-Time is counted by steps that are timed in turn with this project's, with its memory full, so that trainings of different
-days compare: `seconds` are what this project's first timing makes of them, compilation included, and without evaluation.
-`measured_seconds` is what the training really took.
+Time is counted by steps that are timed in turn with this project's, with its memory full, so that trainings of
+different days compare: `seconds` are what this project's first timing makes of them, compilation included and
+evaluation left out. `measured_seconds` is what the training really took.
 
 All are evaluated on whole songs: a few validation songs during training, the test songs at its end. Bits are those of
 every token but sos; notes and beats are those that the tokens decode to. The floors need no training (`_ngrams`).
 
-Every run is kept as soon as it is done, and runs that are in the file are not repeated: remove them from it to train them
-again. The trained models are written to --workdir, from where continuations.py can continue songs with them.
+Every run is kept as soon as it is done, and runs that are in the file are not repeated: to train a contestant again,
+remove it from the file. The trained models are written to --workdir, from where continuations.py continues songs with
+them.
 """
 
 import dataclasses
@@ -109,8 +110,8 @@ def rival(name: str, config: cfg.Config, corpus: Corpus, vocabulary: int) -> Con
         training_batches(corpus, config, side.window, transpose=transpose),
         side.step,
         lambda songs: side.loss(corpus, songs),
-        side.parameters(),
-        side.save,
+        sum(x.numel() for x in side.model.parameters()),
+        lambda path: side.save(path, corpus),
     )
 
 
@@ -244,7 +245,7 @@ def run_of(row: dict[str, Any], budget: str) -> dict[str, Any] | None:
 
 def print_table(result: dict[str, Any]) -> None:
     rows = result["contestants"]
-    ends = rows[BASELINE] and run_of(rows[BASELINE], "tokens") if BASELINE in rows else None
+    ends = run_of(rows[BASELINE], "tokens") if BASELINE in rows else None
     columns = [f"bits per note, equal {budget}" for budget in BUDGETS]
     columns += ["bits per beat, equal tokens", "tokens per second", f"seconds to the loss of {BASELINE}"]
     print(f"\n| {result['test_songs']} test songs | {' | '.join(columns)} |\n{'|---' * (len(columns) + 1)}|")
@@ -253,12 +254,22 @@ def print_table(result: dict[str, Any]) -> None:
         cells = ["" if run is None else f"{run['test']['bits_per_note']:.2f}" for run in runs]
         cells.append("" if runs[0] is None else f"{runs[0]['test']['bits_per_beat']:.2f}")
         cells.append(f"{1 / rows[name]['seconds_per_token']:,.0f}")
-        cells.append(
-            "" if None in (ends, runs[0]) else seconds_to(runs[0]["curve"], ends["curve"][-1]["bits_per_note"])
-        )
+        cells.append(seconds_to(runs[0]["curve"], ends["curve"][-1]["bits_per_note"]) if ends and runs[0] else "")
         print(f"| {name} | {' | '.join(cells)} |")
     for name, figures in result["floors"].items():
         print(f"| {name}, not trained | {figures['bits_per_note']:.2f} | | | {figures['bits_per_beat']:.2f} | | |")
+
+
+def new_row(contestant: str, timed: Contestant, pace: Pace, own: Pace, corpus: Corpus, tokens: int) -> dict[str, Any]:
+    """A contestant that is to be trained, this project on so many tokens of its corpus."""
+    budgets = budgets_of(tokens, pace, own, tokens_per_note(timed.corpus), tokens_per_note(corpus))
+    return {
+        "parameters": timed.parameters,
+        "settings": RIVALS[contestant]._asdict() if contestant in RIVALS else {},
+        **pace._asdict(),
+        "budgets": [{"tokens": tokens, "equal": equal} for tokens, equal in budgets.items()],
+        "runs": [],
+    }
 
 
 def main() -> None:
@@ -285,13 +296,13 @@ def main() -> None:
             raise InputError(f"{path}: its figures are of another config or corpus; remove the file to begin again")
         return found
 
-    def save(contestant: str, row: dict[str, Any]) -> None:
+    def keep(key: str, value: Any, *, contestant: bool = False) -> None:
         result = load()
-        result["contestants"][contestant] = row
+        (result["contestants"] if contestant else result)[key] = value
         _shared.save(args.results, name, result)
 
-    if "floors" not in (result := load()):
-        _shared.save(args.results, name, result | {"floors": floors(corpus)})
+    if "floors" not in load():
+        keep("floors", floors(corpus))
     clock: Clock | None = None
     for contestant in args.only or NEEDS:
         if lacking := [x for x in NEEDS[contestant] if importlib.util.find_spec(x) is None]:
@@ -301,37 +312,30 @@ def main() -> None:
         if row and all(run_of(row, budget) for budget in BUDGETS):
             continue
         print(f"{contestant}:", flush=True)
-        make, own_tokens = maker_of(contestant, config, corpus), config.train.steps * batch_tokens(config)
+        make = maker_of(contestant, config, corpus)
         if not row:
-            clock = clock or Clock(ours(config, corpus))
-            if "pace" not in (result := load()):
-                _shared.save(args.results, name, result | {"pace": clock.pace()._asdict()})
             try:
-                own, timed = Pace(**load()["pace"]), make()
+                timed = make()
             except InputError as error:
                 print(f"{contestant} is left out: {error}")
                 continue
+            clock = clock or Clock(ours(config, corpus))
+            if "pace" not in load():
+                keep("pace", clock.pace()._asdict())
+            own = Pace(**load()["pace"])
             pace = own if contestant == OURS else clock.pace_of(timed, own)
-            rates = [tokens_per_note(x) for x in (timed.corpus, corpus)]
-            budgets = budgets_of(own_tokens, pace, own, *rates)
-            row = {
-                "parameters": timed.parameters,
-                "settings": RIVALS[contestant]._asdict() if contestant in RIVALS else {},
-                "environment": now["environment"],
-                **pace._asdict(),
-                "budgets": [{"tokens": tokens, "equal": equal} for tokens, equal in budgets.items()],
-                "runs": [],
-            }
-            save(contestant, row)
+            row = new_row(contestant, timed, pace, own, corpus, config.train.steps * batch_tokens(config))
+            keep(contestant, row, contestant=True)
         pace = Pace(row["start_seconds"], row["seconds_per_token"])
         for budget in row["budgets"]:
             if not run_of(row, budget["equal"][0]):
                 print(f"with equal {' and '.join(budget['equal'])}: {budget['tokens']:,} tokens", flush=True)
                 side = make()
-                row["runs"].append({"equal": budget["equal"], **train(side, budget["tokens"], pace, args.songs)})
+                run = {"equal": budget["equal"], "environment": now["environment"]}
+                row["runs"].append(run | train(side, budget["tokens"], pace, args.songs))
                 if side.save:
                     side.save(args.workdir / file_name(contestant, budget["equal"]))
-                save(contestant, row)
+                keep(contestant, row, contestant=True)
         print_table(load())
     print_table(load())
 

@@ -8,18 +8,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import _ngrams
 import _shared
 import numpy as np
 import pytest
+from _rivals import RIVALS, training_batches
 from conftest import write_midi
 
 from midigen_jax import config as cfg
 from midigen_jax.data.corpus import Corpus
 from midigen_jax.data.encode import encode_folder
 from midigen_jax.errors import InputError
+from midigen_jax.kernels.meter import bar_positions
 from midigen_jax.model.decoder import init_params
+from midigen_jax.music.song import TokenSequence
 from midigen_jax.run import runtime, trained
-from midigen_jax.vocab import Vocabulary
+from midigen_jax.vocab import NO_TARGET, Vocabulary
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "pop909.py"
@@ -142,20 +146,107 @@ def test_sample(run, corpus, capsys, monkeypatch, exported):
     assert not HAS_TORCH or script.BASELINE in result["rows"]["1"]
 
 
-def test_learning(run, corpus, capsys):
+@pytest.fixture
+def short_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, rival in RIVALS.items():
+        monkeypatch.setitem(RIVALS, name, rival._replace(window=64, learning_rate=1e-3))
+
+
+@pytest.mark.usefixtures("short_windows")
+def test_learning(run, corpus, capsys, monkeypatch, tmp_path):
     script = load_script("learning")
-    result = run(script, *on_corpus(corpus), "--tokens", "64", "--every", "32", "--songs", "1")
+    for name, value in {"WARM_TOKENS": 16, "TIMED": 1, "POINTS": (0.5, 1)}.items():
+        monkeypatch.setattr(script, name, value)
+    small = ["--workdir", str(tmp_path), "--tokens", "160", "--songs", "1"]
+    first = run(script, *on_corpus(corpus), *small, "--only", script.OURS)
+    result = run(script, *on_corpus(corpus), *small)
     assert_describes_the_run(result, corpus)
-    curve = result[script.OURS]["curve"]
-    assert [point["trained_tokens"] for point in curve] == [32, 64]
-    assert curve[0]["songs"] == 1
-    assert curve[1]["songs"] == len(corpus.songs_of("validation"))
-    figures = [result["bigram"], *(result[script.OURS][name] for name in ("test", "test, dense"))]
-    figures.append(result[script.OURS]["test, without kNN memory"])
-    assert all(0 < x["bits_per_note"] < 100 for x in figures)
-    assert figures[1] != figures[3]
-    assert (script.BASELINE in result) == HAS_TORCH
-    assert HAS_TORCH or f"{script.BASELINE} is left out" in capsys.readouterr().out
+    assert 0 < result["floors"]["n-grams"]["bits_per_note"] < 100
+    rows, output = result["contestants"], capsys.readouterr().out
+    assert rows[script.OURS] == first["contestants"][script.OURS]  # what is in the file is not trained again
+    (own,) = rows[script.OURS]["runs"]
+    assert own["equal"] == ["tokens", "seconds", "notes"]
+    for name in script.NEEDS:
+        assert name in rows or f"{name} is left out" in output
+    assert (script.BASELINE in rows) == HAS_TORCH
+    for row in rows.values():
+        assert sorted(budget for run in row["runs"] for budget in run["equal"]) == sorted(script.BUDGETS)
+        for budget, trained_on in zip(row["budgets"], row["runs"], strict=True):
+            start, end = trained_on["curve"]
+            assert start["tokens"] < budget["tokens"] <= end["tokens"]
+            assert 0 < start["seconds"] < end["seconds"]
+            assert 0 < start["notes"] < end["notes"]
+            assert all(0 < x["bits_per_note"] < 100 for x in (start, end, trained_on["test"]))
+    by_tokens = rows[script.OURS]["budgets"][0]["tokens"]
+    for name in {"x-transformers, REMI"} & rows.keys():
+        budgets = {budget: x["tokens"] for x in rows[name]["budgets"] for budget in x["equal"]}
+        assert budgets["tokens"] == by_tokens != budgets["notes"]
+    assert trained.load(tmp_path / "learning-this-project-tokens-seconds-notes.safetensors").step == 5
+    with pytest.raises(InputError, match="another config or corpus"):
+        run(script, *on_corpus(corpus), *small, "--set", "model.width=64")
+    with pytest.raises(InputError, match="give another folder"):
+        run(script, *on_corpus(corpus), "--tokens", "64", "--results", str(_shared.RESULTS))
+
+
+def test_time_to_a_loss_is_read_from_the_curve():
+    script = load_script("learning")
+    curve = [{"seconds": x, "bits_per_note": y} for x, y in ((10, 12.0), (20, 10.0), (30, 10.5), (40, 6.0))]
+    assert script.seconds_to(curve, 12.0) == "below 10"
+    assert script.seconds_to(curve, 11.0) == "15"
+    assert script.seconds_to(curve, 8.0) == "36"
+    assert script.seconds_to(curve, 5.0) == "not reached"
+
+
+def test_budgets_are_tokens():
+    script = load_script("learning")
+    own, other = script.Pace(10.0, 0.001), script.Pace(0.0, 0.002)
+    assert script.budgets_of(1000, own, own, 3.0, 3.0) == {1000: ["tokens", "seconds", "notes"]}
+    assert script.budgets_of(1000, other, own, 1.5, 3.0) == {1000: ["tokens"], 5500: ["seconds"], 500: ["notes"]}
+
+
+def test_ngrams_count_training_songs_and_the_song_so_far(corpus):
+    training, songs = corpus.songs_of("train"), corpus.songs_of("test")
+    counts = _ngrams.Counts(corpus, training, corpus.vocabulary.size)
+    sequence = corpus.tokens_of(int(songs[0])).astype(np.int64)[:60]
+    others = [corpus.tokens_of(song).tolist() for song in training.tolist()]
+    levels, n = counts.levels(sequence), len(_ngrams.LENGTHS)
+    assert len(levels) == 2 * n
+    for level, length in enumerate(_ngrams.LENGTHS.tolist()[:4]):
+        for i in range(1, len(sequence)):
+            context = sequence[i - length : i].tolist() if i >= length else None
+            for which, (found_in, end) in enumerate(((others, None), ([sequence.tolist()], i))):
+                after = [
+                    x[j]
+                    for x in found_in
+                    for j in range(length, len(x) if end is None else end)
+                    if x[j - length : j] == context
+                ]
+                predicted = levels[level + n * which]
+                assert (predicted.bucket[i - 1] >= 0) == (len(after) > 0)
+                if after:
+                    expected = np.mean([x == sequence[i] for x in after])
+                    assert predicted.probability[i - 1] == pytest.approx(expected)
+    nats = _ngrams.nats(corpus, corpus.songs_of("validation"), songs, corpus.vocabulary.size)
+    assert [len(x) + 1 for x in nats] == np.diff(corpus.offsets)[songs].tolist()
+    assert all(np.isfinite(x).all() and (x > 0).all() for x in nats)
+
+
+@pytest.mark.parametrize("window", [7, 64, 4096])
+def test_rivals_learn_every_token_once_an_epoch(corpus, window):
+    config = cfg.override(cfg.load(CONFIG), [*TOY, "data.transpose=0", "data.modulate=0"])
+    songs = corpus.songs_of("train")
+    expected = np.concatenate([corpus.tokens_of(song)[1:] for song in songs.tolist()])
+    taught: list[np.ndarray] = []
+    for batch in training_batches(corpus, config, window):
+        counted = batch["targets"] != NO_TARGET
+        taught += [row[which] for row, which in zip(batch["targets"], counted, strict=True)]
+        assert batch["tokens"].shape[1] <= window
+        inside = counted[:, :-1]
+        np.testing.assert_array_equal(batch["targets"][:, :-1][inside], batch["tokens"][:, 1:][inside])
+        if sum(map(len, taught)) >= len(expected):
+            break
+    epoch = np.concatenate(taught)[: len(expected)]
+    np.testing.assert_array_equal(np.sort(epoch), np.sort(expected))
 
 
 def test_trials(run, corpus, capsys, tmp_path):
@@ -247,44 +338,121 @@ def test_attention_memory(run, corpus, tmp_path):
     assert trained.load(tmp_path / "memory-attention.safetensors").config.memory.retrieval == "attention"
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-def test_a_rival_with_a_long_window(run, corpus, tmp_path, monkeypatch):
-    for module in ("torch", "x_transformers"):
-        pytest.importorskip(module, reason=f"{module} is not installed", exc_type=ImportError)
+needs_x_transformers = pytest.mark.skipif(
+    not HAS_TORCH or importlib.util.find_spec("x_transformers") is None, reason="x-transformers is not installed"
+)
+
+
+@needs_x_transformers
+@pytest.mark.usefixtures("short_windows")
+def test_a_rival_of_memories(run, corpus, tmp_path, monkeypatch):
     script = load_script("memories")
-    monkeypatch.setattr(script, "WINDOW", 64)
     monkeypatch.setattr(script, "TIMED", 1)
     few = ["--workdir", str(tmp_path), "--set", "train.steps=2", "--set", "data.segment=32", "--only"]
     result = run(script, *on_corpus(corpus), *few, script.RIVAL)
     row = result["memories"][script.RIVAL]
-    assert result["tokens"] <= row["tokens"] < result["tokens"] + 64
+    assert result["tokens"] <= row["tokens"] < result["tokens"] + 128
     assert row["relative_speed"] > 0
     assert {"all + copier", script.SHIFTED} <= row["nats"].keys()
     assert np.isfinite(row["nats"]["all"]).all()
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-def test_a_long_window_is_learned_from_and_slides_over_a_song(corpus):
-    for module in ("torch", "x_transformers"):
+@pytest.mark.parametrize("name", [name for name, rival in RIVALS.items() if not rival.tokenizer])
+@pytest.mark.usefixtures("short_windows")
+def test_a_rival_learns_and_reads_a_song_window_by_window(corpus, tmp_path, name):
+    for module in ("torch", *RIVALS[name].needs):
         pytest.importorskip(module, reason=f"{module} is not installed", exc_type=ImportError)
-    long_window = pytest.importorskip("_long_window")
+    windowed = pytest.importorskip("_windowed")
+    config = cfg.override(cfg.load(CONFIG), [*TOY, "train.steps=10"])
+    side = windowed.Learner(name, config, corpus.vocabulary.size)
+    batch = next(training_batches(corpus, config, 64))
+    losses = [side.step(batch, 0.5) for _ in range(40)]
+    assert losses[-1] < 0.95 * losses[0]
     sequence = corpus.sequence_of(0)
-    base = cfg.override(cfg.load(CONFIG), ["train.steps=10", "train.warmup=1", "train.learning_rate=1e-3"])
-    side = long_window.LongWindow(base, corpus.vocabulary, 64)
-    losses = [side.step(long_window.part_of(sequence, 0, 64), 0.5) for _ in range(20)]
-    assert losses[-1] < 0.7 * losses[0]
     n = len(sequence.tokens)
     assert n > 120
     (nats,) = side.nats([sequence])
-    (start,) = side.nats([long_window.part_of(sequence, 0, 64)])
+    (start,) = side.nats([TokenSequence(*(x[:65] for x in sequence))])
     (other_end,) = side.nats([sequence._replace(tokens=np.where(np.arange(n) < 110, sequence.tokens, 0))])
     assert nats.shape == (n - 1,)
     np.testing.assert_allclose(nats[:64], start, rtol=1e-4)
     np.testing.assert_allclose(nats[:109], other_end[:109], rtol=1e-4)  # no token sees a later one
-    assert long_window.learning_rate(base.train, 0.05) == pytest.approx(0.5e-3)
-    assert long_window.learning_rate(base.train, 1.0) == pytest.approx(0)
-    windows = [x for x, _ in zip(long_window.training_windows(corpus, 64), range(9), strict=False)]
-    assert max(len(x.tokens) for x in windows) == 65
+    side.save(tmp_path / "rival.safetensors", corpus)
+    loaded = windowed.Learner.load(tmp_path / "rival.safetensors")
+    assert loaded.corpus == corpus.fingerprint
+    np.testing.assert_allclose(loaded.nats([sequence])[0], nats, rtol=1e-5)
+
+
+@pytest.mark.parametrize("decoder", ["XTransformers", "GPT2", "MusicTransformer"])
+def test_a_cache_gives_the_logits_of_the_whole_window(decoder):
+    (needs,) = {rival.needs[:1] for rival in RIVALS.values() if rival.decoder == decoder}
+    for module in ("torch", *needs):
+        pytest.importorskip(module, reason=f"{module} is not installed", exc_type=ImportError)
+    import torch
+
+    windowed = pytest.importorskip("_windowed")
+    model = cfg.Model(layers=2, width=64, heads=2, ff_width=64)
+    side = windowed.DECODERS[decoder](model, 40, 16, musical=True).eval()
+    random = torch.Generator().manual_seed(0)
+    batch = {name: torch.randint(0, 40, (2, 12), generator=random) for name in ("tokens", "bar", "position")}
+    with torch.inference_mode():
+        whole, _ = side(batch)
+        part, cache = side({name: x[:, :5] for name, x in batch.items()})
+        torch.testing.assert_close(part, whole[:, :5], rtol=0, atol=1e-5)
+        for i in range(5, 12):
+            logits, cache = side({name: x[:, i : i + 1] for name, x in batch.items()}, cache)
+            torch.testing.assert_close(logits[:, 0], whole[:, i], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["REMI", "TSD"])
+def test_miditok_says_the_same_notes(corpus, name):
+    for module in ("torch", "miditok", "symusic"):
+        pytest.importorskip(module, reason=f"{module} is not installed", exc_type=ImportError)
+    miditok = pytest.importorskip("_miditok")
+    found, size = miditok.retokenized(corpus, name)
+    np.testing.assert_array_equal(found.notes, corpus.notes)
+    np.testing.assert_allclose(found.beats, corpus.beats)
+    assert found.tokens.max() < size
+    assert len(found.offsets) == len(corpus.offsets)
+    tokenizer, song = miditok.make_tokenizer(name, corpus.vocabulary.scheme), corpus.song(0)
+    tokens = found.tokens_of(0).tolist()
+    assert (tokens[0], tokens[-1]) == (0, 1)
+    decoded = tokenizer.decode([tokens[1:-1]])
+    step = decoded.ticks_per_quarter // song.scheme.steps_per_beat
+    notes = sorted((x.start // step, x.duration // step, x.pitch) for track in decoded.tracks for x in track.notes)
+    assert notes == sorted(map(tuple, song.notes[:, :3].tolist()))
+
+
+@needs_x_transformers
+def test_time_moves_on_as_tokens_are_sampled(corpus):
+    continuing = pytest.importorskip("_continuing")
+    sequence, song = corpus.sequence_of(0), corpus.song(0)
+    timeline = continuing.Timeline(corpus.vocabulary)
+    times = np.array([timeline.advance(token) for token in sequence.tokens[:-1].tolist()])
+    bar, position = bar_positions(times, song.bars)
+    np.testing.assert_array_equal(bar[1:], sequence.bar[1:-1])
+    np.testing.assert_array_equal(position[1:], sequence.position[1:-1])
+
+
+@needs_x_transformers
+@pytest.mark.usefixtures("short_windows")
+def test_rivals_continue_songs(run, corpus, capsys, monkeypatch, exported, tmp_path):
+    windowed, script = pytest.importorskip("_windowed"), load_script("continuations")
+    monkeypatch.setattr(script, "TEMPERATURES", ())
+    monkeypatch.setattr(script, "COPIES", ())
+    name, path = "x-transformers, 1,024 tokens", tmp_path / "rival.safetensors"
+    windowed.Learner(name, cfg.override(cfg.load(CONFIG), TOY), corpus.vocabulary.size).save(path, corpus)
+    few = ["--songs", "2", "--prompt-bars", "2", "--bars", "2", "--model", str(exported)]
+    result = run(script, "--data", str(corpus.path), *few, "--rivals", str(path))
+    label = f"{name} (rival)"
+    assert result["settings"].keys() == {script.REAL, label}
+    assert 0 <= result["settings"][label]["share with a loop"] <= 1
+    assert f"| {label} |" in capsys.readouterr().out
+    windowed.Learner(name, cfg.override(cfg.load(CONFIG), TOY), corpus.vocabulary.size).save(
+        path, corpus._replace(fingerprint="another")
+    )
+    with pytest.raises(InputError, match="leave it out"):
+        run(script, "--data", str(corpus.path), *few, "--rivals", str(path))
 
 
 def test_continuations(run, corpus, capsys, monkeypatch, exported):
