@@ -46,14 +46,14 @@ class Rival(NamedTuple):
     tokenizer: str = ""  # of MidiTok; else ours
 
 
-XL = ("x_transformers",)
+X_TRANSFORMERS = ("x_transformers",)
 RIVALS = {
-    "x-transformers, 1,024 tokens": Rival("XTransformers", XL, 1024, 1e-3),
-    "x-transformers, 4,096 tokens": Rival("XTransformers", XL, 4096, 1e-3),
-    "GPT-2 (Hugging Face)": Rival("GPT2", ("transformers",), 1024, 1e-3),
-    "Music Transformer": Rival("MusicTransformer", (), 1024, 1e-3),
-    "x-transformers, REMI": Rival("XTransformers", (*XL, "miditok"), 1024, 1e-3, "REMI"),
-    "x-transformers, TSD": Rival("XTransformers", (*XL, "miditok"), 1024, 1e-3, "TSD"),
+    "x-transformers, 1,024 tokens": Rival("XTransformers", X_TRANSFORMERS, 1024, 2e-3),
+    "x-transformers, 4,096 tokens": Rival("XTransformers", X_TRANSFORMERS, 4096, 2e-3),
+    "GPT-2 (Hugging Face)": Rival("GPT2", ("transformers",), 1024, 2e-3),
+    "Music Transformer": Rival("MusicTransformer", (), 1024, 2e-3),
+    "x-transformers, REMI": Rival("XTransformers", (*X_TRANSFORMERS, "miditok"), 1024, 2e-3, "REMI"),
+    "x-transformers, TSD": Rival("XTransformers", (*X_TRANSFORMERS, "miditok"), 1024, 2e-3, "TSD"),
 }
 
 
