@@ -224,12 +224,16 @@ def floors(corpus: Corpus) -> dict[str, Any]:
 
 def seconds_to(curve: list[dict[str, Any]], bits_per_note: float) -> str:
     """When a curve first is as low, between its points by interpolation."""
+
+    def rounded(seconds: float) -> str:
+        return f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.1f}"
+
     if curve[0]["bits_per_note"] <= bits_per_note:
-        return f"below {curve[0]['seconds']:.0f}"
+        return f"below {rounded(curve[0]['seconds'])}"
     for before, after in pairwise(curve):
         if after["bits_per_note"] <= bits_per_note:
             share = (before["bits_per_note"] - bits_per_note) / (before["bits_per_note"] - after["bits_per_note"])
-            return f"{before['seconds'] + share * (after['seconds'] - before['seconds']):.0f}"
+            return rounded(before["seconds"] + share * (after["seconds"] - before["seconds"]))
     return "not reached"
 
 
