@@ -23,13 +23,14 @@ from midigen_jax.training import losses
 
 @pytest.fixture(scope="module")
 def runs(small, corpus, tmp_path_factory):
-    """The checkpoint of a model with both memories, and an exported model with none."""
+    """Two checkpoints of a model with both memories, and an exported model with none."""
     folder = tmp_path_factory.mktemp("runs")
     tiny = changed(small, model__layers=1, memory__knn_layer=1)  # compiles faster
     both, none = changed(tiny, memory__knn=256), changed(tiny, memory__xl=0, memory__knn=0)
-    with contextlib.closing(Checkpoints(folder / "both", keep=1)) as checkpoints:
-        checkpoints.save(2, {"params": build(both)[1]}, meta_of(both, corpus))
-        checkpoints.wait()
+    with contextlib.closing(Checkpoints(folder / "both", keep=2)) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, {"params": build(both, seed=step)[1]}, meta_of(both, corpus))
+            checkpoints.wait()
     model = TrainedModel(none, build(none)[1], corpus.vocabulary, step=2, corpus=corpus.fingerprint)
     trained.export(folder / "none.safetensors", model)
     return folder
@@ -40,6 +41,7 @@ def written(runs, corpus, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "compared"
     arguments = ["--data", str(corpus.path), "--split", "validation", "--out", str(out)]
     small = ["--songs", "3", "--takes", "2", "--bars", "2", "--themes", "2", "--furthest", "0.5"]
+    small += ["--long-takes", "2", "--long-bars", "3", "--listening", "2"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["evaluate", str(runs / "both"), str(runs / "none.safetensors"), *arguments, *small])
         command.run(evaluate.main)
@@ -53,7 +55,8 @@ def test_the_page_is_self_contained_and_complete(written):
     assert all(source.startswith("data:") for source in sources)
     assert len(re.findall("<audio controls", page)) == 2 * (2 + 1)  # two songs: each run's and the real
     assert len(re.findall("<img ", page)) >= 2 * 2 + 6
-    sections = ("Summary", "Continuations", "Retrieval analysis", "Generation metrics")
+    sections = ("Summary", "Continuations", "Retrieval analysis", "Targets", "Generation metrics", "Long takes")
+    sections += ("Originality",)
     assert all(f">{title}</h2>" in page for title in sections)
     copied = [
         f"{run}{copier}"
@@ -64,6 +67,7 @@ def test_the_page_is_self_contained_and_complete(written):
     assert [name for name in re.findall(r"<tr><td>([^<]+)</td>", table) if name in copied] == copied
     assert "nan" not in re.sub(r'"data:[^"]*"', "", page).lower().replace("finance", "")
     assert sorted(path.name for path in written.iterdir()) == [
+        "listening.html",
         "report.html",
         "report.json",
         "sample.mid",
