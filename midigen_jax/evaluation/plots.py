@@ -205,5 +205,6 @@ def originality(found: dict[str, Any]) -> Figure:
             axes.axhline(found["songs"][what], color=INK, linestyle=line, linewidth=1, label=f"the songs, {what}")
     axes.set_ylim(bottom=0)
     _label(axes, "", "notes", "steps of training")
-    axes.legend(frameon=False, fontsize=9)
+    if axes.lines:
+        axes.legend(frameon=False, fontsize=9)
     return figure
