@@ -108,4 +108,5 @@ def main() -> None:
     )
     evaluate(args.runs, args.data, out, options, command=shlex.join(["midigen", "evaluate", *sys.argv[1:]]))
     n_runs = len(args.runs)
-    print(f"{out / 'report.html'}: {n_runs} run{'s' * (n_runs > 1)}; open it in a browser. Beside it is sample.mid")
+    beside = "are sample.mid and listening.html" if args.listening else "is sample.mid"
+    print(f"{out / 'report.html'}: {n_runs} run{'s' * (n_runs > 1)}; open it in a browser. Beside it {beside}")

@@ -103,8 +103,8 @@ kbd {{ font: .8em ui-monospace, monospace; border: 1px solid #c9d0d9; border-rad
 <p>Each pair begins with the same {LEAD_BARS} bars, or as many as there are, and goes on in two ways. Listen to both,
 then choose. What is what is shown when all pairs have a vote; votes stay in this browser.</p>
 <h2 id="heading" aria-live="polite"></h2>
-<p>A <kbd>a</kbd></p><audio controls id="play-a"></audio>
-<p>B <kbd>b</kbd></p><audio controls id="play-b"></audio>
+<p>A <kbd>a</kbd></p><audio controls id="play-a" aria-label="A"></audio>
+<p>B <kbd>b</kbd></p><audio controls id="play-b" aria-label="B"></audio>
 <p><button id="vote-a" aria-keyshortcuts="1">A is better <kbd>1</kbd></button>
 <button id="vote-none" aria-keyshortcuts="0">no preference <kbd>0</kbd></button>
 <button id="vote-b" aria-keyshortcuts="2">B is better <kbd>2</kbd></button></p>
