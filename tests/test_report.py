@@ -55,9 +55,8 @@ def test_the_page_is_self_contained_and_complete(written):
     assert all(source.startswith("data:") for source in sources)
     assert len(re.findall("<audio controls", page)) == 2 * (2 + 1)  # two songs: each run's and the real
     assert len(re.findall("<img ", page)) >= 2 * 2 + 6
-    sections = ("Summary", "Continuations", "Retrieval analysis", "Targets", "Generation metrics", "Long takes")
-    sections += ("Originality",)
-    assert all(f">{title}</h2>" in page for title in sections)
+    sections = "Summary", "Continuations", "Retrieval analysis", "Targets", "Generation metrics"
+    assert all(f">{title}</h2>" in page for title in (*sections, "Long takes", "Originality"))
     copied = [
         f"{run}{copier}"
         for run in ("both", "none")
@@ -96,6 +95,18 @@ def test_the_figures_are_those_of_all_ablations(written):
     compared = found["comparison"]["both minus none"]["all"]
     difference = both["losses"]["all"][ablations.KNN][0] - none["losses"]["all"][ablations.NONE][0]
     assert compared["both minus none"][0] == pytest.approx(difference)
+
+
+def test_takes_and_checkpoints_are_in_the_figures(written):
+    found = json.loads((written / "report.json").read_text())
+    takes = found["long takes"]
+    assert {kind["takes"] for run in takes["written"].values() for kind in run.values()} == {2}
+    assert all(len(kind["beats"]) == 2 for run in takes["written"].values() for kind in run.values())
+    assert set(found["originality"]["runs"]) == {"both"}  # the other is an exported file
+    assert set(found["originality"]["runs"]["both"]) == {"1", "2"}
+    both, none = found["targets"]["both"], found["targets"]["none"]
+    assert [x["what"] for x in both] == [x["what"] for x in none]
+    assert len(both) == 2 * 3 + 2 + 2 * 4
 
 
 def test_bad_input_is_reported_in_a_line(runs, corpus, monkeypatch, capsys):

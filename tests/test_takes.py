@@ -63,7 +63,8 @@ def test_only_what_ends_by_itself_before_the_limit_ends_in_time():
 def test_limits_are_those_of_the_songs(corpus):
     songs = corpus.songs_of("train")
     limits = takes.limits_of(corpus, songs)
-    assert limits == (2 * corpus.densest_bar(), 2 * np.median(corpus.beats[songs]))
+    assert limits.notes == 2 * corpus.densest_bar()
+    assert limits.beats == 2 * np.median(corpus.beats[songs])
     prompts = choose_prompts(corpus, songs, 3, prompt_bars=2, bars=8)
     found = takes.describe_songs(corpus, songs, prompts, limits, bars=8)
     assert (found[WITHOUT]["takes"], found[WITH]["takes"]) == (len(songs), 3)
