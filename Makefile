@@ -23,7 +23,7 @@ $(VENV)/installed-%: pyproject.toml
 demo: $(VENV)/installed-demo
 	$(BIN)/python -m midigen_jax.music21_corpus --out $(RUN)/midi
 	$(BIN)/python train.py configs/demo.py --data $(RUN)/midi --workdir $(RUN)
-	$(BIN)/python -m midigen_jax.evaluate $(RUN) --data $(RUN)/midi --songs 16 --takes 4 --bars 16 --themes 0
+	$(BIN)/python -m midigen_jax.evaluate $(RUN) --data $(RUN)/midi --songs 16 --takes 4 --bars 16 --themes 0 --long-takes 0
 
 lint: $(VENV)/installed-dev,demo
 	$(BIN)/ruff check .

@@ -41,7 +41,6 @@ from midigen_jax.sampling.settings import GenerationSettings
 
 TEMPERATURES, COPIES = (0.8, 0.9, 1.0), (0.0, 0.25, 0.75, 1.0)  # `copy` is 0.5 by default
 PHRASES = np.isin(LAGS, (4, 8, 16))
-ROWS = 16  # songs continued at once
 REAL = "the songs"
 
 
@@ -66,10 +65,7 @@ def summary(described: dict[str, Any], real: dict[str, Any]) -> dict[str, Any]:
 
 
 def continued(sampler: Sampler, prompts: list[EvaluationPrompt], bars: int, settings: GenerationSettings) -> Continued:
-    pairs = []
-    for first in range(0, len(prompts), ROWS):
-        some = prompts[first : first + ROWS]
-        pairs += generation_metrics.continue_songs(sampler, some, bars=bars, settings=settings, seed=first)
+    pairs = generation_metrics.continue_songs(sampler, prompts, bars=bars, settings=settings)
     ended = [pair.continuation.stopped == "ended by itself" for pair in pairs]
     return Continued([pair.written for pair in pairs], ended)
 

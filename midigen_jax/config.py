@@ -123,6 +123,7 @@ class Train:
     save_every: int = 500
     save_minutes: float = 10.0  # save when the last save was this long ago; 0: never
     keep: int = 3  # number of newest checkpoints to keep, beside the one with the lowest validation loss
+    keep_every: int = 0  # steps; checkpoints at its multiples are saved and kept for good; 0: none
     on_failed_save: Literal["continue", "stop"] = "continue"  # such as on a full disk
     validation_songs: int = 0  # at most this many; 0: all
     sample_minutes: float = 30.0  # between continuations of a validation song; 0: never
@@ -155,7 +156,7 @@ class Config:
             *(f"data.{name}" for name in ("transpose", "velocity_offset", "workers", "seed")),
             *(
                 f"train.{name}"
-                for name in ("warmup", "validation_songs", "seed", "weight_decay", "final_learning_rate")
+                for name in ("warmup", "validation_songs", "seed", "keep_every", "weight_decay", "final_learning_rate")
             ),
             *(f"train.{name}" for name in ("save_minutes", "sample_minutes")),
         ):

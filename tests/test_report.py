@@ -23,13 +23,14 @@ from midigen_jax.training import losses
 
 @pytest.fixture(scope="module")
 def runs(small, corpus, tmp_path_factory):
-    """The checkpoint of a model with both memories, and an exported model with none."""
+    """Two checkpoints of a model with both memories, and an exported model with none."""
     folder = tmp_path_factory.mktemp("runs")
     tiny = changed(small, model__layers=1, memory__knn_layer=1)  # compiles faster
     both, none = changed(tiny, memory__knn=256), changed(tiny, memory__xl=0, memory__knn=0)
-    with contextlib.closing(Checkpoints(folder / "both", keep=1)) as checkpoints:
-        checkpoints.save(2, {"params": build(both)[1]}, meta_of(both, corpus))
-        checkpoints.wait()
+    with contextlib.closing(Checkpoints(folder / "both", keep=2)) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, {"params": build(both, seed=step)[1]}, meta_of(both, corpus))
+            checkpoints.wait()
     model = TrainedModel(none, build(none)[1], corpus.vocabulary, step=2, corpus=corpus.fingerprint)
     trained.export(folder / "none.safetensors", model)
     return folder
@@ -40,6 +41,7 @@ def written(runs, corpus, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "compared"
     arguments = ["--data", str(corpus.path), "--split", "validation", "--out", str(out)]
     small = ["--songs", "3", "--takes", "2", "--bars", "2", "--themes", "2", "--furthest", "0.5"]
+    small += ["--long-takes", "2", "--long-bars", "3", "--listening", "2"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["evaluate", str(runs / "both"), str(runs / "none.safetensors"), *arguments, *small])
         command.run(evaluate.main)
@@ -53,8 +55,8 @@ def test_the_page_is_self_contained_and_complete(written):
     assert all(source.startswith("data:") for source in sources)
     assert len(re.findall("<audio controls", page)) == 2 * (2 + 1)  # two songs: each run's and the real
     assert len(re.findall("<img ", page)) >= 2 * 2 + 6
-    sections = ("Summary", "Continuations", "Retrieval analysis", "Generation metrics")
-    assert all(f">{title}</h2>" in page for title in sections)
+    sections = "Summary", "Continuations", "Retrieval analysis", "Targets", "Generation metrics"
+    assert all(f">{title}</h2>" in page for title in (*sections, "Long takes", "Originality"))
     copied = [
         f"{run}{copier}"
         for run in ("both", "none")
@@ -64,6 +66,7 @@ def test_the_page_is_self_contained_and_complete(written):
     assert [name for name in re.findall(r"<tr><td>([^<]+)</td>", table) if name in copied] == copied
     assert "nan" not in re.sub(r'"data:[^"]*"', "", page).lower().replace("finance", "")
     assert sorted(path.name for path in written.iterdir()) == [
+        "listening.html",
         "report.html",
         "report.json",
         "sample.mid",
@@ -92,6 +95,18 @@ def test_the_figures_are_those_of_all_ablations(written):
     compared = found["comparison"]["both minus none"]["all"]
     difference = both["losses"]["all"][ablations.KNN][0] - none["losses"]["all"][ablations.NONE][0]
     assert compared["both minus none"][0] == pytest.approx(difference)
+
+
+def test_takes_and_checkpoints_are_in_the_figures(written):
+    found = json.loads((written / "report.json").read_text())
+    takes = found["long takes"]
+    assert {kind["takes"] for run in takes["written"].values() for kind in run.values()} == {2}
+    assert all(len(kind["beats"]) == 2 for run in takes["written"].values() for kind in run.values())
+    assert set(found["originality"]["runs"]) == {"both"}  # the other is an exported file
+    assert set(found["originality"]["runs"]["both"]) == {"1", "2"}
+    both, none = found["targets"]["both"], found["targets"]["none"]
+    assert [x["what"] for x in both] == [x["what"] for x in none]
+    assert len(both) == 2 * 3 + 2 + 2 * 4
 
 
 def test_bad_input_is_reported_in_a_line(runs, corpus, monkeypatch, capsys):

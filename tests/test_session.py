@@ -92,7 +92,7 @@ def test_a_row_that_goes_on_alone_or_first_of_its_forks_goes_on_as_ever(sampler,
 
 def test_the_best_of_several_is_kept(sampler, file, monkeypatch):
     """Of each prompt's own candidates; the faults are those of the new music."""
-    monkeypatch.setattr(continuation, "find_faults", lambda new, before: [Fault("", float(len(new.notes) % 7))])
+    monkeypatch.setattr(continuation, "find_faults", lambda new, before: [Fault("", "", float(len(new.notes) % 7))])
     before = sampler.continue_(file, prompt_bars=2, bars=2, num=3)
     chosen = sampler.continue_(before, bars=2, num=2, best_of=4)
     every = sampler.continue_(before[:2] * 4, bars=2)
@@ -105,7 +105,10 @@ def test_the_best_of_several_is_kept(sampler, file, monkeypatch):
 
 def test_faults_are_named_in_the_summary(sampler, file):
     (take,) = sampler.continue_(file, prompt_bars=2, bars=4, temperature=3.0)
-    take.__dict__["faults"] = [Fault("one chord for 9 bars", 2.0), Fault("45 notes a bar", 1.5)]
+    take.__dict__["faults"] = [
+        Fault("one chord", "one chord for 9 bars", 2.0),
+        Fault("density", "45 notes a bar", 1.5),
+    ]
     assert take.summary().endswith("; one chord for 9 bars; 45 notes a bar")
 
 

@@ -30,7 +30,7 @@ def stops(folder: Path, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-SUBCOMMANDS = ["encode", "decode", "train", "sample", "evaluate", "plot", "export", "music21"]
+SUBCOMMANDS = ["encode", "decode", "train", "sample", "evaluate", "votes", "plot", "export", "music21"]
 
 
 @pytest.mark.parametrize("subcommand", SUBCOMMANDS)

@@ -135,6 +135,13 @@ def test_what_is_kept_are_the_newest_and_the_best(small, corpus, tmp_path, monke
     assert int(checkpoint_of(tmp_path, config).items["rest"]["step"]) == 12
 
 
+def test_some_are_saved_and_kept_for_good(small, corpus, tmp_path):
+    config = changed(small, train__validate_every=100, train__save_every=100, train__keep=1, train__keep_every=4)
+    config = changed(config, train__steps=10)
+    assert loop.train(config, corpus.path, tmp_path) == 0
+    assert steps_of(tmp_path) == [10, 8, 4]
+
+
 def test_a_validation_loss_that_is_not_finite_is_not_saved(small, corpus, tmp_path, monkeypatch):
     make = loop.make_loss
     monkeypatch.setattr(loop, "make_loss", lambda *args: lambda *_: make(*args)(*_) * np.nan)

@@ -4,7 +4,8 @@
     midigen evaluate runs/both runs/xl-only runs/none --data corpora/mine --out compared
 
 Writes report.html, one self-contained page with plots, piano rolls and players, and the same figures as report.json, to
-the first run's folder or to --out; beside them the first continuation as sample.mid, .png and .wav. Each song is read
+the first run's folder or to --out; beside them the first continuation as sample.mid, .png and .wav, and
+listening.html, on which continuations are told which is better without knowing whose they are. Each song is read
 whole from its own empty memory, and again with memories hidden, or with another song's kNN memory in place of its own.
 Intervals are 95 % confidence intervals over songs.
 """
@@ -22,7 +23,18 @@ from ..sampling.settings import check_seed
 from . import command
 from .command import option
 
-LEAST = {"songs": 1, "takes": 1, "prompt_bars": 1, "bars": 1, "themes": 0, "furthest": 0.5}
+LEAST = {
+    "songs": 1,
+    "takes": 1,
+    "prompt_bars": 1,
+    "bars": 1,
+    "long_takes": 0,
+    "long_bars": 1,
+    "checkpoints": 1,
+    "listening": 0,
+    "themes": 0,
+    "furthest": 0.5,
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -42,6 +54,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--takes", type=int, default=16, metavar="N", help="continue this many of them")
     parser.add_argument("--prompt-bars", type=int, default=8, metavar="N", help="bars of each song in the prompt")
     parser.add_argument("--bars", type=int, default=32, metavar="N", help="bars to add")
+    parser.add_argument(
+        "--long-takes", type=int, default=16, metavar="N", help="takes without a prompt, and as many with one; 0: none"
+    )
+    parser.add_argument("--long-bars", type=int, default=64, metavar="N", help="bars of each of these")
+    parser.add_argument(
+        "--checkpoints", type=int, default=4, metavar="N", help="checkpoints of a run in its originality curve, at most"
+    )
+    parser.add_argument("--listening", type=int, default=8, metavar="N", help="songs in listening.html; 0: no page")
     parser.add_argument("--themes", type=int, default=16, metavar="N", help="themes of the recall probe; 0: no probe")
     parser.add_argument(
         "--furthest", type=float, default=32, metavar="N", help="the probe's longest filler, in contexts"
@@ -78,10 +98,15 @@ def main() -> None:
         continuations=args.takes,
         prompt_bars=args.prompt_bars,
         bars=args.bars,
+        long_takes=args.long_takes,
+        long_bars=args.long_bars,
+        checkpoints=args.checkpoints,
+        listening=args.listening,
         themes=args.themes,
         furthest=args.furthest,
         seed=args.seed,
     )
     evaluate(args.runs, args.data, out, options, command=shlex.join(["midigen", "evaluate", *sys.argv[1:]]))
     n_runs = len(args.runs)
-    print(f"{out / 'report.html'}: {n_runs} run{'s' * (n_runs > 1)}; open it in a browser. Beside it is sample.mid")
+    beside = "are sample.mid and listening.html" if args.listening else "is sample.mid"
+    print(f"{out / 'report.html'}: {n_runs} run{'s' * (n_runs > 1)}; open it in a browser. Beside it {beside}")

@@ -12,6 +12,7 @@ SUBCOMMANDS = {
     "train": "train a model, or resume",
     "sample": "continue a MIDI file, or invent music",
     "evaluate": "measure what a model and its memories are worth",
+    "votes": "count the votes of a blind listening test",
     "plot": "draw training curves",
     "export": "export a trained model to one file",
     "music21": "make a folder of MIDI files from the scores of the package music21",

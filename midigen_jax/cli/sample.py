@@ -6,6 +6,9 @@
 
 RUN is a run's folder, or a file that `midigen export` wrote. Each continuation is written as a MIDI file, a picture and
 a WAV file. A state holds everything that was read and written; several continuations can start from it.
+
+A prompt of the MIREX task Symbolic Music Generation (a .json file) is continued by the twelve bars that the task asks
+for, and each continuation is written as its JSON too: sample_01.json, sample_02.json, ...
 """
 
 import argparse
@@ -35,7 +38,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = command.parser(__doc__)
     parser.add_argument("run", type=Path, help="a run folder with a checkpoint, or an exported model")
     parser.add_argument("--best", action="store_true", help="the checkpoint with the lowest validation loss")
-    parser.add_argument("--prompt", type=Path, metavar="FILE.mid", help="the song to continue; without it, invent one")
+    parser.add_argument(
+        "--prompt", type=Path, metavar="FILE.mid", help="the song to continue, or FILE.json; without it, invent one"
+    )
     parser.add_argument("--prompt-bars", type=int, metavar="N", help="bars of the prompt to begin with (8)")
     parser.add_argument("--prompt-seconds", type=float, metavar="S", help="or seconds of it, up to the next bar line")
     parser.add_argument(
@@ -112,6 +117,10 @@ def check_arguments(args: argparse.Namespace) -> tuple[Length, GenerationSetting
     for name in ("prompt_bars", "prompt_seconds"):
         if getattr(args, name) is not None and args.prompt is None:
             raise InputError(f"{option(name)} cuts a prompt; give --prompt FILE.mid too")
+    if is_mirex(args):
+        for name in ("prompt_bars", "prompt_seconds", "bars", "seconds"):
+            if getattr(args, name) is not None:
+                raise InputError(f"{option(name)}: the task of {args.prompt} says how long it is; leave it out")
     for name in ("prompt", "context_song", "load_state"):
         if (path := getattr(args, name)) is not None and not path.exists():
             raise InputError(f"{option(name)} {path}: no such file")
@@ -134,6 +143,7 @@ def main() -> None:
     length, settings = check_arguments(args)
 
     # Imported here: bad arguments are reported without waiting for JAX.
+    from ..music import mirex
     from ..run.runtime import choose_device, enable_compilation_cache
     from ..run.signals import stop_signals
     from ..sampling import stream
@@ -143,6 +153,10 @@ def main() -> None:
     choose_device(args.device)
     enable_compilation_cache()
     sampler = Sampler.load(args.run, best=args.best)
+    if is_mirex(args):
+        length = dataclasses.replace(length, bars=mirex.NEW_BARS)
+        if sampler.vocabulary.scheme.multi and not settings.instruments:
+            settings = dataclasses.replace(settings, instruments=(mirex.PIANO,))
     make_setting_arrays(settings, sampler.vocabulary)  # reports settings that don't fit before anything is read
     port = stream.open_port(args.port) if args.port else None
     corpus = training_corpus(sampler, args.data)
@@ -156,7 +170,7 @@ def main() -> None:
     generation = sampler.generate(
         prompt, length=length, num=num, best_of=args.best_of, settings=settings, seed=args.seed
     )
-    stems = [args.out / f"{name}-{i}" for i in range(1, generation.num + 1)]
+    stems = [args.out / (f"sample_{i:02}" if is_mirex(args) else f"{name}-{i}") for i in range(1, generation.num + 1)]
     for argument, path in (("out", stems[0].with_name(f"{stems[0].name}.mid")), ("save_state", args.save_state)):
         try:
             if path:
@@ -175,11 +189,13 @@ def main() -> None:
         for i, (take, stem, shared) in enumerate(zip(takes, stems, common_excerpts(takes, corpus), strict=True), 1):
             kind = "continuation " if args.prompt or args.load_state else ""
             try:
+                if is_mirex(args):
+                    mirex.write_generation(stem.with_name(f"{stem.name}.json"), take.song, take.start)
                 take.save(stem, title=f"{name}, {kind}{i}" if kind else f"{name} {i}")
             except InputError as error:  # no notes to draw
                 print(f"{stem}: {error}")
                 continue
-            print(f"{stem}.mid .png .wav: {take.summary()}{shared}")
+            print(f"{stem}.mid .png .wav{' .json' if is_mirex(args) else ''}: {take.summary()}{shared}")
         if args.save_state:
             assert generation.session is not None
             generation.session.save(args.save_state)
@@ -190,12 +206,19 @@ def main() -> None:
         sys.exit(128 + stopping[0])
 
 
+def is_mirex(args: argparse.Namespace) -> bool:
+    """Whether the prompt is one of the MIREX task."""
+    return args.prompt is not None and args.prompt.suffix == ".json"
+
+
 def read_prompt(args: argparse.Namespace, sampler: "Sampler") -> "Prompt":
     """The prompt that the arguments describe.
 
     Raises:
         InputError: a file can't be read, or the prompt has no notes.
     """
+
+    from ..music import mirex
 
     def read(name: str) -> "Song | None":
         path = getattr(args, name)
@@ -204,6 +227,9 @@ def read_prompt(args: argparse.Namespace, sampler: "Sampler") -> "Prompt":
         except InputError as error:
             raise InputError(f"{option(name)} {path}: {str(error).removeprefix(f'{path}: ')}") from None
 
+    if is_mirex(args):
+        prompt, context_song = mirex.read_prompt(args.prompt, sampler.vocabulary.scheme), read("context_song")
+        return prompt._replace(context=context_song)
     song, context_song, bars = read("prompt"), read("context_song"), args.prompt_bars or 8
     if song is not None and args.prompt_seconds is not None:
         bars = bars_in(args.prompt_seconds, song)

@@ -17,16 +17,17 @@ from ..data.corpus import Corpus
 from ..data.encode import open_or_encode
 from ..data.folders import is_corpus
 from ..errors import InputError
-from ..music.song import TokenSequence
+from ..music.song import Song, TokenSequence
 from ..run import environment, trained
 from ..run.trained import TrainedModel
 from ..sampling.sampler import Sampler
-from . import ablations, copying, generation_metrics, repeats, report
+from . import ablations, copying, generation_metrics, listening, originality, repeats, report, takes
 from .ablations import SongReader, difference_name
 from .bootstrap import Interval, ratio
-from .generation_metrics import Pair
+from .generation_metrics import EXCERPTS, EvaluationPrompt, Pair
 from .recall_probe import Themes, find_themes, probe
 from .retrieval_analysis import analyse_retrieval
+from .targets import targets
 
 BARS = (("0 to 15", 0, 16), ("16 to 31", 16, 32), ("32 to 63", 32, 64), ("64 and beyond", 64, math.inf))
 # Differences in loss, each below 0 where the first is better.
@@ -54,6 +55,10 @@ class Options:
     bars: int = 32
     themes: int = 16  # 0: no recall probe
     furthest: float = 32  # the longest filler, in contexts
+    long_takes: int = 16  # without a prompt, and as many with one; 0: none
+    long_bars: int = 64
+    checkpoints: int = 4  # of each run, at most, in the originality curve
+    listening: int = 8  # songs on the listening page; 0: no page
     seed: int = 0
 
 
@@ -200,6 +205,16 @@ class Measured(NamedTuple):
     figures: dict[str, Any]
     nats: Nats  # with all memories, by what was copied: "" for nothing
     pairs: list[Pair]
+    long_takes: dict[str, Any] | None
+    older: dict[int, list[Song]]  # by step: the same songs, continued by earlier checkpoints
+
+
+class Prompts(NamedTuple):
+    """What is continued."""
+
+    continued: list[EvaluationPrompt]
+    long: list[EvaluationPrompt]
+    limits: takes.Limits
 
 
 def measure(
@@ -207,7 +222,7 @@ def measure(
     model: TrainedModel,
     songs: Songs,
     themes: Themes | None,
-    prompts: Sequence[generation_metrics.EvaluationPrompt],
+    prompts: Prompts,
     options: Options,
     progress: tqdm,
 ) -> Measured:
@@ -236,9 +251,20 @@ def measure(
         figures["probe"] = probe(sampler, themes, furthest=options.furthest, seed=options.seed)
     progress.update()
     progress.set_description(f"{name}: continuing songs")
-    pairs = generation_metrics.continue_songs(sampler, prompts, bars=options.bars, seed=options.seed)
+    pairs = generation_metrics.continue_songs(sampler, prompts.continued, bars=options.bars, seed=options.seed)
     progress.update()
-    return Measured(figures, copied, pairs)
+    progress.set_description(f"{name}: long takes")
+    long_takes = None
+    if options.long_takes:
+        num, bars = options.long_takes, options.long_bars
+        long_takes = takes.write_takes(sampler, prompts.long, num, prompts.limits, bars=bars, seed=options.seed)
+    progress.update()
+    progress.set_description(f"{name}: continuing songs at earlier checkpoints")
+    older = originality.continue_at_steps(
+        model, prompts.continued, options.checkpoints - 1, bars=options.bars, seed=options.seed
+    )
+    progress.update()
+    return Measured(figures, copied, pairs, long_takes, older)
 
 
 def evaluate(runs: Sequence[Path], data: Path, out: Path, options: Options, *, command: str) -> None:
@@ -257,18 +283,29 @@ def evaluate(runs: Sequence[Path], data: Path, out: Path, options: Options, *, c
         raise InputError(f"{data}: the {options.split} split has no songs; give --split validation, or more songs")
     reach = max(repeats.reach_of(model.config) for model in models.values())
     songs = read_songs(corpus, index, reach)
-    prompts = generation_metrics.choose_prompts(
-        corpus, index, options.continuations, prompt_bars=options.prompt_bars, bars=options.bars
+    continued, long = (
+        generation_metrics.choose_prompts(corpus, index, num, prompt_bars=options.prompt_bars, bars=bars)
+        for num, bars in ((options.continuations, options.bars), (options.long_takes or 1, options.long_bars))
     )
+    prompts = Prompts(continued, long, takes.limits_of(corpus, index))
     themes = None
     if options.themes:
         themes = find_themes([corpus.song(i) for i in index.tolist()], options.themes, seed=options.seed)
-    with tqdm(total=4 * len(models), unit="part") as progress:
+    with tqdm(total=6 * len(models), unit="part") as progress:
         measured = {
             name: measure(name, model, songs, themes, prompts, options, progress) for name, model in models.items()
         }
     nats, pairs = ({name: getattr(x, what) for name, x in measured.items()} for what in ("nats", "pairs"))
     first, *others = measured
+    metrics = generation_metrics.compare_with_real(continued, pairs, corpus, bars=options.bars)
+    long_takes = None
+    if options.long_takes:
+        long_takes = {
+            "bars": options.long_bars,
+            "limits": prompts.limits._asdict(),
+            "songs": takes.describe_songs(corpus, index, long, prompts.limits, bars=options.long_bars),
+            "written": {name: x.long_takes for name, x in measured.items()},
+        }
     result = {
         "date": date.today().isoformat(),
         "command": command,
@@ -292,10 +329,21 @@ def evaluate(runs: Sequence[Path], data: Path, out: Path, options: Options, *, c
             for other in measured
             for name, x in ((copying.copied_name(other, copier), x) for copier, x in nats[other].items() if copier)
         },
-        "generation metrics": generation_metrics.compare_with_real(prompts, pairs, corpus, bars=options.bars),
+        "generation metrics": metrics,
+        "long takes": long_takes,
+        "targets": {name: [x._asdict() for x in targets(name, metrics, long_takes)] for name in measured},
+        "originality": originality.curves(
+            {name: x.older for name, x in measured.items()},
+            {name: (models[name].step, found.get(EXCERPTS, [])) for name, found in metrics["written"].items()},
+            metrics["real"].get(EXCERPTS, []),
+            corpus,
+        ),
     }
     files.write_text(out / "report.json", json.dumps(result, allow_nan=False) + "\n")
-    titles = [corpus.names[prompt.song] for prompt in prompts]
+    titles = [corpus.names[prompt.song] for prompt in continued]
     pairs[first][0].continuation.save(out / "sample", title=f"{titles[0]}, continued")
     played = {name: some[:PLAYED] for name, some in pairs.items()}
     files.write_text(out / "report.html", report.page(result, played, titles))
+    if options.listening:
+        heard = {name: some[: options.listening] for name, some in pairs.items()}
+        files.write_text(out / "listening.html", listening.page(heard, corpus, titles, seed=options.seed))

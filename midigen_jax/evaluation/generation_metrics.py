@@ -1,6 +1,6 @@
 """Generated music compared with real music: songs continued by a model, beside how they really continue."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from ..music.excerpts import longest_common_excerpts
 from ..music.harmony import longest_chord
 from ..music.loops import ALIKE, find_loops
 from ..music.metrics import LAGS, METRICS, duration_shares, onset_shares, self_similarity, total_variation
+from ..music.quality import KINDS, LONGEST_CHORD, find_faults
 from ..music.song import Prompt, Song, cut, excerpt
 from ..sampling.continuation import Continuation
 from ..sampling.generation import span
@@ -19,11 +20,15 @@ from ..sampling.sampler import Sampler
 from ..sampling.settings import GenerationSettings, Length
 from .bootstrap import Interval, ratio
 from .discriminator import discriminate, shuffled_bars
+from .wilson import wilson
 
 SETTINGS = GenerationSettings(loop_bars=0)  # the defaults, except that loops are allowed: they are counted
-LONGEST_CHORD = 8  # bars
 PART_BARS = 8  # of the first and the last part of an excerpt
-VARIED = 0.5  # the least similarity of the bars of a varied loop
+EXCERPTS = "longest training excerpts"  # of takes with notes, in notes
+ROWS = 16  # songs sampled at once
+# Of the notes that either of two bars of a varied loop has, the share that both have (`find_loops`). That a bar varies
+# an earlier one, in `repeats`, is less: that it can be predicted from it, which the rhythm decides as well.
+VARIED = 0.5
 
 
 class EvaluationPrompt(NamedTuple):
@@ -67,6 +72,26 @@ def choose_prompts(
     return prompts
 
 
+def sample_all(
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    spans: Sequence[tuple[int, int]],
+    *,
+    settings: GenerationSettings = SETTINGS,
+    seed: int = 0,
+) -> Iterator[Continuation]:
+    """Continues any number of prompts, ROWS at once.
+
+    Args:
+        spans: of each the times from which on it may end, and at which it stops (`sampling.generation.span`).
+    """
+    for first in range(0, len(prompts), ROWS):
+        here = slice(first, first + ROWS)
+        eos_from, ends = zip(*spans[here], strict=True)
+        session = sampler.prefill(prompts[here])
+        yield from sampler.sample(session, ends, eos_from=eos_from, settings=settings, seed=seed + first).finish()
+
+
 def continue_songs(
     sampler: Sampler,
     prompts: Sequence[EvaluationPrompt],
@@ -75,18 +100,17 @@ def continue_songs(
     settings: GenerationSettings = SETTINGS,
     seed: int = 0,
 ) -> list[Pair]:
-    """Continues all prompts at once; the model may end a song at any time."""
-    session = sampler.prefill([prompt.prompt for prompt in prompts])
-    spans = [span(Length(bars, eos=True), row.song, row.end) for row in session.rows]
-    eos_from, ends = [first for first, _ in spans], [end for _, end in spans]
-    continuations = sampler.sample(session, ends, eos_from=eos_from, settings=settings, seed=seed).finish()
+    """Continues all prompts; the model may end a song at any time."""
+    given = [prompt.prompt for prompt in prompts]
+    spans = [span(Length(bars, eos=True), prompt.song, prompt.end) for prompt in given]
+    continuations = sample_all(sampler, given, spans, settings=settings, seed=seed)
     return [
         Pair(prompt, continuation, excerpt(continuation.song, continuation.song.bar_of(continuation.start), bars))
         for prompt, continuation in zip(prompts, continuations, strict=True)
     ]
 
 
-def _means(rows: Sequence[Sequence[float]]) -> list[Interval | None]:
+def means(rows: Sequence[Sequence[float]]) -> list[Interval | None]:
     """The mean of each column over the songs, with its interval; songs without a value are left out."""
     columns = np.asarray(rows, float).reshape(len(rows), -1).T
     return [ratio(np.nan_to_num(column), np.isfinite(column)) for column in columns]
@@ -94,8 +118,8 @@ def _means(rows: Sequence[Sequence[float]]) -> list[Interval | None]:
 
 def _metrics(songs: Sequence[Song]) -> dict[str, Interval | None]:
     """The mean of each metric over the songs."""
-    means = _means([[metric(song) for metric in METRICS.values()] for song in songs])
-    return dict(zip(METRICS, means, strict=True))
+    rows = [[metric(song) for metric in METRICS.values()] for song in songs]
+    return dict(zip(METRICS, means(rows), strict=True))
 
 
 def _mean_shares(songs: Sequence[Song], shares: Callable[[Song], np.ndarray]) -> list[float]:
@@ -108,7 +132,7 @@ SHARES: dict[str, Callable[[Song], bool]] = {
     "share with a loop": lambda song: bool(find_loops(song)),
     "share with a varied loop": lambda song: bool(find_loops(song, similarity=VARIED)),
     "share with a loop of bars that are nearly alike": lambda song: bool(find_loops(song, similarity=ALIKE)),
-    "share with a chord for over 8 bars": lambda song: longest_chord(song) > LONGEST_CHORD,
+    f"share with a chord for over {LONGEST_CHORD} bars": lambda song: longest_chord(song) > LONGEST_CHORD,
 }
 
 
@@ -128,13 +152,13 @@ def describe(
     found: dict[str, Any] = {"excerpts with notes": len(sounding), "self-similarity": [], "metrics": {}, "parts": {}}
     if sounding:
         found["metrics"] = _metrics(sounding)
-        found["self-similarity"] = _means([self_similarity(song).tolist() for song in sounding])
+        found["self-similarity"] = means([self_similarity(song).tolist() for song in sounding])
         found["distributions"] = {name: _mean_shares(sounding, shares) for name, shares in DISTRIBUTIONS.items()}
-    found["metrics"] |= {name: _means([[holds(song)] for song in songs])[0] for name, holds in SHARES.items()}
-    found["metrics"]["share that ends"] = _means([[end] for end in ended])[0]
+    found["metrics"] |= {name: means([[holds(song)] for song in songs])[0] for name, holds in SHARES.items()}
+    found["metrics"]["share that ends"] = means([[end] for end in ended])[0]
     if sounding and copied is not None:
-        found["longest training excerpts"] = [copied[i] for i in with_notes]
-        longest = _means([[n] for n in found["longest training excerpts"]])[0]
+        found[EXCERPTS] = [copied[i] for i in with_notes]
+        longest = means([[n] for n in found[EXCERPTS]])[0]
         found["metrics"]["longest excerpt of a training song, notes"] = longest
     for name, first in {"first": 0, "last": bars - PART_BARS}.items() if bars else ():
         parts = [excerpt(song, max(first, 0), PART_BARS) for song in songs]
@@ -154,6 +178,22 @@ def distances(written: dict[str, Any], real: dict[str, Any]) -> dict[str, float]
     """How far apart the distributions of two results of `describe` are, from 0 to 1."""
     both = zip(written.get("distributions", {}).items(), real.get("distributions", {}).values(), strict=False)
     return {name: total_variation(np.array(one), np.array(other)) for (name, one), other in both}
+
+
+def before(prompt: Prompt) -> Song | None:
+    """The music of a prompt up to where it is continued; None if there is none."""
+    bar = prompt.song.bar_of(prompt.end)
+    return excerpt(prompt.song, 0, bar) if bar else None
+
+
+def fault_shares(songs: Sequence[Song], continued: Sequence[Song | None]) -> dict[str, Interval | None]:
+    """The share of excerpts with each kind of fault (`quality.find_faults`), with its interval.
+
+    Args:
+        continued: the music before each excerpt, which may have had the same.
+    """
+    kinds = [{fault.kind for fault in find_faults(*pair)} for pair in zip(songs, continued, strict=True)]
+    return {kind.name: wilson(sum(kind.name in found for found in kinds), len(kinds)) for kind in KINDS}
 
 
 def told_apart(
@@ -183,6 +223,9 @@ def compare_with_real(
         describe(songs, ended, [x.notes for x in islice(found, len(songs))], bars=bars) for songs, ended in columns
     )
     written = dict(zip(pairs, others, strict=True))
+    continued = [before(prompt.prompt) for prompt in prompts]
+    for metrics, (songs, _) in zip((real, *others), columns, strict=True):
+        metrics["faults"] = fault_shares(songs, continued)
     for metrics in written.values():
         metrics["self-similarity error"] = self_similarity_error(metrics, real)
         metrics["distances"] = distances(metrics, real)

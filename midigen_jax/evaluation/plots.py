@@ -160,3 +160,51 @@ def self_similarity(lags: Sequence[int], curves: dict[str, Values]) -> Figure:
     _label(axes, "", "share of a bar that recurs", "after this many bars")
     axes.legend(frameon=False, fontsize=9)
     return figure
+
+
+def endings(songs: dict[str, Any], runs: dict[str, dict[str, dict[str, Any]]], limit: float) -> Figure:
+    """The share of songs, and of each run's takes, that has ended after so many quarter notes.
+
+    Args:
+        songs: results of `takes.endings`, as are those of each run, by kind of take.
+        limit: quarter notes up to which takes were waited for.
+    """
+    figure = _figure(7.5, 3.3)
+    axes = figure.subplots()
+    curves = [("the songs", songs, INK, "-")]
+    for (name, kinds), colour in zip(runs.items(), RUNS * len(runs), strict=False):
+        for (kind, found), line in zip(kinds.items(), ("-", "--"), strict=True):
+            curves.append((f"{name}, {kind}", found, colour, line))
+    for name, found, colour, line in curves:
+        beats = np.sort([x for x, ended in zip(found["beats"], found["ended"], strict=True) if ended])
+        share = np.arange(len(beats) + 1) / max(len(found["beats"]), 1)
+        # From 0 on, and level after the last.
+        x, y = np.concatenate([[0], beats, [1.1 * limit]]), np.append(share, share[-1])
+        axes.step(x, y, where="post", color=colour, linestyle=line, label=_plain(name), linewidth=1.6)
+    axes.axvline(limit, color=INK, linewidth=1, linestyle=":")
+    axes.set_xlim(0, 1.1 * limit)
+    axes.set_ylim(0, 1.03)
+    _label(axes, "", "share that has ended", "quarter notes")
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def originality(found: dict[str, Any]) -> Figure:
+    """The longest training excerpts by step of training (`originality.curves`), and those of the songs."""
+    figure = _figure(7.5, 3.3)
+    axes = figure.subplots()
+    styles = {"median": "-", "maximum": ":"}
+    for (name, by_step), colour in zip(found["runs"].items(), RUNS * len(found["runs"]), strict=False):
+        for what, line in styles.items():
+            here = [(step, row[what]) for step, row in by_step.items() if row[what] is not None]
+            if here:
+                label = _plain(f"{name}, {what}")
+                axes.plot(*zip(*here, strict=True), "o", linestyle=line, color=colour, label=label, markersize=4)
+    for what, line in styles.items():
+        if found["songs"][what] is not None:
+            axes.axhline(found["songs"][what], color=INK, linestyle=line, linewidth=1, label=f"the songs, {what}")
+    axes.set_ylim(bottom=0)
+    _label(axes, "", "notes", "steps of training")
+    if axes.lines:
+        axes.legend(frameon=False, fontsize=9)
+    return figure

@@ -3,66 +3,20 @@
 All pictures and sounds are embedded in the page, and it contains no scripts.
 """
 
-import base64
-import io
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
-from pathlib import Path
-from string import Template
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from ..music import audio
-from ..music.midi import write_song
-from ..music.piano_roll import draw
-from ..music.song import Song
-from . import ablations, copying, plots, repeats
+from . import ablations, copying, plots, repeats, report_music
 from .ablations import difference_name
 from .bootstrap import RESAMPLES, Interval
 from .generation_metrics import Pair
+from .page import PAGE, cell, plot, table
 from .plots import COLOURS, RUNS
 from .recall_probe import CHANGED, KINDS, OTHER_THEME, RANDOM, SHIFTS
 
 OWN = difference_name(ablations.KNN, ablations.XL)
 OTHER = difference_name(ablations.OTHER_KNN, ablations.XL)
-NOTHING = "-"  # in a table
-DRIFT = ("notes per beat", "chords per bar", "bass movement", "stutter")  # metrics of the first and the last bars
-
-PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<link rel="icon" href="data:,">
-<style>
-body { font: 16px/1.55 system-ui, sans-serif; color: #1d2530; background: #fff; margin: 0 auto; max-width: 62rem;
-  padding: 2rem 1.2rem 4rem; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .3rem; }
-h2 { font-size: 1.35rem; margin: 2.8rem 0 .4rem; border-top: 1px solid #e3e7ec; padding-top: 1.4rem; }
-h3 { font-size: 1.05rem; margin: 1.6rem 0 .3rem; }
-p, li { max-width: 46rem; }
-ul { padding-left: 1.1rem; }
-.small, figcaption, small { color: #5b6572; font-size: .86rem; }
-figure { margin: 1rem 0 1.6rem; }
-img { max-width: 100%; height: auto; display: block; }
-audio { width: 100%; max-width: 30rem; height: 2.2rem; display: block; margin: .3rem 0; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; margin: .8rem 0 1.4rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .28rem .9rem .28rem 0; border-bottom: 1px solid #e9edf1; vertical-align: top; }
-th:first-child, td:first-child { text-align: left; white-space: nowrap; }
-th { font-weight: 600; font-size: .86rem; color: #5b6572; }
-td small { display: block; line-height: 1.1; white-space: nowrap; }
-code { font: .88em ui-monospace, monospace; background: #f3f5f8; padding: .1em .3em; overflow-wrap: anywhere; }
-</style>
-</head>
-<body>
-$body
-</body>
-</html>
-""")
 
 
 def introductions(reach: int) -> dict[str, str]:
@@ -117,17 +71,26 @@ def introductions(reach: int) -> dict[str, str]:
             "before; stutter is the share of notes that repeat a pitch within less than a sixteenth; a bar comes back "
             "if 80 % of its notes are those of an earlier bar. A distance of distributions is 0 if they are the same, "
             "and 1 if they have nothing in common. A classifier that was trained on windows of 8 bars of other songs "
-            "tells written from real music; the area under its ROC curve is 0.5 if it can't, and 1 if it always can."
+            "tells written from real music; the area under its ROC curve is 0.5 if it can't, and 1 if it always can. "
+            "Faults are what a listener hears at once, unless the prompt has it too."
+        ),
+        "Targets": (
+            "What music reaches that can't be told from songs at first sight, and what the runs reach, with 95 % "
+            "intervals: of shares Wilson's, of multiples that of the run's mean alone. The sections below say more."
+        ),
+        "Long takes": (
+            "Music of many bars by the default settings, invented and continued, beside the first bars of the songs "
+            "and their own continuations. A bar has too many notes if it has more than twice as many as 99 of 100 "
+            "bars of the training songs. Bars are nearly alike if 80 % of the notes that either has are in both; here "
+            "each bar is compared with that 1, 2, 3 or 4 bars before. For their lengths the takes are written once "
+            "more, and may end at any time."
+        ),
+        "Originality": (
+            "The longest excerpt, transposed or not, that the continuations of the same prompts share with any "
+            "training song, by checkpoint: a model that learns its songs by heart copies longer and longer ones. The "
+            "songs' own continuations, which nobody copied, share what belongs to the style."
         ),
     }
-
-
-def cell(interval: Interval | None, digits: int = 3) -> str:
-    """The value, and its interval below."""
-    if interval is None:
-        return NOTHING
-    x, low, high = (f"{number:.{digits}f}" for number in interval)
-    return f"{x}<small>{low} to {high}</small>" if interval.low < interval.high else x  # a single song has none
 
 
 def in_words(interval: Interval | None) -> str:
@@ -144,39 +107,6 @@ def in_words(interval: Interval | None) -> str:
     least, most = sorted((abs(low), abs(high)))
     direction = "lower" if x < 0 else "higher"
     return f"{abs(x):.3f} nats per token {direction} than with XL memory alone ({least:.3f} to {most:.3f})"
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table whose cells are HTML already."""
-    lines = ["<tr>" + "".join(f"<th>{x}</th>" for x in head) + "</tr>"]
-    lines += ["<tr>" + "".join(f"<td>{x}</td>" for x in row) + "</tr>" for row in rows]
-    return '<div class="wide"><table>' + "\n".join(lines) + "</table></div>"
-
-
-def data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def plot(figure: Figure, caption: str) -> str:
-    target = io.BytesIO()
-    figure.savefig(target, format="svg", metadata={"Date": None})
-    uri = data_uri("image/svg+xml", target.getvalue())
-    return f'<figure><img src="{uri}" alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>'
-
-
-def piano_roll(song: Song, prompt_end: int, title: str) -> str:
-    target = io.BytesIO()
-    draw(target, song, prompt_end=prompt_end, title=title)
-    return f'<figure><img src="{data_uri("image/png", target.getvalue())}" alt="Piano roll: {escape(title)}"></figure>'
-
-
-def player(song: Song) -> str:
-    """A player, and the MIDI file to download."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "song.mid"
-        write_song(path, song)
-        midi, sound = data_uri("audio/midi", path.read_bytes()), data_uri("audio/mpeg", audio.mp3(path))
-    return f'<audio controls src="{sound}"></audio><a class="small" download="song.mid" href="{midi}">MIDI file</a>'
 
 
 def _summary(runs: dict[str, Any]) -> str:
@@ -304,60 +234,6 @@ def _retrieval_analysis(runs: dict[str, Any], names: Sequence[str]) -> str:
     return "\n".join(parts)
 
 
-def _classifier(told: dict[str, Any]) -> str:
-    rows = [
-        [
-            escape(name),
-            cell(x["area"]),
-            escape(", ".join(f"{what} ({loss:.3f})" for what, loss in x["looks at"].items())),
-        ]
-        for name, x in told.items()
-        if x
-    ]
-    return table(["told from the songs' own", "area under the ROC curve", "looks at"], rows) if rows else ""
-
-
-def _generation_metrics(found: dict[str, Any]) -> str:
-    columns = {"the songs themselves": found["real"], **found["written"]}
-    metrics = dict.fromkeys(name for column in columns.values() for name in column["metrics"])
-    rows = [[name, *(cell(column["metrics"].get(name), 2) for column in columns.values())] for name in metrics]
-    rows.insert(0, ["excerpts with notes", *(f"{column['excerpts with notes']}" for column in columns.values())])
-    for part in found["real"]["parts"]:
-        for name in DRIFT:
-            values = (column["parts"][part].get(name) for column in columns.values())
-            rows.append([f"{name}, {part}", *(cell(value, 2) for value in values)])
-    for name in found["real"].get("distributions", {}):
-        distances = (column["distances"].get(name) for column in found["written"].values())
-        rows.append([f"{name}: distance", "0", *(NOTHING if x is None else f"{x:.2f}" for x in distances)])
-    if told := found.get("classifier"):
-        areas = (told[name] and told[name]["area"] for name in found["written"])
-        rows.append(["area under the classifier's ROC curve", "0.5", *map(cell, areas)])
-    errors = [column["self-similarity error"] for column in found["written"].values()]
-    rows.append(["mean error of the curve below", "0", *(NOTHING if x is None else f"{x:.3f}" for x in errors)])
-    curves = {name: column["self-similarity"] for name, column in columns.items()}
-    caption = "Self-similarity: how much of a bar recurs after a number of bars (mean over songs, with intervals)."
-    head = [f"{found['songs']} songs", *map(escape, columns)]
-    return (
-        table(head, rows)
-        + _classifier(found.get("classifier", {}))
-        + plot(plots.self_similarity(found["lags"], curves), caption)
-    )
-
-
-def _continuations(pairs: dict[str, list[Pair]], titles: Sequence[str]) -> str:
-    """Players: each run's continuation, then the song's own."""
-    parts = []
-    for title, *row in zip(titles, *pairs.values(), strict=False):
-        parts.append(f"<h3>{escape(title)}</h3>")
-        for name, pair in zip(pairs, row, strict=True):
-            continuation = pair.continuation
-            parts.append(piano_roll(continuation.song, continuation.start, f"{title}, continued by {name}"))
-            parts.append(f'<p class="small">{escape(name)}: {escape(continuation.summary())}</p>')
-            parts.append(player(continuation.song))
-        parts.append(f'<p class="small">The song\'s own continuation:</p>{player(row[0].prompt.real)}')
-    return "\n".join(parts)
-
-
 def _environment(result: dict[str, Any]) -> str:
     environment = result["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
@@ -380,12 +256,15 @@ def page(result: dict[str, Any], pairs: dict[str, list[Pair]], titles: Sequence[
     runs, corpus = result["runs"], result["corpus"]
     sections = {
         "Summary": _summary(runs) + _runs_table(runs),
-        "Continuations": _continuations(pairs, titles),
+        "Continuations": report_music.continuations(pairs, titles),
         "Effect of the memories": _memories(result),
         "Copying": _copying(result),
         "Recall probe": _recall_probe(runs),
         "Retrieval analysis": _retrieval_analysis(runs, corpus["names"]),
-        "Generation metrics": _generation_metrics(result["generation metrics"]),
+        "Targets": report_music.targets(result["targets"]),
+        "Generation metrics": report_music.generation_metrics(result["generation metrics"]),
+        "Long takes": report_music.long_takes(result["long takes"]),
+        "Originality": report_music.originality(result["originality"]),
         "All losses": _all_losses(runs),
         "Environment": _environment(result),
     }

@@ -13,6 +13,7 @@ from .loops import ALIKE, bar_contents, find_loops
 from .metrics import scale_consistency, stutter
 from .song import Song
 
+LONGEST_CHORD = 8  # bars
 LEAST_BARS = 4  # of what was continued, if it is to be compared with
 
 
@@ -54,13 +55,14 @@ KINDS = (
     Kind("silence", _silent, 0.25, 1.5, "{:.0%} of the bars are silent"),
     Kind("density", _notes_per_bar, 48, 2, "{:.0f} notes a bar"),
     Kind("stutter", stutter, 0.1, 2, "{:.0%} of the notes stutter"),
-    Kind("one chord", longest_chord, 8, 1, "one chord for {:.0f} bars"),
+    Kind("one chord", longest_chord, LONGEST_CHORD, 1, "one chord for {:.0f} bars"),
     Kind("loop", _longest_loop, 0, 1, "a loop of {:.0f} bars"),
     Kind("out of key", _outside_of_scale, 0.25, 1.5, "{:.0%} of the notes are in no scale"),
 )
 
 
 class Fault(NamedTuple):
+    kind: str  # its name
     text: str
     excess: float  # how many times the limit
 
@@ -79,5 +81,5 @@ def find_faults(song: Song, continued: Song | None = None) -> list[Fault]:
         if compared is not None:
             limit = max(limit, kind.factor * np.nan_to_num(kind.measure(compared)))
         if value > limit:  # nan, where nothing can be measured, is none
-            found.append(Fault(kind.text.format(value), float(value / max(limit, 1e-2))))
+            found.append(Fault(kind.name, kind.text.format(value), float(value / max(limit, 1e-2))))
     return found

@@ -165,15 +165,17 @@ class Checkpoint(NamedTuple):
 
 @dataclass
 class _NewestAndBest(PreservationPolicy):
-    """Keeps the newest checkpoints, and the one with the lowest loss on the songs that were last validated on."""
+    """Keeps the newest checkpoints, the one with the lowest loss on the songs that were last validated on, and those
+    at every so many steps."""
 
     keep: int
+    keep_every: int  # steps, at whose multiples all are kept; 0: none
     losses: dict[int, tuple[int, float]]  # by step: number of validation songs, loss
 
     def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
         steps = [checkpoint.step for checkpoint in checkpoints]
         kept = {*steps[-self.keep :], self.best(steps)}
-        return [step in kept for step in steps]
+        return [step in kept or (self.keep_every > 0 and step % self.keep_every == 0) for step in steps]
 
     def best(self, steps: list[int]) -> int | None:
         losses = {step: self.losses[step] for step in steps if step in self.losses}
@@ -184,15 +186,16 @@ class _NewestAndBest(PreservationPolicy):
 class Checkpoints:
     """The checkpoints of a run, in RUN/checkpoints."""
 
-    def __init__(self, run: Path, *, keep: int | None = None):
+    def __init__(self, run: Path, *, keep: int | None = None, keep_every: int = 0):
         """
         Args:
             keep: number of newest checkpoints to keep, beside the best one saved with a loss. None: read only; nothing
                 in the folder is changed.
+            keep_every: steps; checkpoints at its multiples are kept too; 0: none.
         """
         self.run, self.path = run, (run / CHECKPOINTS).resolve()
         self.read_only = keep is None
-        self._policy = _NewestAndBest(keep or 0, {})
+        self._policy = _NewestAndBest(keep or 0, keep_every, {})
         self._abandoned = False  # whether Orbax has left coroutines behind
         self._quiet = contextlib.ExitStack()
         self._quiet.enter_context(_quiet())

@@ -5,13 +5,15 @@ Nothing in it is code.
 """
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .. import config as cfg
 from ..errors import InputError
@@ -61,16 +63,40 @@ def load_run(run: Path, *, best: bool = False) -> TrainedModel:
     Raises:
         InputError: there is none, or it can't be used.
     """
-
-    def parts(meta: dict[str, Any]) -> tuple[cfg.Config, Vocabulary]:
-        return cfg.from_flat(meta["config"], str(run)), Vocabulary.from_json(meta["vocabulary"])
-
-    def shapes(meta: dict[str, Any]) -> dict[str, Any]:
-        return {"params": _abstract_params(*parts(meta))}
-
     with contextlib.closing(checkpoint.open_run(run)) as checkpoints:
-        found = checkpoints.newest(shapes, best=best)
-    config, vocabulary = parts(found.meta)
+        return _model(run, checkpoints.newest(partial(_shapes, run), best=best))
+
+
+def load_older(run: Path, step: int, num: int) -> Iterator[TrainedModel]:
+    """The models of up to `num` checkpoints from before a step, spread over the training, the oldest first.
+
+    Prints a line for each that is damaged, which is left out.
+
+    Raises:
+        InputError: one can't be used.
+    """
+    with contextlib.closing(checkpoint.open_run(run)) as checkpoints:
+        steps = sorted(x for x in checkpoints.steps() if x < step)
+        chosen = {steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(num, len(steps)))}
+        for older in sorted(chosen):
+            try:
+                found = checkpoints.read(older, partial(_shapes, run))
+            except checkpoint.Damaged as error:
+                print(f"{run}: the checkpoint of step {older} is damaged ({error}) and left out")
+                continue
+            yield _model(run, found)
+
+
+def _parts(run: Path, meta: dict[str, Any]) -> tuple[cfg.Config, Vocabulary]:
+    return cfg.from_flat(meta["config"], str(run)), Vocabulary.from_json(meta["vocabulary"])
+
+
+def _shapes(run: Path, meta: dict[str, Any]) -> dict[str, Any]:
+    return {"params": _abstract_params(*_parts(run, meta))}
+
+
+def _model(run: Path, found: checkpoint.Checkpoint) -> TrainedModel:
+    config, vocabulary = _parts(run, found.meta)
     # Orbax commits arrays to a device, and programs are compiled once more for arguments of which only some are.
     params = jax.tree.map(lambda x: jnp.asarray(jax.device_get(x)), found.items["params"])
     return TrainedModel(

@@ -75,7 +75,9 @@ def train(config: cfg.Config, source: Path, run: Path, init_from: Path | None = 
     mesh, meta = make_mesh(config), checkpoint.meta_of(config, corpus)
     with contextlib.ExitStack() as stack:
         stopping = stack.enter_context(stop_signals())
-        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(run, keep=settings.keep)))
+        checkpoints = stack.enter_context(
+            contextlib.closing(Checkpoints(run, keep=settings.keep, keep_every=settings.keep_every))
+        )
         hosts.check_same_on_all_hosts(f"{cfg.flatten(config)} {corpus.fingerprint} {init_from} {checkpoints.steps()}")
         state = restore.restore_or_init(checkpoints, config, corpus, mesh, init_from)
         step = int(state.step)
@@ -102,6 +104,7 @@ def train(config: cfg.Config, source: Path, run: Path, init_from: Path | None = 
             stop, saving, sampling = now
             validating = len(validation.songs) > 0 and (last or step % settings.validate_every == 0)
             saving |= stop or last or validating or step % settings.save_every == 0
+            saving |= settings.keep_every > 0 and step % settings.keep_every == 0
             if saving or logging:
                 recent.check(run, step)  # nothing that is not finite is saved
             if logging or last:
