@@ -31,9 +31,9 @@ Batch = list[str]
 
 def _midigen_jax() -> Callable[[Batch], Any]:
     from midigen_jax.data.file_batches import encode_batch
-    from midigen_jax.vocab import Scheme
+    from midigen_jax.vocab import Vocabulary
 
-    return lambda batch: encode_batch(batch, Scheme())
+    return lambda batch: encode_batch(batch, Vocabulary())
 
 
 def _symusic() -> Callable[[Batch], Any]:

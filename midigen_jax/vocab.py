@@ -8,6 +8,7 @@ kept, one stands between a note and its duration. What follows them are merges: 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -30,6 +31,25 @@ START, START_REST, EVENT, REST, INSTRUMENT, NOTE, VELOCITY, END = range(8)
 FORBIDDEN = -1
 
 STEPS_PER_BEAT = (8, 12, 24)
+
+
+class Kind(IntEnum):
+    """What a base token says. This project's own have the first seven kinds, MidiTok's (`miditok_vocab`) no rest."""
+
+    SPECIAL = 0  # sos, eos and pad
+    REST = 1  # that a rest begins, whose duration follows
+    NOTE = 2  # a pitch
+    DURATION = 3
+    INSTRUMENT = 4
+    VELOCITY = 5
+    DRUM = 6  # a drum, where drums have tokens of their own
+    SHIFT = 7  # that so many steps pass
+    BAR = 8  # that the next bar begins
+    POSITION = 9  # what begins at this position in the bar
+    METER = 10
+
+
+SOUNDS = (Kind.NOTE, Kind.DRUM)
 
 # In arrays of lanes: the song of what belongs to none, and the target of a token that has none.
 NO_SONG = NO_TARGET = -1
@@ -69,21 +89,96 @@ class Transposition(NamedTuple):
     token: np.ndarray  # int32 [classes, 128], by its class and pitch; that of pitch 0 without any. -1: there is none
 
 
+class Clock(NamedTuple):
+    """How tokens move time on, which may depend on a context C: what went before.
+
+    The context of this project's own tokens is whether a rest has begun, so that a duration is the rest's; that of
+    MidiTok's is the meter.
+    """
+
+    context: np.ndarray  # int32 [V], after each token; SAME_CONTEXT where it stays as it was
+    from_bar: np.ndarray  # bool [V], whether the token leads to a time in a bar; else so many steps on
+    line: np.ndarray  # int32 [C, V], from the bar's start to the start of the bar that the token leads to
+    steps: np.ndarray  # int32 [C, V], from there on, or from the time before the token
+    position: np.ndarray  # int32 [C, V], to which the token leads in the bar that runs; -1 of others
+    arrives: np.ndarray  # bool [V], whether the token is at the time to which its first part leads; else before it
+    first: np.ndarray  # int32 [V], the first base token of each token
+    start: int  # the bar's start before a song begins
+    start_context: int
+    rest: np.ndarray  # int32 [C, K], the token with which so many steps begin to pass, if nothing else does; or -1
+
+
+SAME_CONTEXT = -1
+
+
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens of a corpus and of the models trained on it."""
+    """The tokens of a corpus and of the models trained on it.
+
+    All that the model, the sampler and the evaluation have to know of a token is in the tables below.
+    """
 
     scheme: Scheme = field(default_factory=Scheme)
     merges: tuple[tuple[int, ...], ...] = ()  # the base tokens of each merged token, whole events all
 
     @property
+    def base_size(self) -> int:
+        """Number of base tokens."""
+        return self.scheme.size
+
+    @property
     def size(self) -> int:
-        return self.scheme.size + len(self.merges)
+        return self.base_size + len(self.merges)
+
+    @property
+    def note_0(self) -> int:
+        """The note of pitch 0; those of the other 127 pitches follow."""
+        return NOTE_0
+
+    @property
+    def velocity_tokens(self) -> range:
+        return range(velocity_0(self.scheme), self.base_size)
+
+    @property
+    def rises(self) -> bool:
+        """Whether the notes of one time and instrument go from the lowest up; else from the highest down."""
+        return False
+
+    @property
+    def has_unisons(self) -> bool:
+        """Whether a pitch may occur several times at one time, in several parts."""
+        return not self.scheme.multi
+
+    @cached_property
+    def kinds(self) -> np.ndarray:
+        """The `Kind` of each base token: int8 [base_size]."""
+        kinds = np.full(self.base_size, Kind.SPECIAL, np.int8)
+        kinds[SEP] = Kind.REST
+        kinds[NOTE_0:DURATION_0] = Kind.NOTE
+        kinds[DURATION_0:INSTRUMENT_0] = Kind.DURATION
+        kinds[INSTRUMENT_0 : velocity_0(self.scheme)] = Kind.INSTRUMENT
+        kinds[velocity_0(self.scheme) :] = Kind.VELOCITY
+        return kinds
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """What each base token says: a pitch, the number of an instrument, and so on. int32 [base_size]"""
+        first = {Kind.NOTE: NOTE_0, Kind.DURATION: DURATION_0, Kind.INSTRUMENT: INSTRUMENT_0}
+        first |= {Kind.VELOCITY: velocity_0(self.scheme)}
+        return np.array([token - first.get(Kind(kind), token) for token, kind in enumerate(self.kinds)], np.int32)
 
     @cached_property
     def base_tokens(self) -> tuple[tuple[int, ...], ...]:
         """The base tokens of every token."""
-        return (*((token,) for token in range(self.scheme.size)), *self.merges)
+        return (*((token,) for token in range(self.base_size)), *self.merges)
+
+    def part(self, token: int) -> tuple[Kind, int]:
+        """The kind and the value of a base token."""
+        return Kind(self.kinds[token]), int(self.values[token])
+
+    def parts(self, token: int) -> list[tuple[Kind, int]]:
+        """The kinds and values of a token's base tokens."""
+        return [self.part(part) for part in self.base_tokens[token]]
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -137,30 +232,78 @@ class Vocabulary:
         return next_state, steps
 
     @cached_property
+    def state_context(self) -> np.ndarray:
+        """The context (`Clock`) of each state of the grammar: int32 [states]."""
+        return np.isin(np.arange(END + 1), (START_REST, REST)).astype(np.int32)
+
+    @property
+    def begins_bar(self) -> np.ndarray:
+        """The states in which a bar has just begun by a token: bool [states]."""
+        return np.zeros(END + 1, bool)
+
+    @property
+    def awaits_rest(self) -> np.ndarray:
+        """The contexts (`Clock`) in which the length of a rest comes next: bool [C]."""
+        return np.array([False, True])
+
+    @cached_property
+    def waits(self) -> np.ndarray:
+        """Where a token belongs to a rest that may go on after it: bool [states, size]."""
+        waits = np.zeros((END + 1, self.size), bool)
+        waits[[START, EVENT], SEP] = waits[[START_REST, REST], DURATION_0 + MAX_DURATION] = True
+        return waits
+
+    @cached_property
+    def clock(self) -> Clock:
+        _, steps = self.grammar
+        rest = np.full((2, MAX_DURATION + 1), SEP)
+        rest[1] = DURATION_0 + np.arange(MAX_DURATION + 1)
+        tokens = np.arange(self.size)
+        never, steps = np.zeros(self.size, bool), steps[[EVENT, REST]]
+        return Clock(
+            (tokens == SEP).astype(np.int32),
+            never,
+            np.zeros_like(steps),
+            steps,
+            np.full_like(steps, -1),
+            never,
+            np.array([parts[0] for parts in self.base_tokens], np.int32),
+            0,
+            0,
+            rest.astype(np.int32),
+        )
+
+    def walk(self, tokens: np.ndarray) -> tuple[int, int, int]:
+        """The grammar's state after a song's first tokens, the time of the last of them, and that of the next token."""
+        next_state, steps = self.grammar
+        state = time = next_time = 0
+        for token in tokens[1:].tolist():
+            time, next_time = next_time, next_time + int(steps[state, token])
+            state = int(next_state[state, token])
+        return state, time, next_time
+
+    @cached_property
     def named_instruments(self) -> np.ndarray:
         """The last instrument that each token names, NO_INSTRUMENT where it names none: int32 [size]."""
         named = np.full(self.size, NO_INSTRUMENT, np.int32)
-        if self.scheme.multi:
-            for token, parts in enumerate(self.base_tokens):
-                for part in parts:
-                    if INSTRUMENT_0 <= part < velocity_0(self.scheme):
-                        named[token] = part - INSTRUMENT_0
+        for token in range(self.size):
+            for kind, value in self.parts(token):
+                if kind == Kind.INSTRUMENT:
+                    named[token] = value
         return named
 
     @cached_property
     def first_pitch(self) -> np.ndarray:
         """The pitch of each token's first note, of drums too; 0 for tokens without a note: int32 [size]."""
         first = np.zeros(self.size, np.int32)
-        for token, parts in enumerate(self.base_tokens):
-            first[token] = next((part - NOTE_0 for part in parts if NOTE_0 <= part < DURATION_0), 0)
+        for token in range(self.size):
+            first[token] = next((value for kind, value in self.parts(token) if kind in SOUNDS), 0)
         return first
 
     @cached_property
-    def begins_with_note(self) -> np.ndarray:
-        """Tokens with which a song can begin whose first event is a note: bool [size]."""
-        next_state, _ = self.grammar
-        first = np.array([parts[0] for parts in self.base_tokens])
-        return (next_state[START] >= 0) & (first != SEP)
+    def passes_time_first(self) -> np.ndarray:
+        """Tokens before whose first note time passes: bool [size]."""
+        return np.isin(self.kinds[self.clock.first], (Kind.REST, Kind.SHIFT, Kind.BAR))
 
     @cached_property
     def transposition(self) -> Transposition:
@@ -168,15 +311,16 @@ class Vocabulary:
         classes: dict[tuple, int] = {}
         tokens: list[np.ndarray] = []  # of each class, by pitch
         for drums_before in (0, 1):
-            for token, parts in enumerate(self.base_tokens):
-                drums, notes = bool(drums_before), []
-                for part in parts:
-                    if self.scheme.multi and INSTRUMENT_0 <= part < velocity_0(self.scheme):
-                        drums = part == INSTRUMENT_0 + DRUMS
-                    notes.append(NOTE_0 <= part < DURATION_0 and not drums)
-                lowest = min((part - NOTE_0 for part, note in zip(parts, notes, strict=True) if note), default=-1)
+            for token, base in enumerate(self.base_tokens):
+                drums, notes, parts = bool(drums_before), [], self.parts(token)
+                for kind, value in parts:
+                    if kind == Kind.INSTRUMENT:
+                        drums = value == DRUMS
+                    notes.append(kind == Kind.NOTE and not drums)
+                lowest = min((value for (_, value), note in zip(parts, notes, strict=True) if note), default=-1)
                 relative = tuple(
-                    (note, part - lowest if note else part) for part, note in zip(parts, notes, strict=True)
+                    (note, value - lowest if note else part)
+                    for part, (_, value), note in zip(base, parts, notes, strict=True)
                 )
                 i = classes.setdefault(relative, len(classes))
                 if i == len(tokens):

@@ -55,8 +55,8 @@ def test_intervals_are_the_same_in_every_key(shift):
     tokens[2::2] = vocab.DURATION_0 + rng.integers(1, 9, 20)
     transposed = tokens.copy()
     transposed[1::2] += shift
-    relative = intervals(tokens, Scheme())
-    np.testing.assert_array_equal(relative[2:], intervals(transposed, Scheme())[2:])
+    relative = intervals(tokens, Vocabulary())
+    np.testing.assert_array_equal(relative[2:], intervals(transposed, Vocabulary())[2:])
     assert (relative[1::2] < 0).all()  # never mistaken for a token
     np.testing.assert_array_equal(relative[2::2], tokens[2::2])
 
@@ -67,12 +67,12 @@ def test_drums_have_no_intervals():
     beat = [drums, vocab.NOTE_0 + 36, vocab.DURATION_0 + 1, piano]
     melody = np.random.default_rng(0).integers(40, 80, 20) + vocab.NOTE_0
     tokens = np.r_[vocab.SOS, piano, *([pitch, vocab.DURATION_0 + 2, *beat] for pitch in melody), vocab.EOS]
-    relative = intervals(tokens, scheme)
+    relative = intervals(tokens, Vocabulary(scheme))
     kicks = np.flatnonzero(tokens == drums) + 1
     np.testing.assert_array_equal(relative[kicks], tokens[kicks])
     transposed = score.transpose(tokens.astype(np.uint16), 1, scheme)
     assert (transposed != tokens).sum() == len(melody)
-    np.testing.assert_array_equal(relative[3:], intervals(transposed, scheme)[3:])
+    np.testing.assert_array_equal(relative[3:], intervals(transposed, Vocabulary(scheme))[3:])
 
 
 def theme_and_return(shift=0, seed=0):

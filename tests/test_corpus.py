@@ -99,7 +99,7 @@ def test_batches_of_other_files_or_options_and_damaged_ones_are_encoded_again(mi
     names = encode.midi_files(folder)
 
     def kept(scheme):
-        with Batches(tmp_path / "work", folder, names, scheme) as batches:
+        with Batches(tmp_path / "work", folder, names, Vocabulary(scheme)) as batches:
             done = batches.is_done(0)
             batches.encode(1)
         return done
@@ -121,7 +121,7 @@ def test_existing_folders_are_kept(midi_folder, tmp_path):
         encode.encode_folder(midi_folder, tmp_path / "a")
     names = encode.midi_files(midi_folder)
     with (
-        Batches(tmp_path / ".b.encoding", midi_folder, names, Scheme()),
+        Batches(tmp_path / ".b.encoding", midi_folder, names, Vocabulary()),
         pytest.raises(InputError, match="another run is encoding here"),
     ):
         encode.encode_folder(midi_folder, tmp_path / "b")

@@ -10,7 +10,7 @@ from midigen_jax.evaluation.evaluate import DURATION, OTHER, PITCH, REST, mean_l
 def test_the_type_of_each_token():
     note, duration = vocab.NOTE_0 + 60, vocab.DURATION_0 + 8
     tokens = np.array([vocab.SOS, note, duration, vocab.SEP, duration, note, duration, vocab.EOS])
-    assert token_types(tokens).tolist() == [PITCH, DURATION, REST, REST, PITCH, DURATION, OTHER]
+    assert token_types(tokens, vocab.Vocabulary()).tolist() == [PITCH, DURATION, REST, REST, PITCH, DURATION, OTHER]
 
 
 def test_means_are_over_the_counted_tokens():

@@ -160,7 +160,7 @@ def check_file(path, scheme, tmp_path):
         for name in ("bars", "meters", "tempos"):
             assert getattr(reread, name).tolist() == getattr(song, name).tolist()
         assert [x.tolist() for x in tokens_of(reread, words)[1:]] == [bar.tolist(), position.tolist()]
-    encoded, reasons, _ = file_batches.encode_batch([path], scheme)
+    encoded, reasons, _ = file_batches.encode_batch([path], Vocabulary(scheme))
     if not reasons[0]:
         assert encoded.tokens.tolist() == tokens.tolist()
         assert encoded.bar.tolist() == bar.tolist()
@@ -312,7 +312,7 @@ def test_meters_that_say_nothing_about_bars():
 
 def test_counts_and_seconds_of_a_file(tmp_path):
     path = write_midi(tmp_path / "a.mid", [[(0, 1, 60), (3, 2, 64)]], tempo=1_000_000)
-    songs, reasons, stamps = file_batches.encode_batch([path], Scheme())
+    songs, reasons, stamps = file_batches.encode_batch([path], Vocabulary())
     content = path.read_bytes()
     assert reasons == [""]
     assert stamps == [(len(content), path.stat().st_mtime_ns, zlib.crc32(content))]

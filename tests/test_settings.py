@@ -89,7 +89,7 @@ def entered(recent, time):
 
 
 def written(recent, token, time, words):
-    return update(words)(recent, *(jnp.array([x]) for x in (token, time, time % BAR)))
+    return update(words)(recent, *(jnp.array([x]) for x in (token, vocab.EVENT, time, time % BAR)))
 
 
 enter_bar = jax.jit(recent_bars.enter_bar)

@@ -9,10 +9,13 @@ from pathlib import Path
 
 from ..data.folders import check_midi_folder
 from ..errors import InputError
+from ..miditok_vocab import TOKENIZATIONS
 from ..vocab import FAITHFUL, STEPS_PER_BEAT, Scheme
 from . import command
 
 MAX_VOCABULARY = 1 << 12
+OWN = "midigen"
+MIDITOK = [f"miditok:{name}" for name in TOKENIZATIONS]
 
 
 def main() -> None:
@@ -20,6 +23,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="MIDI_DIR", help="folder of MIDI files, searched to any depth")
     parser.add_argument("--out", type=Path, required=True, metavar="CORPUS", help="folder to write the corpus to")
     parser.add_argument("--workers", type=int, help="threads; default: one per core")
+    parser.add_argument(
+        "--tokenizer",
+        default=OWN,
+        metavar="NAME",
+        help=f"{OWN}, or one of MidiTok: {', '.join(MIDITOK)} (which needs the extra miditok)",
+    )
     parser.add_argument(
         "--steps-per-beat",
         type=int,
@@ -66,6 +75,14 @@ def main() -> None:
     args = parser.parse_args()
     aligns = args.align_beats and not args.faithful
     scheme = Scheme(args.steps_per_beat, args.tracks == "multi", args.velocities, args.faithful, aligns)
+    if args.tokenizer not in (OWN, *MIDITOK):
+        raise InputError(
+            f"--tokenizer {args.tokenizer}: give {OWN}, {' or '.join(MIDITOK)}; MidiTok's others are not supported, "
+            "those with several tokens at a time or a sequence per track among them"
+        )
+    own = args.tokenizer == OWN
+    if args.faithful and not own:
+        raise InputError("--faithful: the rules of MIDIGen are about its own tokens; leave out --tokenizer")
     if args.faithful and (scheme != FAITHFUL or args.vocabulary or args.transpose):
         raise InputError(
             "--faithful: MIDIGen has 8 steps per beat and merged tracks, no velocities, merges or transposed copies; "
@@ -75,10 +92,12 @@ def main() -> None:
         raise InputError(f"--split {' '.join(map(str, args.split))}: give three shares that add up to 1")
     if args.workers is not None and args.workers < 1:
         raise InputError(f"--workers {args.workers}: give at least 1")
-    if args.vocabulary and not scheme.size < args.vocabulary <= MAX_VOCABULARY:
+    if args.vocabulary and own and not scheme.size < args.vocabulary <= MAX_VOCABULARY:
         raise InputError(
             f"--vocabulary {args.vocabulary}: give 0, or over {scheme.size} (the base tokens) up to {MAX_VOCABULARY}"
         )
+    if not 0 <= args.vocabulary <= MAX_VOCABULARY:
+        raise InputError(f"--vocabulary {args.vocabulary}: give 0, or up to {MAX_VOCABULARY}")
     if not 0 <= args.transpose <= 11:
         raise InputError(f"--transpose {args.transpose}: give 0 to 11 semitones")
     check_midi_folder(args.folder)
@@ -90,6 +109,7 @@ def main() -> None:
         args.folder,
         args.out,
         scheme=scheme,
+        tokenization="" if own else args.tokenizer.removeprefix("miditok:"),
         vocabulary=args.vocabulary,
         transpose=args.transpose,
         workers=args.workers,

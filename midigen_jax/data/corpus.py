@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import InputError
+from ..miditok_vocab import vocabulary_from_json
 from ..music.loops import bar_contents
 from ..music.song import Song, TokenSequence, make_song, notes_of
 from ..vocab import Vocabulary
@@ -244,7 +245,7 @@ def open_corpus(path: Path) -> Corpus:
             rows = list(csv.DictReader(file))
         corpus = Corpus(
             path=path,
-            vocabulary=Vocabulary.from_json(meta["vocabulary"]),
+            vocabulary=vocabulary_from_json(meta["vocabulary"]),
             **arrays,
             names=[row["name"] for row in rows],
             semitones=np.array([int(row["semitones"]) for row in rows]),

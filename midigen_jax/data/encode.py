@@ -1,5 +1,6 @@
 """Encodes a folder of MIDI files as a corpus of token arrays."""
 
+import dataclasses
 import os
 import shutil
 import sys
@@ -13,7 +14,11 @@ from numba.core import event
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..kernels import merges, score
+from ..kernels import merges
+from ..miditok_vocab import MidiTokVocabulary
+from ..music import miditok
+from ..music.song import TokenSequence, with_merges
+from ..music.song import transpose as transposed
 from ..vocab import Scheme, Vocabulary, from_expansions
 from . import duplicates
 from .corpus import SPLITS, Corpus, EncodedSong, encoded_files, open_corpus, split_of, write_corpus
@@ -121,6 +126,7 @@ def _learn_merges(batches: Batches, table: _Table, size: int) -> Vocabulary:
     training = np.flatnonzero((table.lengths > 0) & (table.splits == 0))
     if len(training) == 0:
         raise InputError("--vocabulary: no song is in the training split; give another --split, or no --vocabulary")
+    base = batches.vocabulary
     every = -(-int(table.lengths[training].sum()) // MERGE_TOKENS)
     chosen = training[:: max(1, every)]
     parts = []
@@ -129,15 +135,15 @@ def _learn_merges(batches: Batches, table: _Table, size: int) -> Vocabulary:
         here = chosen[np.searchsorted(chosen, first) : np.searchsorted(chosen, end)] - first
         if len(here):
             tokens, offsets = batches.load(batch, "tokens", "offsets")
-            parts.append(np.concatenate([tokens[offsets[i] : offsets[i + 1]] for i in here]))
-    learned = merges.learn(np.concatenate(parts), batches.scheme.size, size - batches.scheme.size)
-    return from_expansions(batches.scheme, *learned)
+            parts += [tokens[offsets[i] : offsets[i + 1]] for i in here]
+    if isinstance(base, MidiTokVocabulary):
+        return miditok.learn(parts, base, size)
+    learned = merges.learn(np.concatenate(parts), base.base_size, size - base.base_size)
+    return from_expansions(base.scheme, *learned)
 
 
 def _encoded_songs(batches: Batches, table: _Table, vocabulary: Vocabulary, transpose: int) -> Iterator[EncodedSong]:
     """All songs in the order of their names, each training song followed by its transposed copies."""
-    trie = merges.table(*vocabulary.expansions) if vocabulary.merges else None
-    scheme = vocabulary.scheme
     shifts = [0, *(shift for size in range(1, transpose + 1) for shift in (-size, size))]
     fields = ("tokens", "bar", "position", "offsets", "ends", "seconds", "meters", "tempos")
     for batch in range(len(batches)):
@@ -148,23 +154,19 @@ def _encoded_songs(batches: Batches, table: _Table, vocabulary: Vocabulary, tran
                 continue
             here = slice(offsets[i], offsets[i + 1])
             for semitones in shifts if table.splits[song] == 0 else shifts[:1]:
-                written, written_bar, written_position = tokens[here], bar[here], position[here]
+                song_tokens = tokens[here]
                 if semitones:
-                    written = score.transpose(written, semitones, scheme)
-                    if len(written) == 0:  # a note would leave the 128 pitches
+                    song_tokens = transposed(song_tokens, semitones, vocabulary)
+                    if len(song_tokens) == 0:  # a note would leave the 128 pitches
                         continue
-                if trie:
-                    written, starts = merges.merge(written, trie, scheme.size)
-                    written_bar, written_position = written_bar[starts], written_position[starts]
+                written = with_merges(TokenSequence(song_tokens, bar[here], position[here]), vocabulary)
                 yield EncodedSong(
                     name=name,
-                    tokens=written,
-                    bar=written_bar,
-                    position=written_position,
+                    **written._asdict(),
                     meters=meters[meters[:, 0] == i, 1:],
                     tempos=tempos[tempos[:, 0] == i, 1:],
                     notes=int(table.notes[song]),
-                    beats=ends[i] / scheme.steps_per_beat,
+                    beats=ends[i] / vocabulary.scheme.steps_per_beat,
                     seconds=float(seconds[i]),
                     split=int(table.splits[song]),
                     fingerprint=_fingerprint(table.hashes[song]),
@@ -178,6 +180,7 @@ def encode_folder(
     out: Path,
     *,
     scheme: Scheme = Scheme(),  # noqa: B008  (a tuple)
+    tokenization: str = "",
     vocabulary: int | Vocabulary = 0,
     transpose: int = 0,
     workers: int | None = None,
@@ -189,23 +192,28 @@ def encode_folder(
     interruptions.
 
     Args:
-        vocabulary: its size, which is reached with merges; 0: no merges. Or a vocabulary, whose scheme and merges are
-            used.
+        tokenization: one of MidiTok's (`miditok_vocab.TOKENIZATIONS`); else this project's own.
+        vocabulary: its size, which is reached with merges; 0: no merges. Or a vocabulary, which is used as it is.
         transpose: training songs are also written transposed by up to this many semitones, up and down.
         fractions: the shares of training, validation and test songs.
 
     Raises:
-        InputError: there is nothing to encode, or `out` exists and is not a corpus.
+        InputError: there is nothing to encode, `out` exists and is not a corpus, or MidiTok is not installed.
     """
     names = midi_files(folder)
     given, wanted = (vocabulary, vocabulary.size) if isinstance(vocabulary, Vocabulary) else (None, vocabulary)
-    scheme = given.scheme if given else scheme
+    if given:
+        base = dataclasses.replace(given, merges=()) if not isinstance(given, MidiTokVocabulary) else given
+    else:
+        base = miditok.make_vocabulary(tokenization, scheme) if tokenization else Vocabulary(scheme)
+    if wanted and wanted <= base.base_size:
+        raise InputError(f"--vocabulary {wanted}: give 0, or over {base.base_size} (the base tokens)")
     if out.is_symlink() or not out.name:  # the target of a link is written, not the link
         out = out.resolve()
     if out.exists() and not is_corpus(out) and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out}: exists and is no corpus; give another folder, or remove it")
     new_parent = not out.parent.exists()
-    with Batches(out.with_name(f".{out.name}.encoding"), folder, names, scheme) as batches:
+    with Batches(out.with_name(f".{out.name}.encoding"), folder, names, base) as batches:
         # `before` is always complete, since it comes and goes by renames; `fresh` and `replaced` may be incomplete.
         fresh, before, replaced = (batches.path / name for name in ("corpus", "before", "replaced"))
         for partial in (fresh, replaced):
@@ -223,7 +231,7 @@ def encode_folder(
                     f"{folder}: none of its {len(names)} MIDI files can be used (the first, {names[0]}: "
                     f"{table.reasons[0]}); give a folder with readable files"
                 )
-            words = given or (_learn_merges(batches, table, wanted) if wanted else Vocabulary(scheme))
+            words = given or (_learn_merges(batches, table, wanted) if wanted else base)
             skipped = ((name, why) for name, why in zip(names, table.reasons, strict=True) if why)
             files = zip(names, table.stamps, strict=True)
             write_corpus(fresh, _encoded_songs(batches, table, words, transpose), skipped, words, files)

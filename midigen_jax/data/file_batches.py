@@ -2,12 +2,15 @@
 
 import fcntl
 import hashlib
+import json
+import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -16,10 +19,13 @@ from zipfile import BadZipFile
 import numpy as np
 from tqdm import tqdm
 
-from .. import vocab
+from .. import miditok_vocab, vocab
 from ..errors import InputError
 from ..kernels import encode as kernel
-from ..vocab import Scheme
+from ..miditok_vocab import MidiTokVocabulary
+from ..music import miditok
+from ..music.song import make_song
+from ..vocab import Vocabulary
 from . import folders
 from .folders import MAX_BYTES, Stamp, read_file
 
@@ -30,8 +36,8 @@ BATCH_BYTES = 1 << 20
 _local = threading.local()  # the workspace of each thread
 
 
-def encode_batch(paths: Sequence[str | Path], scheme: Scheme) -> tuple[kernel.Songs, list[str], list[Stamp]]:
-    """Encodes files in one call of the kernel.
+def encode_batch(paths: Sequence[str | Path], vocabulary: Vocabulary) -> tuple[kernel.Songs, list[str], list[Stamp]]:
+    """Encodes files as base tokens, in one call of the kernel; as MidiTok's, also one by one by MidiTok.
 
     Returns:
         The songs; their tokens are valid until this thread encodes again.
@@ -42,25 +48,76 @@ def encode_batch(paths: Sequence[str | Path], scheme: Scheme) -> tuple[kernel.So
         _local.workspace = kernel.make_workspace(MAX_BYTES)
     contents, failures, stamps = zip(*map(read_file, paths), strict=True)
     data = np.frombuffer(bytearray().join(contents), np.uint8)
-    songs = kernel.encode_files(data, np.cumsum([0, *map(len, contents)]), scheme, _local.workspace)
+    songs = kernel.encode_files(data, np.cumsum([0, *map(len, contents)]), vocabulary.scheme, _local.workspace)
     errors = (kernel.REASONS.get(code, "") for code in songs.errors.tolist())
-    return songs, [failure or error for failure, error in zip(failures, errors, strict=True)], list(stamps)
+    reasons = [failure or error for failure, error in zip(failures, errors, strict=True)]
+    if isinstance(vocabulary, MidiTokVocabulary):
+        songs, reasons = _with_miditok(songs, reasons, contents, vocabulary)
+    return songs, reasons, list(stamps)
+
+
+def _with_miditok(
+    songs: kernel.Songs, reasons: list[str], contents: Sequence[bytes], vocabulary: MidiTokVocabulary
+) -> tuple[kernel.Songs, list[str]]:
+    """The same songs as MidiTok's tokens, and the reasons why files are not songs. What tells copies apart stays."""
+    scheme, reasons = vocabulary.scheme, list(reasons)
+    arrays: list[list[np.ndarray]] = [[], [], []]
+    meters, notes, ends = [np.zeros((0, 4), np.int32)], songs.notes * 0, songs.ends * 0
+    lengths = np.zeros(len(contents), np.int64)
+    for i, content in enumerate(contents):
+        if reasons[i]:
+            continue
+        try:
+            tokens = miditok.tokens_of_file(content, vocabulary)
+        except ValueError as error:
+            reasons[i] = str(error)
+            continue
+        found, _, changes = miditok.read(tokens, vocabulary)
+        if len(found) == 0:
+            reasons[i] = kernel.REASONS[kernel.NO_NOTES]
+            continue
+        song = make_song(found, changes, songs.tempos[songs.tempos[:, 0] == i, 1:], scheme)
+        for array, values in zip(arrays, (tokens, *miditok.places_of(tokens, song.bars, vocabulary)), strict=True):
+            array.append(values)
+        meters.append(np.column_stack((np.full(len(changes), i), changes)).astype(np.int32))
+        lengths[i], notes[i], ends[i] = len(tokens), len(found), song.end
+        songs.seconds[i] = song.seconds_at(song.end)
+    tokens, bar, position = (np.concatenate([np.zeros(0, np.uint16), *array]) for array in arrays)
+    return songs._replace(
+        tokens=tokens,
+        bar=bar,
+        position=position,
+        offsets=np.cumsum([0, *lengths]),
+        notes=notes,
+        ends=ends,
+        meters=np.concatenate(meters),
+    ), reasons
+
+
+def _encode_to(vocabulary: Vocabulary, paths: Sequence[str], path: Path) -> int:
+    """Encodes files as a batch, and returns their number."""
+    songs, reasons, stamps = encode_batch(paths, vocabulary)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, **songs._asdict(), reasons=np.array(reasons), stamps=np.array(stamps, np.int64))
+    os.replace(temporary, path)
+    return len(reasons)
 
 
 class Batches:
     """A folder of encoded batches of files, locked while it is open.
 
-    The batches of an earlier, interrupted run are kept if the files, the scheme and the program are the same.
+    The batches of an earlier, interrupted run are kept if the files, the base tokens and the program are the same.
 
     Args:
         path: the folder; `remove` it when everything is done.
         folder, names: the files are folder/name.
     """
 
-    def __init__(self, path: Path, folder: Path, names: list[str], scheme: Scheme):
-        self.path, self.folder, self.names, self.scheme = path, folder, names, scheme
-        plan = hashlib.blake2b(str(scheme).encode(), digest_size=16)
-        modules = (vocab.__file__, folders.__file__, __file__)
+    def __init__(self, path: Path, folder: Path, names: list[str], vocabulary: Vocabulary):
+        self.path, self.folder, self.names, self.vocabulary = path, folder, names, vocabulary
+        plan = hashlib.blake2b(json.dumps(vocabulary.to_json()).encode(), digest_size=16)
+        modules = (vocab.__file__, miditok_vocab.__file__, miditok.__file__, folders.__file__, __file__)
         for source in (*sorted(Path(kernel.__file__).parent.glob("*.py")), *map(Path, modules)):
             plan.update(source.read_bytes())
         self.bounds = [0]
@@ -145,25 +202,26 @@ class Batches:
         with self._file(batch).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return [arrays[name] for name in names]
 
-    def _encode(self, batch: int) -> int:
-        songs, reasons, stamps = encode_batch([f"{self.folder}/{name}" for name in self.files(batch)], self.scheme)
-        temporary = self._file(batch).with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            np.savez(file, **songs._asdict(), reasons=np.array(reasons), stamps=np.array(stamps, np.int64))
-        os.replace(temporary, self._file(batch))
-        return len(reasons)
-
     def encode(self, workers: int | None) -> None:
-        """Encodes all batches that are not done yet, in threads, since the kernels release the GIL."""
+        """Encodes all batches that are not done yet.
+
+        In threads, since the kernels release the GIL; with MidiTok, which is Python, in processes.
+        """
         todo = [batch for batch in range(len(self)) if not self.is_done(batch)]
         done = len(self.names) - sum(len(self.files(batch)) for batch in todo)
         if done:
             print(f"{self.path}: continuing after {done:,} files that were encoded before", flush=True)
-        pool = ThreadPoolExecutor(workers or os.cpu_count())
+        workers = workers or os.cpu_count() or 1
+        pool: Executor = ThreadPoolExecutor(workers)
+        if isinstance(self.vocabulary, MidiTokVocabulary) and workers > 1:
+            spawn = multiprocessing.get_context("spawn")
+            # Ctrl-C is sent to all processes of a terminal; this one tells the others.
+            pool = ProcessPoolExecutor(workers, spawn, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+        jobs = [([f"{self.folder}/{name}" for name in self.files(batch)], self._file(batch)) for batch in todo]
         bar = tqdm(desc="encoding", total=len(self.names), initial=done, unit="file", leave=False, disable=None)
         try:
             with bar:
-                for future in as_completed([pool.submit(self._encode, batch) for batch in todo]):
+                for future in as_completed([pool.submit(_encode_to, self.vocabulary, *job) for job in jobs]):
                     bar.update(future.result())
         finally:
             pool.shutdown(cancel_futures=True)

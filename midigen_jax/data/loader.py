@@ -23,7 +23,7 @@ from .. import config as cfg
 from .. import vocab
 from ..errors import InputError
 from ..kernels.lanes import assign
-from ..kernels.score import pitched
+from ..music.song import pitched, transpose
 from ..vocab import NO_SONG, NO_TARGET
 from .corpus import Corpus
 
@@ -219,8 +219,7 @@ class Lanes:
         """The semitones, or 0 if the song would leave the 128 pitches."""
         if semitones:
             tokens = self.corpus.tokens_of(song)
-            notes = tokens[pitched(tokens, self.corpus.vocabulary.scheme)].astype(int) + semitones
-            if notes.min(initial=vocab.NOTE_0) < vocab.NOTE_0 or notes.max(initial=0) >= vocab.DURATION_0:
+            if len(transpose(tokens, semitones, self.corpus.vocabulary)) == 0:
                 return 0
         return semitones
 
@@ -240,15 +239,14 @@ class Lanes:
         return with_targets(read)
 
     def _augmented(self, span: Span) -> np.ndarray:
-        tokens, scheme = self.corpus.tokens[span.source], self.corpus.vocabulary.scheme
+        tokens, vocabulary = self.corpus.tokens[span.source], self.corpus.vocabulary
         if span.semitones:
             begin = int(self.corpus.offsets[span.song])
-            notes = pitched(self.corpus.tokens[begin : span.source.stop], scheme)[span.source.start - begin :]
+            notes = pitched(self.corpus.tokens[begin : span.source.stop], vocabulary)[span.source.start - begin :]
             tokens = tokens + span.semitones * notes
-        if span.velocity_offset and scheme.velocities:
-            first = vocab.velocity_0(scheme)
-            shifted = np.clip(tokens.astype(int) + span.velocity_offset, first, scheme.size - 1)
-            tokens = np.where((tokens >= first) & (tokens < scheme.size), shifted, tokens)
+        if span.velocity_offset and (velocities := vocabulary.velocity_tokens):
+            shifted = np.clip(tokens.astype(int) + span.velocity_offset, velocities.start, velocities.stop - 1)
+            tokens = np.where((tokens >= velocities.start) & (tokens < velocities.stop), shifted, tokens)
         return tokens
 
     def lookup(self, start: int, stop: int) -> dict[str, np.ndarray]:

@@ -16,15 +16,15 @@ from typing import NamedTuple
 import numpy as np
 
 from ..kernels.matches import count_matches
-from ..kernels.score import pitched
-from ..vocab import DURATION_0, NOTE_0, Scheme, Vocabulary
+from ..music.song import pitched
+from ..vocab import Vocabulary
 
 COPIER, INTERVALS, NGRAMS = "copier", "copier of tokens and intervals", "n-grams of the song"
 LENGTHS = np.array([1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64])  # the first of each bucket of match lengths
 COUNTS = np.array([1, 2, 3, 5, 10])  # the first of each bucket of how often an n-gram was found
 ITERATIONS = 60
 
-_MIDDLE = NOTE_0 + 60  # the reference of a song's first pitch
+PITCHES, _MIDDLE = 128, 60  # the reference of a song's first pitch
 
 
 class Level(NamedTuple):
@@ -35,15 +35,15 @@ class Level(NamedTuple):
     n_buckets: int
 
 
-def intervals(tokens: np.ndarray, scheme: Scheme) -> np.ndarray:
+def intervals(tokens: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     """The song with each pitch as its distance from the pitch before it, drums aside: int64 [N].
 
     After the first pitch it is the same in every key.
     """
-    is_pitch = pitched(tokens, scheme)
+    is_pitch = pitched(tokens, vocabulary)
     found = np.asarray(tokens, np.int64).copy()
     # Below every token, so that no interval is mistaken for one.
-    found[is_pitch] = np.diff(found[is_pitch], prepend=_MIDDLE) - 2 * (DURATION_0 - NOTE_0)
+    found[is_pitch] = np.diff(found[is_pitch], prepend=vocabulary.note_0 + _MIDDLE) - 2 * PITCHES
     return found
 
 
@@ -70,7 +70,7 @@ def copiers(tokens: np.ndarray, vocabulary: Vocabulary) -> dict[str, list[Level]
     by_tokens = _copier(length, following, sequence)
     levels = {COPIER: [by_tokens]}
     if not vocabulary.merges:
-        relative = intervals(tokens, vocabulary.scheme)
+        relative = intervals(tokens, vocabulary)
         _, _, length, following = count_matches(relative, int(LENGTHS[-1]))
         levels[INTERVALS] = [_copier(length, following, relative), by_tokens]
     return levels | {NGRAMS: ngrams(found, right)}

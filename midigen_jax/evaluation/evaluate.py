@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from .. import files, vocab
+from .. import files
 from ..data.corpus import Corpus
 from ..data.encode import open_or_encode
 from ..data.folders import is_corpus
@@ -21,6 +21,7 @@ from ..music.song import Song, TokenSequence
 from ..run import environment, trained
 from ..run.trained import TrainedModel
 from ..sampling.sampler import Sampler
+from ..vocab import SOUNDS, Kind, Vocabulary
 from . import ablations, copying, generation_metrics, listening, originality, repeats, report, takes
 from .ablations import SongReader, difference_name
 from .bootstrap import Interval, ratio
@@ -62,13 +63,15 @@ class Options:
     seed: int = 0
 
 
-def token_types(tokens: np.ndarray) -> np.ndarray:
-    """The type of each token but the first: PITCH, DURATION of a note, REST and its duration, or OTHER."""
-    before, tokens = tokens[:-1], tokens[1:]
-    duration = (tokens >= vocab.DURATION_0) & (tokens <= vocab.DURATION_0 + vocab.MAX_DURATION)
-    rest = (tokens == vocab.SEP) | (duration & (before == vocab.SEP))
-    pitch = (tokens >= vocab.NOTE_0) & (tokens < vocab.DURATION_0)
-    return np.select([rest, pitch, duration], [REST, PITCH, DURATION], OTHER)
+def token_types(tokens: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """The type of each base token but the first: PITCH, DURATION of a note, REST or other token of time, or OTHER."""
+    kinds = vocabulary.kinds[tokens]
+    before, kinds = kinds[:-1], kinds[1:]
+    duration = kinds == Kind.DURATION
+    passing = np.isin(kinds, (Kind.REST, Kind.SHIFT, Kind.BAR, Kind.POSITION))
+    return np.select(
+        [passing | (duration & (before == Kind.REST)), np.isin(kinds, SOUNDS), duration], [REST, PITCH, DURATION], OTHER
+    )
 
 
 def mean_losses(
@@ -105,7 +108,7 @@ class Songs(NamedTuple):
         bars = [sequence.bar[1:] for sequence in self.sequences]
         by_type = {}
         if not self.corpus.vocabulary.merges:  # a merged token may be of several types
-            types = [token_types(sequence.tokens) for sequence in self.sequences]
+            types = [token_types(sequence.tokens, self.corpus.vocabulary) for sequence in self.sequences]
             by_type = {"by token type": {name: [x == name for x in types] for name in (PITCH, DURATION, REST, OTHER)}}
         return {
             **by_type,

@@ -9,9 +9,8 @@ import numpy as np
 from flax import nnx
 
 from .. import config as cfg
-from .. import vocab
 from ..shapes import Array, Float
-from ..vocab import Vocabulary
+from ..vocab import SOUNDS, Vocabulary
 
 PITCH_CLASSES, OCTAVES = 12, 11
 EPSILON = 1e-5  # of the norms, as in PyTorch
@@ -69,9 +68,9 @@ class FeedForward(nnx.Module):
 def pitch_features(vocabulary: Vocabulary) -> Float[Array, "V features"]:
     """How often each token sounds each pitch class and each octave; a merged token may sound several."""
     features = np.zeros((vocabulary.size, PITCH_CLASSES + OCTAVES), np.float32)
-    for token, parts in enumerate(vocabulary.base_tokens):
-        for part in parts:
-            if vocab.NOTE_0 <= part < vocab.DURATION_0:
-                octave, pitch_class = divmod(part - vocab.NOTE_0, PITCH_CLASSES)
+    for token in range(vocabulary.size):
+        for kind, value in vocabulary.parts(token):
+            if kind in SOUNDS:
+                octave, pitch_class = divmod(value, PITCH_CLASSES)
                 features[token, [pitch_class, PITCH_CLASSES + octave]] += 1
     return jnp.asarray(features)

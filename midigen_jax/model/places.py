@@ -5,8 +5,9 @@ distances at which phrases return, the token that came next at the same time in 
 chord, is a candidate even before; and it stays at its place in time where a note was added or left out (Yu et al. 2022,
 "Museformer", attends to these bars for the same reason).
 
-A place is a time and a rank: tokens of one time are in the order of their instruments and from the highest note down,
-and the rest behind them comes last. Letters of shapes are those of `shapes`; M are lags.
+A place is a time and a rank: tokens of one time are in the order of their instruments and of their notes, and the rest
+behind them comes last; a bar, its meter and a position, where these are tokens, come first. Letters of shapes are those
+of `shapes`; M are lags, C the contexts of `vocab.Clock`.
 """
 
 import math
@@ -19,16 +20,19 @@ import numpy as np
 
 from .. import vocab
 from ..shapes import Array, Bool, Int, Integer
-from ..vocab import NO_INSTRUMENT, Vocabulary
+from ..vocab import NO_INSTRUMENT, SAME_CONTEXT, SOUNDS, Clock, Kind, Vocabulary
 
 DISTANCES = (1, 2, 4, 8, 12, 16, 24, 32)  # bars, as in Museformer
-NO_TOKEN = NO_RANK = -1
+NO_TOKEN = -1
 EMPTY = np.iinfo(np.uint16).max  # the transposition class of what was never read
 ONE = 16  # the score of one token that agrees
 HIGHEST = 64 * ONE
 KEPT = 5  # eighths of a score that are kept after a token that does not agree
 
-_CONTINUES = -2  # instead of a rank: the token goes on with the event before it
+# Below the ranks of the instruments: those of what comes before the notes of one time, and of a time that just began.
+_LEADING = {Kind.BAR: -4, Kind.METER: -3, Kind.POSITION: -2}
+NO_RANK = -5
+_CONTINUES = -6  # instead of a rank: the token goes on with the event before it
 _STAGES = 3  # of a note: pitch, velocity, duration
 _SPAN = 1 + 128 * _STAGES  # ranks of an instrument; the first is that of its name
 _REST = _SPAN * vocab.N_INSTRUMENTS  # above the ranks of all notes; then comes the rest's duration
@@ -42,7 +46,8 @@ class Place(NamedTuple):
     instrument: Int[Array, " B"]  # the one that plays, or NO_INSTRUMENT
     time: Int[Array, " B"]  # of the next token, in grid steps from the song's start
     rank: Int[Array, " B"]  # of the last token at that time, or NO_RANK
-    rests: Bool[Array, " B"]  # the last token was `sep`: the length of the rest comes next
+    context: Int[Array, " B"]  # after the last token (`vocab.Clock`)
+    bar_start: Int[Array, " B"]  # where tokens lead from bar to bar
 
 
 class OfTokens(NamedTuple):
@@ -94,36 +99,39 @@ class Tracks(NamedTuple):
 class _Tables(NamedTuple):
     """Of each token."""
 
-    first: np.ndarray  # int32 [V], rank of its first event within the instrument; or _REST, or _CONTINUES
+    first: np.ndarray  # int32 [V], rank of its first event within the instrument; or _CONTINUES
     last: np.ndarray  # int32 [V], rank of its last note within the instrument, if no rest follows; or NO_RANK
     first_instrument: np.ndarray  # int32 [V], with which it begins, or NO_INSTRUMENT
     last_instrument: np.ndarray  # int32 [V], `Vocabulary.named_instruments`
-    steps: np.ndarray  # int32 [2, V], by which it moves time on: otherwise, and behind `sep`
     room: np.ndarray  # int32 [V], ranks by which the next token may be further, so that it ends the event
 
 
 def _tables(vocabulary: Vocabulary) -> _Tables:
-    scheme, (_, steps) = vocabulary.scheme, vocabulary.grammar
-    first, last = np.full((2, vocabulary.size), NO_RANK, np.int32)
-    first_instrument, room = (np.full(vocabulary.size, x, np.int32) for x in (NO_INSTRUMENT, _ANY))
-    for token, parts in enumerate(vocabulary.base_tokens):
-        for i, part in enumerate(parts):
+    size, kinds = vocabulary.size, vocabulary.kinds
+    first, last = np.full((2, size), NO_RANK, np.int32)
+    first_instrument, room = (np.full(size, x, np.int32) for x in (NO_INSTRUMENT, _ANY))
+    for token in range(size):
+        parts = vocabulary.parts(token)
+        for i, (kind, value) in enumerate(parts):
             rank = _CONTINUES
-            if part == vocab.SEP:
+            if kind in (Kind.REST, Kind.SHIFT):
                 rank, last[token] = _REST, NO_RANK
-            elif vocab.NOTE_0 <= part < vocab.DURATION_0:
-                rank = 1 + (vocab.DURATION_0 - 1 - part) * _STAGES
+            elif kind in _LEADING:
+                rank = last[token] = _LEADING[kind]
+            elif kind in SOUNDS:
+                rank = 1 + (value if vocabulary.rises else 127 - value) * _STAGES
                 last[token] = rank + _STAGES - 1 if len(parts) > 1 else NO_RANK
-            elif vocab.INSTRUMENT_0 <= part < vocab.velocity_0(scheme):
+            elif kind == Kind.INSTRUMENT:
                 rank = 0
                 if i == 0:
-                    first_instrument[token] = part - vocab.INSTRUMENT_0
+                    first_instrument[token] = value
             if i == 0:
                 first[token] = rank
-    room[vocab.NOTE_0 : vocab.DURATION_0] = room[vocab.velocity_0(scheme) : scheme.size] = 1
-    room[vocab.INSTRUMENT_0 : vocab.velocity_0(scheme)] = _SPAN - 1
-    instruments = first_instrument, vocabulary.named_instruments
-    return _Tables(first, last, *instruments, steps[[vocab.EVENT, vocab.REST]], room)
+    rooms = {Kind.NOTE: 1, Kind.DRUM: 1, Kind.VELOCITY: 1, Kind.INSTRUMENT: _SPAN - 1, Kind.BAR: 1}
+    rooms[Kind.POSITION] = _REST - 1
+    for kind, number in rooms.items():
+        room[: len(kinds)][kinds == kind] = number
+    return _Tables(first, last, first_instrument, vocabulary.named_instruments, room)
 
 
 def token_of(
@@ -148,8 +156,20 @@ def token_of(
 
 
 def init_place(lanes: int) -> Place:
-    instrument, rank = (jnp.full(lanes, x, jnp.int32) for x in (NO_INSTRUMENT, NO_RANK))
-    return Place(instrument, jnp.zeros(lanes, jnp.int32), rank, jnp.zeros(lanes, bool))
+    return Place(*(jnp.full(lanes, x, jnp.int32) for x in (NO_INSTRUMENT, 0, NO_RANK, 0, 0)))
+
+
+def moved(clock: Clock, context: Array, token: Array, time: Array, bar_start: Array) -> tuple[Array, Array]:
+    """The time after tokens, and the start of its bar where tokens lead from bar to bar.
+
+    Args:
+        context, time, bar_start: before the tokens.
+    """
+    steps = jnp.asarray(clock.steps)[context, token]
+    if not clock.from_bar.any():
+        return time + steps, bar_start
+    bar_start += jnp.asarray(clock.line)[context, token]
+    return jnp.where(jnp.asarray(clock.from_bar)[token], bar_start, time) + steps, bar_start
 
 
 def follow(
@@ -165,8 +185,9 @@ def follow(
         begins: which tokens are the first of their song.
         reads: which are read; the others leave the place as it is.
     """
-    tables = jax.tree.map(jnp.asarray, _tables(vocabulary))
+    tables, clock = jax.tree.map(jnp.asarray, _tables(vocabulary)), vocabulary.clock
     start = init_place(len(tokens))
+    start = start._replace(context=start.context + clock.start_context, bar_start=start.bar_start + clock.start)
 
     def first_of(instrument: Array) -> Array:
         """The first rank of an instrument; without any, that of the first one."""
@@ -178,16 +199,24 @@ def follow(
         named, also_named = tables.first_instrument[token], tables.last_instrument[token]
         instrument = jnp.where(named == NO_INSTRUMENT, before.instrument, named)
         first, last = tables.first[token], tables.last[token]
-        rank = jnp.where(first == _REST, _REST, first + first_of(instrument))
+        rank = jnp.where((first < 0) | (first == _REST), first, first + first_of(instrument))
+        time, bar_start = moved(clock, before.context, token, before.time, before.bar_start)
+        own_time, own_rank = before.time, before.rank
+        if clock.arrives.any():
+            led = moved(clock, before.context, jnp.asarray(clock.first)[token], before.time, before.bar_start)[0]
+            own_time = jnp.where(jnp.asarray(clock.arrives)[token], led, own_time)
+            own_rank = jnp.where(own_time > before.time, NO_RANK, own_rank)
         # Unisons have one rank; what is not in order gets that of the token before.
-        rank = jnp.where(first == _CONTINUES, before.rank + 1, jnp.maximum(rank, before.rank))
+        rank = jnp.where(first == _CONTINUES, own_rank + 1, jnp.maximum(rank, own_rank))
         instrument_after = jnp.where(also_named == NO_INSTRUMENT, instrument, also_named)
-        last = jnp.where(last == NO_RANK, NO_RANK, last + first_of(instrument_after))
-        steps = tables.steps[before.rests.astype(jnp.int32), token]
-        rank_after = jnp.where(steps > 0, last, jnp.maximum(rank, last))
-        after = Place(instrument_after, before.time + steps, rank_after, token == vocab.SEP)
+        last = jnp.where(last < 0, last, last + first_of(instrument_after))
+        rank_after = jnp.where(time > own_time, last, jnp.maximum(rank, last))
+        context = jnp.asarray(clock.context)[token]
+        if (clock.context == SAME_CONTEXT).any():
+            context = jnp.where(context == SAME_CONTEXT, before.context, context)
+        after = Place(instrument_after, time, rank_after, context, bar_start)
         after = jax.tree.map(lambda new, old: jnp.where(reads, new, old), after, place)
-        return after, OfTokens(before.instrument, before.time, rank, after)
+        return after, OfTokens(before.instrument, own_time, rank, after)
 
     place, of_tokens = jax.lax.scan(one_token, place, (tokens.T, begins.T, reads.T))
     return place, jax.tree.map(lambda x: x.T, of_tokens)
@@ -242,7 +271,9 @@ def find(
     first = _furthest(lambda lag: bars_since(lag) <= distances[:, None], limit, most)
     bar_start = at(past.time, first) - at(past.position, first)
     time = bar_start + at(past.position, here) + (after.time - of_tokens.time)[..., None]
-    rests = after.rests[..., None]
+    context = after.context[..., None]
+    # Only the length of a rest that has begun may come next; where rests are single tokens, none is awaited.
+    rests = jnp.asarray(vocabulary.awaits_rest)[context]
     rank = jnp.where(rests, _REST + 1, after.rank[..., None])
 
     def is_later(lag: Int[Array, "B Q d n"]) -> Bool[Array, "B Q d n"]:
@@ -256,10 +287,12 @@ def find(
     same_time = next_time == time
     room = jnp.asarray(_tables(vocabulary).room)[tokens][..., None]
     goes_on = same_time & (at(past.rank, following) <= rank + room)
-    # Where nothing began, or nothing more, there is a rest up to what began next.
-    rest = vocab.DURATION_0 + jnp.minimum(next_time - time, vocab.MAX_DURATION)
-    token = jnp.where(rests, rest, jnp.where(same_time, token, vocab.SEP))
-    exists &= rests | goes_on | (room == _ANY)
+    # Where nothing began, or nothing more, time passes up to what began next. A token that leads to a position in the
+    # bar is right from wherever it is.
+    if (longest := vocabulary.clock.rest.shape[1] - 1) >= 0:
+        rest = jnp.asarray(vocabulary.clock.rest)[context, jnp.clip(next_time - time, 0, longest)]
+        token = jnp.where(same_time & ~rests, token, rest)
+    exists &= (token >= 0) & (rests | goes_on | (room == _ANY))
     return Found(jnp.where(exists, token, NO_TOKEN), following + 1, same_time)
 
 

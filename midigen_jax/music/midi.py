@@ -9,7 +9,9 @@ import numpy as np
 from .. import vocab
 from ..errors import InputError
 from ..kernels import beats, meter, score, smf
-from ..vocab import Scheme
+from ..miditok_vocab import MidiTokVocabulary
+from ..vocab import Scheme, Vocabulary
+from . import miditok
 from .midi_file import TICKS_PER_BEAT, Event, write_tracks
 from .song import Song, make_song
 
@@ -37,6 +39,23 @@ def read_song(path: Path, scheme: Scheme) -> Song:
         raise InputError(f"{path}: holds no notes{drums}; give a MIDI file with a melody or chords")
     meters, tempos = (rows[: meter.on_grid(rows, division, scheme.steps_per_beat)] for rows in (meters, tempos))
     return make_song(grid, meters, tempos, scheme)
+
+
+def read_with(path: Path, vocabulary: Vocabulary) -> Song:
+    """Reads a MIDI file as its tokens are made: MidiTok's by MidiTok.
+
+    Raises:
+        InputError: the file can't be read, is not a MIDI file, or holds no notes that the vocabulary keeps.
+    """
+    song = read_song(path, vocabulary.scheme)
+    if not isinstance(vocabulary, MidiTokVocabulary):
+        return song
+    try:
+        tokens = miditok.tokens_of_file(path.read_bytes(), vocabulary)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; give another MIDI file") from None
+    notes, _, meters = miditok.read(tokens, vocabulary)
+    return make_song(notes, meters, song.tempos, vocabulary.scheme)
 
 
 def _layers(song: Song) -> dict[tuple[int, int], list[list[int]]]:

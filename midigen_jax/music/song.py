@@ -1,12 +1,17 @@
 """A song on the grid, and its tokens."""
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import InputError
 from ..kernels import encode, merges, meter, score
-from ..vocab import Scheme, Vocabulary
+from ..miditok_vocab import MidiTokVocabulary
+from ..vocab import Kind, Scheme, Vocabulary
+from . import miditok
+
+PITCHES = 128
 
 
 class Song(NamedTuple):
@@ -121,17 +126,56 @@ class TokenSequence(NamedTuple):
 
 
 def tokens_of(song: Song, vocabulary: Vocabulary) -> TokenSequence:
-    """A song's tokens, as in a corpus."""
+    """A song's tokens, as in a corpus.
+
+    Raises:
+        InputError: the tokens are MidiTok's, which is not installed.
+    """
+    if isinstance(vocabulary, MidiTokVocabulary):
+        tokens = miditok.tokens_of_notes(song.notes, song.meters, vocabulary)
+        bar, position = miditok.places_of(tokens, song.bars, vocabulary)
+        return with_merges(TokenSequence(tokens, bar, position), vocabulary)
     tokens, bar, position = encode.encode_grid(song.notes, song.bars, song.scheme)
-    if vocabulary.merges:
-        trie = merges.table(*vocabulary.expansions)
-        tokens, starts = merges.merge(tokens, trie, vocabulary.scheme.size)
-        bar, position = bar[starts], position[starts]
-    return TokenSequence(tokens, bar, position)
+    return with_merges(TokenSequence(tokens, bar, position), vocabulary)
+
+
+@lru_cache(maxsize=4)
+def _trie(vocabulary: Vocabulary) -> merges.Trie:
+    return merges.table(*vocabulary.expansions)
+
+
+def with_merges(song: TokenSequence, vocabulary: Vocabulary) -> TokenSequence:
+    """A song of base tokens, with the merges that the vocabulary has."""
+    if not vocabulary.merges:
+        return song
+    if isinstance(vocabulary, MidiTokVocabulary):
+        tokens, starts = miditok.merge(song.tokens, vocabulary)
+    else:
+        tokens, starts = merges.merge(song.tokens, _trie(vocabulary), vocabulary.base_size)
+    return TokenSequence(tokens, song.bar[starts], song.position[starts])
 
 
 def notes_of(tokens: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     """The notes, int32 [N, 5], of any sequence of the vocabulary's tokens."""
+    if isinstance(vocabulary, MidiTokVocabulary):
+        return miditok.read(miditok.expand(tokens, vocabulary), vocabulary)[0]
     if vocabulary.merges:
         tokens = merges.expand(tokens, *vocabulary.expansions, vocabulary.scheme.size)
     return score.notes_from_tokens(tokens, vocabulary.scheme)
+
+
+def pitched(tokens: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """Which base tokens, of one song or several, are pitched notes, that is, not of drums: bool [n]."""
+    if isinstance(vocabulary, MidiTokVocabulary):
+        return vocabulary.kinds[tokens] == Kind.NOTE
+    return score.pitched(tokens, vocabulary.scheme)
+
+
+def transpose(tokens: np.ndarray, semitones: int, vocabulary: Vocabulary) -> np.ndarray:
+    """A song's base tokens this many semitones higher, drums unchanged; empty if a note would leave the 128 pitches."""
+    which = pitched(tokens, vocabulary)
+    shifted = tokens.astype(int) + semitones * which
+    notes = shifted[which] - vocabulary.note_0
+    if notes.min(initial=0) < 0 or notes.max(initial=0) >= PITCHES:
+        return tokens[:0]
+    return shifted.astype(tokens.dtype)

@@ -35,7 +35,7 @@ from . import hosts
 from .folder import CHECKPOINTS, check_run
 from .tensors import by_path
 
-FORMAT_VERSION = 14
+FORMAT_VERSION = 15
 ITEMS = ("params", "optimizer", "memory", "rest", "meta")
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from .. import config as cfg
 from ..errors import InputError
+from ..miditok_vocab import vocabulary_from_json
 from ..model.decoder import init_params
 from ..vocab import Vocabulary
 from . import checkpoint
@@ -88,7 +89,7 @@ def load_older(run: Path, step: int, num: int) -> Iterator[TrainedModel]:
 
 
 def _parts(run: Path, meta: dict[str, Any]) -> tuple[cfg.Config, Vocabulary]:
-    return cfg.from_flat(meta["config"], str(run)), Vocabulary.from_json(meta["vocabulary"])
+    return cfg.from_flat(meta["config"], str(run)), vocabulary_from_json(meta["vocabulary"])
 
 
 def _shapes(run: Path, meta: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +133,7 @@ def read_export(path: Path) -> TrainedModel:
     damaged = f"{path}: damaged model file; export it again with midigen export RUN {path}"
     try:
         config = cfg.from_flat(metadata["config"], str(path))
-        vocabulary = Vocabulary.from_json(metadata["vocabulary"])
+        vocabulary = vocabulary_from_json(metadata["vocabulary"])
         step, corpus = int(metadata["step"]), str(metadata["corpus"])
         densest_bar = int(metadata["densest_bar"])
     except (ValueError, KeyError, TypeError) as error:

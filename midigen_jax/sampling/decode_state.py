@@ -13,7 +13,7 @@ from .. import vocab
 from ..shapes import Array, Bool, Int
 from ..vocab import Vocabulary
 from . import note_order, recent_bars
-from .logits_processors import SettingArrays, instrument_after
+from .logits_processors import SettingArrays, instrument_after, time_passed
 from .note_order import NoteOrder
 from .recent_bars import RecentBars
 
@@ -63,12 +63,14 @@ def allowed_tokens(
     ids = jnp.arange(vocabulary.size)
     may_end = (state.next_time >= timeline.eos_from)[:, None]
     legal = jnp.asarray(next_state >= 0)[state.grammar] & ((ids != vocab.EOS) | may_end)
-    missing = jnp.clip(timeline.prompt_end - state.next_time, 0, vocab.MAX_DURATION)[:, None]
-    resting = jnp.isin(state.grammar, jnp.array([vocab.REST, vocab.START_REST]))[:, None]
-    to_prompt_end = jnp.where(resting, ids >= vocab.DURATION_0 + missing, ids == vocab.SEP)
-    begins = (state.token == vocab.SOS)[:, None]
-    notes = jnp.asarray(vocabulary.begins_with_note)
-    legal &= jnp.where(missing > 0, to_prompt_end, ~begins | notes)
+    passes = time_passed(state.grammar[:, None], ids, position[:, None], vocabulary)
+    missing = jnp.maximum(timeline.prompt_end - state.next_time, 0)[:, None]
+    to_prompt_end = jnp.asarray(vocabulary.waits)[state.grammar]
+    to_prompt_end |= (passes >= missing) & ~jnp.asarray(recent_bars.holds_note(vocabulary))
+    begins = ((state.drawn == 0) & (timeline.prompt_end == 0))[:, None]
+    legal &= jnp.where(missing > 0, to_prompt_end, ~begins | ~jnp.asarray(vocabulary.passes_time_first))
+    if vocabulary.clock.from_bar.any():
+        legal &= moves_forward(state.grammar, position, vocabulary)
     legal &= note_order.note_order_mask(state.order, state.instrument, vocabulary)
     legal &= settings.allowed[settings.kind[state.instrument]]
     excluded = recent_bars.excluded_tokens(
@@ -82,20 +84,30 @@ def advance(
     state: DecodeState, token: Int[Array, " B"], position: Int[Array, " B"], vocabulary: Vocabulary
 ) -> DecodeState:
     """The state after a token at a position in its bar."""
-    next_state, durations = vocabulary.grammar
+    next_state, _ = vocabulary.grammar
     instrument = instrument_after(state.instrument, token, vocabulary)
-    passed = jnp.asarray(durations)[state.grammar, token]
+    passed, time = time_passed(state.grammar, token, position, vocabulary), state.next_time
+    if vocabulary.clock.arrives.any():
+        led = time_passed(state.grammar, jnp.asarray(vocabulary.clock.first)[token], position, vocabulary)
+        time += jnp.where(jnp.asarray(vocabulary.clock.arrives)[token], led, 0)
     return DecodeState(
         token,
         jnp.asarray(next_state, jnp.int32)[state.grammar, token],
         instrument,
-        state.next_time,
+        time,
         state.next_time + passed,
         state.drawn + 1,
         state.stream,
         note_order.update(state.order, token, passed > 0, instrument, vocabulary),
-        recent_bars.update(state.recent, token, state.next_time, position, vocabulary),
+        recent_bars.update(state.recent, token, state.grammar, state.next_time, position, vocabulary),
     )
+
+
+def moves_forward(grammar: Int[Array, " B"], position: Int[Array, " B"], vocabulary: Vocabulary) -> Bool[Array, "B V"]:
+    """The tokens that do not lead back in the bar, nor to a position that was named before."""
+    led = jnp.asarray(vocabulary.clock.position)[jnp.asarray(vocabulary.state_context)[grammar]]
+    least = jnp.where(jnp.asarray(vocabulary.begins_bar)[grammar], position, position + 1)
+    return (led < 0) | (led >= least[:, None])
 
 
 def bar_position(

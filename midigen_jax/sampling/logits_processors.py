@@ -17,7 +17,7 @@ from ..model import pointer
 from ..model.pointer import Copies
 from ..model.retrieval import sum_by_token
 from ..shapes import Array, Bool, Float, Int
-from ..vocab import Vocabulary
+from ..vocab import SOUNDS, Kind, Vocabulary
 from .settings import GenerationSettings
 
 # Added to the log-odds at most: a memory that must always be followed copies rests, once there is one, without end.
@@ -60,18 +60,21 @@ def make_setting_arrays(settings: GenerationSettings, vocabulary: Vocabulary) ->
     kind = np.full(vocab.N_INSTRUMENTS + 1, PITCHED, np.int32)
     kind[vocab.DRUMS] = DRUMS
     kind[[i for i in range(vocab.N_INSTRUMENTS) if i not in wanted]] = SILENCED
+    if scheme.multi:
+        kind[vocab.NO_INSTRUMENT] = SILENCED  # a song's first note needs one
     allowed = np.ones((3, vocabulary.size), bool)
+    drum = Kind.DRUM if Kind.DRUM in vocabulary.kinds else Kind.NOTE
     for before in (PITCHED, DRUMS, SILENCED):
-        for token, parts in enumerate(vocabulary.base_tokens):
+        for token in range(vocabulary.size):
             playing = before
-            for part in parts:
-                if scheme.multi and vocab.INSTRUMENT_0 <= part < vocab.velocity_0(scheme):
-                    playing = kind[part - vocab.INSTRUMENT_0]
+            for what, value in vocabulary.parts(token):
+                if what == Kind.INSTRUMENT:
+                    playing = kind[value]
                     allowed[before, token] &= playing != SILENCED
-                elif vocab.NOTE_0 <= part < vocab.DURATION_0:
-                    pitch = part - vocab.NOTE_0
-                    fits = settings.lowest <= pitch <= settings.highest and pitch % 12 in settings.key
-                    allowed[before, token] &= playing == DRUMS or (playing == PITCHED and fits)
+                elif what in SOUNDS:
+                    fits = settings.lowest <= value <= settings.highest and value % 12 in settings.key
+                    drums_fit = playing == DRUMS and what == drum
+                    allowed[before, token] &= drums_fit or (playing == PITCHED and fits and what == Kind.NOTE)
     return SettingArrays(
         # What corrects for drawing at random has no place where nothing is drawn.
         temperature=jnp.asarray(1 if greedy else settings.temperature, jnp.float32),
@@ -93,6 +96,17 @@ def instrument_after(instrument: Int[Array, " B"], token: Int[Array, " B"], voca
         return instrument
     named = jnp.asarray(vocabulary.named_instruments)[token]
     return jnp.where(named == vocab.NO_INSTRUMENT, instrument, named)
+
+
+def time_passed(
+    grammar: Int[Array, "*B"], token: Int[Array, "*V"], position: Int[Array, "*B"], vocabulary: Vocabulary
+) -> Int[Array, "*C"]:
+    """The steps by which tokens move time on from a position in the bar."""
+    steps, clock = jnp.asarray(vocabulary.grammar[1])[grammar, token], vocabulary.clock
+    if not clock.from_bar.any():
+        return steps
+    line = jnp.asarray(clock.line)[jnp.asarray(vocabulary.state_context)[grammar], token]
+    return steps + jnp.where(jnp.asarray(clock.from_bar)[token], line - position, 0)
 
 
 def _copy_log_odds(copy: float) -> float:

@@ -1,8 +1,8 @@
 """A logits processor that keeps simultaneous notes in the order of encoded songs.
 
-That order is: highest pitch first; where instruments are kept apart, by instrument, and the highest of each first. A
-model that may write them in any order can stay at one time without end. Letters of shapes are those of `shapes`;
-B are rows.
+That order is: highest pitch first, in MidiTok's tokens lowest first; where instruments are kept apart, by instrument,
+and so within each. A model that may write them in any order can stay at one time without end. Letters of shapes are
+those of `shapes`; B are rows.
 """
 
 from typing import NamedTuple
@@ -10,14 +10,14 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from .. import vocab
 from ..shapes import Array, Bool, Int
-from ..vocab import NO_INSTRUMENT, Vocabulary
+from ..vocab import NO_INSTRUMENT, SOUNDS, Kind, Vocabulary
 
 # At one time, where instruments are not kept apart. One of 10,000 notes of the music21 corpus is a fifth unison.
 MAX_UNISONS = 4
 NO_RANK = -1
 PITCHES = 128
+_PASSING = (Kind.REST, Kind.SHIFT, Kind.BAR, Kind.POSITION)
 
 
 class NoteOrder(NamedTuple):
@@ -41,20 +41,24 @@ class _TokenNotes(NamedTuple):
 def _token_notes(vocabulary: Vocabulary) -> _TokenNotes:
     found = _TokenNotes(*np.full((6, vocabulary.size), NO_RANK, np.int32))
     found.named[:], found.below[:] = NO_INSTRUMENT, NO_INSTRUMENT + 1
-    for token, parts in enumerate(vocabulary.base_tokens):
-        ranks: list[int] = []  # of the notes since the last rest or instrument
+    for token in range(vocabulary.size):
+        ranks: list[int] = []  # of the notes since time last passed, or the last instrument
         preceded = changed = False  # by anything but the instrument at the beginning; the instrument
-        for i, part in enumerate(parts):
-            if part == vocab.SEP:
+        parts = vocabulary.parts(token)
+        # The velocity and the duration of a note that began before.
+        while len(parts) > 1 and parts[0][0] in (Kind.VELOCITY, Kind.DURATION):
+            parts = parts[1:]
+        for i, (kind, value) in enumerate(parts):
+            if kind in _PASSING:
                 ranks, preceded = [], True
-            elif vocab.INSTRUMENT_0 <= part < vocab.velocity_0(vocabulary.scheme):
+            elif kind == Kind.INSTRUMENT:
                 if i == 0:
-                    found.named[token] = part - vocab.INSTRUMENT_0
+                    found.named[token] = value
                 elif ranks and not changed:
-                    found.below[token] = part - vocab.INSTRUMENT_0
+                    found.below[token] = value
                 ranks, changed, preceded = [], True, preceded or i > 0
-            elif vocab.NOTE_0 <= part < vocab.DURATION_0:
-                ranks.append(vocab.DURATION_0 - 1 - part)
+            elif kind in SOUNDS:
+                ranks.append(value if vocabulary.rises else PITCHES - 1 - value)
                 if not preceded and ranks[-1] == ranks[0]:
                     found.first[token], found.first_unisons[token] = ranks[0], len(ranks)
         if ranks:
@@ -76,6 +80,8 @@ def note_order_mask(order: NoteOrder, instrument: Int[Array, " B"], vocabulary: 
     notes = _token_notes(vocabulary)
     last, current = order.rank[:, None], instrument[:, None]
     if not vocabulary.scheme.multi:
+        if not vocabulary.has_unisons:
+            return (notes.first == NO_RANK) | (notes.first > last)
         again = order.unisons[:, None] + notes.first_unisons <= MAX_UNISONS
         return (notes.first == NO_RANK) | (notes.first > last) | ((notes.first == last) & again)
     # A token names an instrument only if another one played the note before, be it at another time.

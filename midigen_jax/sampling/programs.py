@@ -86,7 +86,7 @@ class Programs:
 
         def active(decode: DecodeState) -> Bool[Array, " B"]:
             continues = (decode.next_time < timeline.end) & (decode.drawn < timeline.max_drawn)
-            return continues & (decode.grammar != vocab.END)
+            return continues & (decode.token != vocab.EOS)
 
         def any_left(carry: tuple[SamplerState, Array, Array]) -> Array:
             state, _, i = carry

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from .. import vocab
 from ..errors import InputError
 from ..music.song import Prompt, TokenSequence, tokens_of
 from ..vocab import NO_INSTRUMENT, Vocabulary
@@ -40,29 +39,28 @@ def encode(prompt: Prompt, vocabulary: Vocabulary) -> EncodedPrompt:
     return EncodedPrompt(prompt, own, TokenSequence(*map(np.concatenate, zip(context, own, strict=True))))
 
 
-def initial_rows(prompts: Sequence[EncodedPrompt]) -> list[Row]:
+def initial_rows(prompts: Sequence[EncodedPrompt], vocabulary: Vocabulary) -> list[Row]:
     rows = []
     for prompt, own, _ in prompts:
-        time = int(prompt.song.notes[-1, 0]) if len(prompt.song.notes) else 0
-        rows.append(Row(prompt.song, own.tokens, prompt.end, prompt.end, time))
+        _, _, next_time = vocabulary.walk(own.tokens)
+        rows.append(Row(prompt.song, own.tokens, prompt.end, prompt.end, next_time))
     return rows
 
 
 def initial_state(prompts: Sequence[EncodedPrompt], vocabulary: Vocabulary) -> DecodeState:
     """The decode state at the end of each prompt. Rests lead to the prompt's end before the next note."""
     numbers, named = [], vocabulary.named_instruments
-    for row, prompt in zip(initial_rows(prompts), prompts, strict=True):
-        tokens, grammar = prompt.own.tokens, vocab.START
-        for token in tokens[1:].tolist():
-            grammar = int(vocabulary.grammar[0][grammar, token])
+    for prompt in prompts:
+        tokens = prompt.own.tokens
+        grammar, time, next_time = vocabulary.walk(tokens)
         instruments = named[tokens]
         instruments = instruments[instruments != NO_INSTRUMENT]
         instrument = int(instruments[-1]) if len(instruments) else NO_INSTRUMENT
-        numbers.append((int(tokens[-1]), grammar, instrument, row.next_time))
-    token, grammar_state, current, time = jnp.asarray(numbers, jnp.int32).T
+        numbers.append((int(tokens[-1]), grammar, instrument, time, next_time))
+    token, grammar_state, current, time, next_time = jnp.asarray(numbers, jnp.int32).T
     zeros = jnp.zeros_like(token)
     ends = jnp.asarray([prompt.prompt.end for prompt in prompts], jnp.int32)
     order = init_note_order(token)
     return DecodeState(
-        token, grammar_state, current, time, time, zeros, zeros, order, init_recent_bars(ends, vocabulary.scheme)
+        token, grammar_state, current, time, next_time, zeros, zeros, order, init_recent_bars(ends, vocabulary.scheme)
     )

@@ -17,8 +17,8 @@ import numpy as np
 from .. import vocab
 from ..music.loops import ALIKE, MAX_PERIOD
 from ..shapes import Array, Bool, Int, Integer
-from ..vocab import Scheme, Vocabulary
-from .logits_processors import SettingArrays
+from ..vocab import SAME_CONTEXT, SOUNDS, Kind, Scheme, Vocabulary
+from .logits_processors import SettingArrays, time_passed
 
 MOST_SHARED = 0.6
 BEATS = 12  # of a bar; positions in longer bars begin again from 0
@@ -38,30 +38,48 @@ class RecentBars(NamedTuple):
     onset: Int[Array, " B"]  # of the last note
 
 
-@lru_cache(maxsize=8)
-def _notes_of_tokens(vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
-    """The notes of each token: the grid steps from the token to their onsets, and their pitches; int32 [V, n] both.
+class _Notes(NamedTuple):
+    """The notes of each token, n of them at most."""
 
-    Padded with pitches of -1.
-    """
-    found: list[list[tuple[int, int]]] = []
-    for parts in vocabulary.base_tokens:
-        notes, now, resting = list[tuple[int, int]](), 0, False
-        for part in parts:
-            if vocab.NOTE_0 <= part < vocab.DURATION_0:
-                notes.append((now, part - vocab.NOTE_0))
-            elif resting and vocab.DURATION_0 <= part < vocab.INSTRUMENT_0:
-                now += part - vocab.DURATION_0
-            resting = part == vocab.SEP
+    pitch: np.ndarray  # int32 [V, n]; -1 behind the last
+    from_bar: np.ndarray  # bool [V, n], whether its onset counts from the bar's start; else from the token
+    steps: np.ndarray  # int32 [C, V, n], to the onset, in each context of the `Clock`
+
+
+@lru_cache(maxsize=8)
+def _notes_of_tokens(vocabulary: Vocabulary) -> _Notes:
+    clock, base = vocabulary.clock, vocabulary.base_tokens
+    contexts = np.arange(len(clock.steps))
+    found: list[list[tuple[int, bool, np.ndarray]]] = []
+    for parts in base:
+        notes, context, from_bar, line, steps = [], contexts, False, 0 * contexts, 0 * contexts
+        for part, (kind, value) in zip(parts, map(vocabulary.part, parts), strict=True):
+            if kind in SOUNDS:
+                notes.append((value, from_bar, line + steps))
+            from_bar |= bool(clock.from_bar[part])
+            line = line + clock.line[context, part]
+            steps = clock.steps[context, part] + (0 if clock.from_bar[part] else steps)
+            if clock.context[part] != SAME_CONTEXT:
+                context = np.full_like(contexts, clock.context[part])
         found.append(notes)
     most = max(map(len, found))
-    table = np.array([notes + [(0, -1)] * (most - len(notes)) for notes in found], np.int32)
-    return table[:, :, 0], table[:, :, 1]
+    nothing = -1, False, 0 * contexts
+    padded = [note for notes in found for note in [*notes, *[nothing] * (most - len(notes))]]
+    pitch, counted, onset = (np.array(column).reshape(len(base), most, -1) for column in zip(*padded, strict=True))
+    return _Notes(pitch[..., 0].astype(np.int32), counted[..., 0], np.moveaxis(onset, 2, 0).astype(np.int32))
 
 
-def _holds_note(vocabulary: Vocabulary) -> np.ndarray:
+def holds_note(vocabulary: Vocabulary) -> np.ndarray:
     """Whether a token holds a note: bool [V]."""
-    return _notes_of_tokens(vocabulary)[1][:, 0] >= 0
+    return _notes_of_tokens(vocabulary).pitch[:, 0] >= 0
+
+
+@lru_cache(maxsize=8)
+def _leads_to_note(vocabulary: Vocabulary) -> np.ndarray:
+    """Whether a token holds a note, or one must follow before time passes: bool [V]."""
+    last = np.array([vocabulary.kinds[parts[-1]] for parts in vocabulary.base_tokens])
+    named = vocabulary.named_instruments != vocab.NO_INSTRUMENT
+    return holds_note(vocabulary) | named | (last == Kind.POSITION)
 
 
 def init_recent_bars(time: Int[Array, " B"], scheme: Scheme) -> RecentBars:
@@ -113,6 +131,7 @@ def enter_bar(recent: RecentBars, bar: Int[Array, " B"], length: Int[Array, " B"
 def update(
     recent: RecentBars,
     token: Int[Array, " B"],
+    grammar: Int[Array, " B"],
     time: Int[Array, " B"],
     position: Int[Array, " B"],
     vocabulary: Vocabulary,
@@ -120,11 +139,14 @@ def update(
     """The state after a token.
 
     Args:
-        time: of the token.
-        position: of the token in the current bar.
+        grammar: its state before the token.
+        time: before the token.
+        position: of this time in the current bar.
     """
-    offsets, pitches = (jnp.asarray(x)[token] for x in _notes_of_tokens(vocabulary))  # [B, n]
-    at = position[:, None] + offsets
+    notes_of = _notes_of_tokens(vocabulary)
+    pitches = jnp.asarray(notes_of.pitch)[token]  # [B, n]
+    at = jnp.asarray(notes_of.steps)[jnp.asarray(vocabulary.state_context)[grammar], token]
+    at += jnp.where(jnp.asarray(notes_of.from_bar)[token], 0, position[:, None])
     inside = (pitches >= 0) & (at < recent.lengths[:, :1])  # what a merge writes into the next bar is not counted
     row, at = jnp.arange(len(token))[:, None], at % recent.notes.shape[1]
     bits = recent.notes[row, at, pitches]
@@ -136,7 +158,7 @@ def update(
         notes=notes,
         sizes=recent.sizes.at[:, 0].add(new.sum((1, 2))),
         shared=recent.shared + (new & earlier).sum(1),
-        onset=jnp.where(jnp.asarray(_holds_note(vocabulary))[token], time, recent.onset),
+        onset=jnp.where(jnp.asarray(holds_note(vocabulary))[token], time, recent.onset),
     )
 
 
@@ -157,16 +179,17 @@ def excluded_tokens(
         time, position: of the next token.
         max_notes: in a bar.
     """
-    holds_note = _holds_note(vocabulary)
     period = jnp.arange(1, MAX_PERIOD + 1)
     looping = recent.alike + period >= settings.loop_bars
     looping &= recent.shared + 1 > MOST_SHARED * recent.sizes[:, 1:]
     here = recent.notes[jnp.arange(len(time)), position % recent.notes.shape[1]]  # [B, 128]
     repeated = (here[:, :, None] >> period.astype(jnp.uint8)) & 1 == 1
-    begins_with_note = holds_note & (_notes_of_tokens(vocabulary)[0][:, 0] == 0)
+    notes = _notes_of_tokens(vocabulary)
+    begins_with_note = holds_note(vocabulary) & (notes.steps[0, :, 0] == 0) & ~notes.from_bar[:, 0]
     repeated = (repeated & looping[:, None]).any(2)[:, jnp.asarray(vocabulary.first_pitch)] & begins_with_note
     left = (settings.loop_bars * recent.lengths[:, 0] - (time - recent.onset))[:, None]
-    rest = jnp.maximum(jnp.asarray(vocabulary.grammar[1])[grammar], jnp.arange(vocabulary.size) == vocab.SEP)
-    leads_to_note = holds_note | (vocabulary.named_instruments != vocab.NO_INSTRUMENT)
-    full = (recent.sizes[:, 0] >= max_notes)[:, None] & leads_to_note
+    begins_rest = np.pad(vocabulary.kinds == Kind.REST, (0, len(vocabulary.merges)))
+    every = jnp.arange(vocabulary.size)
+    rest = jnp.maximum(time_passed(grammar[:, None], every, position[:, None], vocabulary), begins_rest)
+    full = (recent.sizes[:, 0] >= max_notes)[:, None] & _leads_to_note(vocabulary)
     return ((repeated | (rest > left)) & (settings.loop_bars > 0)) | full

@@ -18,7 +18,7 @@ from .. import vocab
 from ..errors import InputError
 from ..model import memory as mem
 from ..model.cache import Cache
-from ..music.midi import read_song
+from ..music.midi import read_with
 from ..music.song import Prompt, Song, TokenSequence, cut, new_song, notes_of, tokens_of
 from ..run import trained
 from ..run.trained import TrainedModel
@@ -110,7 +110,7 @@ class Sampler:
         encoded = [prompting.encode(prompt, self.vocabulary) for prompt in distinct]
         cache = self.read([prompt.read for prompt in encoded])
         state = SamplerState(cache, prompting.initial_state(encoded, self.vocabulary))
-        session = Session(state, prompting.initial_rows(encoded), self.model.fingerprint)
+        session = Session(state, prompting.initial_rows(encoded, self.vocabulary), self.model.fingerprint)
         which = [next(i for i, x in enumerate(distinct) if x is prompt) for prompt in prompts]
         if which != list(range(len(distinct))):
             session = session.select(which)
@@ -285,7 +285,7 @@ class Sampler:
         Raises:
             InputError: it can't be read.
         """
-        song = song if isinstance(song, Song) else read_song(Path(song), self.vocabulary.scheme)
+        song = song if isinstance(song, Song) else read_with(Path(song), self.vocabulary)
         if not self.vocabulary.scheme.faithful:
             return song  # its tokens give back the same notes
         return song._replace(notes=notes_of(tokens_of(song, self.vocabulary)[0], self.vocabulary))

@@ -20,7 +20,7 @@ from ..run.tensors import by_path, read_tensors, write_tensors
 from ..vocab import Scheme, Vocabulary
 from .decode_state import DecodeState
 
-FORMAT_VERSION = 10
+FORMAT_VERSION = 11
 KIND = "midigen_jax state"
 _TABLES = ("bars", "meters", "tempos")
 

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from .. import config as cfg
 from ..data.corpus import Corpus
 from ..errors import InputError
+from ..miditok_vocab import vocabulary_from_json
 from ..run import trained
 from ..run.checkpoint import Checkpoints, Damaged, open_run
 from ..vocab import Vocabulary
@@ -95,7 +96,7 @@ def check_fits(meta: dict[str, Any], config: cfg.Config, corpus: Corpus, run: Pa
                 f"{run}: its checkpoint has {key}={then}, the config {value}; --set {key}={then}, or start another run "
                 f"{another}"
             )
-    if Vocabulary.from_json(meta["vocabulary"]) != corpus.vocabulary:
+    if vocabulary_from_json(meta["vocabulary"]) != corpus.vocabulary:
         raise InputError(
             f"{run}: its checkpoint has another vocabulary than {corpus.path}; give the corpus that it was trained on"
         )
@@ -122,7 +123,7 @@ def vocabulary_of(run: Path) -> Vocabulary:
         return trained.read_export(run).vocabulary
     with contextlib.closing(open_run(run)) as checkpoints:
         found = checkpoints.newest(lambda meta: {})
-    return Vocabulary.from_json(found.meta["vocabulary"])
+    return vocabulary_from_json(found.meta["vocabulary"])
 
 
 def initialise_from(source: Path, fresh: TrainState, config: cfg.Config, corpus: Corpus, mesh: Mesh) -> TrainState:
@@ -199,7 +200,7 @@ def check_compatible(meta: dict[str, Any], config: cfg.Config, corpus: Corpus, s
     for key, value in cfg.flatten(config).items():
         if then[key] != value and _needs_same(key, config, then):
             raise InputError(f"--init-from {source}: its model has {key}={then[key]}; --set {key}={then[key]}")
-    if Vocabulary.from_json(meta["vocabulary"]) != corpus.vocabulary:
+    if vocabulary_from_json(meta["vocabulary"]) != corpus.vocabulary:
         raise InputError(
             f"--init-from {source}: {corpus.path} has another vocabulary; give the folder of MIDI files, which is then "
             "encoded with the run's own"

@@ -19,8 +19,8 @@ from .. import vocab
 from ..data import loader
 from ..data.corpus import Corpus
 from ..errors import InputError
-from ..kernels.score import pitched
 from ..model.reader import Batch
+from ..music.song import PITCHES, pitched
 from ..shapes import Array
 from .state import TrainState
 
@@ -78,11 +78,12 @@ def make_put(config: cfg.Config, corpus: Corpus, mesh: Mesh) -> Callable[[dict[s
             f"{corpus.path}: {len(corpus.tokens):,} tokens are too many for data.location=device; --set "
             "data.location=host"
         )
-    scheme = corpus.vocabulary.scheme
+    vocabulary = corpus.vocabulary
+    note_0, velocities = vocabulary.note_0, vocabulary.velocity_tokens
     tokens = np.array(corpus.tokens)
     if config.data.transposes:
-        notes = (tokens >= vocab.NOTE_0) & (tokens < vocab.DURATION_0)
-        tokens[notes & ~pitched(tokens, scheme)] |= _DRUM
+        notes = (tokens >= note_0) & (tokens < note_0 + PITCHES)
+        tokens[notes & ~pitched(tokens, vocabulary)] |= _DRUM
     replicated = NamedSharding(mesh, REPLICATED)
     arrays = {"tokens": tokens, "bar": np.array(corpus.bar), "position": np.array(corpus.position)}
     tables = {name: jax.device_put(x, replicated) for name, x in arrays.items()}
@@ -95,10 +96,10 @@ def make_put(config: cfg.Config, corpus: Corpus, mesh: Mesh) -> Callable[[dict[s
             for name, fill in (("tokens", vocab.PAD), ("bar", 0), ("position", 0))
         )
         if config.data.transposes:
-            is_pitched = (tokens >= vocab.NOTE_0) & (tokens < vocab.DURATION_0)
+            is_pitched = (tokens >= note_0) & (tokens < note_0 + PITCHES)
             tokens = jnp.where(is_pitched, tokens + lookup["semitones"], tokens & ~_DRUM)
-        if config.data.velocity_offset and scheme.velocities:
-            first, end = vocab.velocity_0(scheme), scheme.size
+        if config.data.velocity_offset and velocities:
+            first, end = velocities.start, velocities.stop
             is_velocity = (tokens >= first) & (tokens < end)
             tokens = jnp.where(is_velocity, jnp.clip(tokens + lookup["velocity_offset"], first, end - 1), tokens)
         batch: Any = {"tokens": tokens, "bar": bar, "position": position, "song": lookup["song"]}
