@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 import torch
 from _midigen import BARS, LaneMemory, Memory, MIDIGen, Sizes
-from _peers import need
+from _shared import need
 from torch import Tensor
 
 from midigen_jax.sampling.settings import DEFAULTS

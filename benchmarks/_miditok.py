@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 import numpy as np
-from _peers import need
+from _shared import need
 from tqdm import tqdm
 
 from midigen_jax import vocab

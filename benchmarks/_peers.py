@@ -22,29 +22,16 @@ Left as the libraries have it:
   distance to XL memory as if the segment began where the memory begins.
 """
 
-import importlib
-import sys
 import tempfile
-from types import ModuleType
-from typing import Any, cast
 
 import numpy as np
 import torch
 from _midigen import BARS, MAX_BLOCKS, POSITIONS, Batch, Sizes
 from _midigen_training import LEARNING_RATE, WEIGHT_DECAY, cross_entropy, descend
+from _shared import need
 from torch import Tensor
 
-from midigen_jax.errors import InputError
 from midigen_jax.vocab import NO_SONG, NO_TARGET
-
-
-def need(module: str, command: str) -> ModuleType:
-    # transformers would take the repository's folder `kernels` for a package of that name.
-    cast(Any, sys.modules).setdefault("kernels", None)
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(f"{error}; install it: {command}") from error
 
 
 class XTransformers:

@@ -1,6 +1,7 @@
 """What all benchmarks share: options, the files of their results, and processes of their own."""
 
 import argparse
+import importlib
 import inspect
 import json
 import os
@@ -8,7 +9,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 from midigen_jax import files
 from midigen_jax.cli import command
@@ -65,3 +67,20 @@ def resident_megabytes() -> float:
         if line.startswith("VmHWM"):
             return int(line.split()[1]) / 1024
     raise InputError("the peak memory of a process is read from /proc; run this benchmark on Linux")
+
+
+def need(module: str, command: str) -> ModuleType:
+    """A module of an optional package.
+
+    Args:
+        command: installs it.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    # transformers would take the repository's folder `kernels` for a package of that name.
+    cast(Any, sys.modules).setdefault("kernels", None)
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f"{error}; install it: {command}") from error

@@ -9,8 +9,8 @@ import torch
 from _midigen import BARS, POSITIONS
 from _midigen_training import cross_entropy
 from _music_transformer import MusicTransformer
-from _peers import need
 from _rivals import RIVALS, Batch
+from _shared import need
 from torch import Tensor, nn
 
 from midigen_jax import config as cfg
