@@ -13,6 +13,7 @@ from flax import nnx
 
 from midigen_jax import config as cfg
 from midigen_jax import vocab
+from midigen_jax.errors import InputError
 from midigen_jax.model.decoder import abstract_decoder, init_params
 from midigen_jax.model.memory import Memory, XLMemory
 from midigen_jax.training import losses
@@ -253,5 +254,5 @@ def test_a_peer_learns_and_takes_songs_that_meet_within_a_segment(peer, module):
 
 def test_the_error_of_a_missing_peer_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "x_transformers", None)
-    with pytest.raises(peers.InputError, match="pip install x-transformers"):
+    with pytest.raises(InputError, match="pip install x-transformers"):
         peers.XTransformers(SMALL)
