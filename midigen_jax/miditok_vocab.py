@@ -285,6 +285,14 @@ class MidiTokVocabulary(Vocabulary):
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "MidiTokVocabulary":
         """Raises ValueError, KeyError or TypeError for values that are no vocabulary."""
+        try:
+            with np.errstate(all="raise"):
+                return cls._checked(values)
+        except (ArithmeticError, AttributeError, IndexError) as error:  # of crafted ones
+            raise ValueError(str(error)) from None
+
+    @classmethod
+    def _checked(cls, values: Mapping[str, Any]) -> "MidiTokVocabulary":
         scheme, parameters = Scheme(**values["scheme"]), values["miditok"]
         tokens = tuple(map(str, values["tokens"]))
         graph = tuple((str(kind), tuple(map(str, following))) for kind, following in dict(values["graph"]).items())
@@ -301,6 +309,8 @@ class MidiTokVocabulary(Vocabulary):
             raise ValueError("a merge of unknown tokens")
         vocabulary = cls(scheme, merges, json.dumps(parameters), tokens, graph)
         finest = max(bottom for _, bottom in vocabulary.meters)
+        if any(finest % bottom or top < 1 for top, bottom in vocabulary.meters):
+            raise ValueError("meters of other beats")
         if 4 * scheme.steps_per_beat not in [steps * finest for steps in STEPS_PER_BEAT] or any(
             type(option) is not bool for option in scheme[1:]
         ):
@@ -308,8 +318,13 @@ class MidiTokVocabulary(Vocabulary):
         notes = tokens[vocabulary.note_0 : vocabulary.note_0 + 128]
         if notes != tuple(f"Pitch_{pitch}" for pitch in range(128)):
             raise ValueError("pitches that are not in order")
-        if (vocabulary.values < 0).any() or not (vocabulary.reading.bar_steps > 0).all():
+        kinds, found, reading = vocabulary.kinds, vocabulary.values, vocabulary.reading
+        few = np.isin(kinds, (Kind.NOTE, Kind.DRUM, Kind.VELOCITY))
+        timed = np.isin(kinds, (Kind.DURATION, Kind.SHIFT))
+        if (found < 0).any() or (found[few] > 127).any() or (found[kinds == Kind.INSTRUMENT] > vocab.DRUMS).any():
             raise ValueError("tokens with values that MidiTok's have not")
+        if (reading.steps[:, timed] <= 0).any() or (reading.bar_steps <= 0).any():
+            raise ValueError("tokens or meters without length")
         return vocabulary
 
 

@@ -296,12 +296,21 @@ def test_a_vocabulary_is_json_and_damage_is_noticed(corpora):
         {"scheme": values["scheme"] | {"steps_per_beat": 7}},
         {"scheme": values["scheme"] | {"multi": 1}},
         {"graph": []},
+        {"tokens": [token.replace("TimeSig_4/4", "TimeSig_4/0") for token in values["tokens"]]},
+        {"tokens": [token.replace("TimeSig_4/4", "TimeSig_4/3") for token in values["tokens"]]},
+        {"tokens": [token.replace("Duration_0.1.8", "Duration_0.1.0") for token in values["tokens"]]},
+        {"tokens": [token.replace("PitchDrum_127", "PitchDrum_9999999999") for token in values["tokens"]]},
+        {"tokens": [token.replace("PitchDrum_127", "PitchDrum_200") for token in values["tokens"]]},
     ):
         with pytest.raises((ValueError, KeyError, TypeError)):
             vocabulary_from_json(values | change)
-    other = MidiTokVocabulary.from_json(values | {"merges": values["merges"][:-1]})
-    with pytest.raises(InputError, match="makes other tokens"):
-        miditok.tokenizer_of(other)
+    for change in (
+        {"merges": values["merges"][:-1]},
+        {"miditok": values["miditok"] | {"_model": "nonsense"}},
+        {"miditok": {"tokenization": "REMI"}},
+    ):
+        with pytest.raises(InputError, match=r"makes other tokens [^\n]*$"):
+            miditok.tokenizer_of(MidiTokVocabulary.from_json(values | change))
 
 
 def test_tokens_are_transposed_and_typed(corpora):

@@ -22,7 +22,7 @@ def main() -> None:
     parser = command.parser(__doc__)
     parser.add_argument("folder", type=Path, metavar="MIDI_DIR", help="folder of MIDI files, searched to any depth")
     parser.add_argument("--out", type=Path, required=True, metavar="CORPUS", help="folder to write the corpus to")
-    parser.add_argument("--workers", type=int, help="threads; default: one per core")
+    parser.add_argument("--workers", type=int, help="threads, or processes with MidiTok; default: one per core")
     parser.add_argument(
         "--tokenizer",
         default=OWN,

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -212,16 +213,22 @@ class Batches:
         if done:
             print(f"{self.path}: continuing after {done:,} files that were encoded before", flush=True)
         workers = workers or os.cpu_count() or 1
-        pool: Executor = ThreadPoolExecutor(workers)
+        pool: Executor | None = None
         if isinstance(self.vocabulary, MidiTokVocabulary) and workers > 1:
             spawn = multiprocessing.get_context("spawn")
             # Ctrl-C is sent to all processes of a terminal; this one tells the others.
             pool = ProcessPoolExecutor(workers, spawn, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+        pool = pool or ThreadPoolExecutor(workers)
         jobs = [([f"{self.folder}/{name}" for name in self.files(batch)], self._file(batch)) for batch in todo]
         bar = tqdm(desc="encoding", total=len(self.names), initial=done, unit="file", leave=False, disable=None)
         try:
             with bar:
                 for future in as_completed([pool.submit(_encode_to, self.vocabulary, *job) for job in jobs]):
                     bar.update(future.result())
+        except BrokenProcessPool:
+            raise InputError(
+                f"{self.path}: a process that encodes was killed; the same command continues, with --workers 1 in less "
+                "memory"
+            ) from None
         finally:
             pool.shutdown(cancel_futures=True)

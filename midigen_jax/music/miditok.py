@@ -97,30 +97,34 @@ def tokenizer_of(vocabulary: MidiTokVocabulary) -> Any:
     given = json.loads(vocabulary.parameters)
     # Nothing but these: MidiTok sets whatever else it reads as attributes of the tokenizer.
     names = ("config", "tokenization", "_vocab_base", "_model", "_vocab_base_byte_to_token")
+    assert vocabulary.tokenization in TOKENIZATIONS
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokenizer.json"
         path.write_text(json.dumps({name: given[name] for name in names if name in given}))
-        assert vocabulary.tokenization in TOKENIZATIONS
-        tokenizer = getattr(package, vocabulary.tokenization)(params=path)
-    if _names(tokenizer) != vocabulary.tokens or _merges(tokenizer, vocabulary) != vocabulary.merges:
+        found: Any
+        try:
+            tokenizer = getattr(package, vocabulary.tokenization)(params=path)
+            found = _names(tokenizer), _merges(tokenizer, vocabulary)
+        except Exception as error:  # MidiTok does not check them
+            found = error
+    if found != (vocabulary.tokens, vocabulary.merges):
+        why = f" ({type(found).__name__}: {found})" if isinstance(found, Exception) else ""
         raise InputError(
             f"MidiTok {given.get('miditok_version')} made this vocabulary, and the installed version makes other "
-            "tokens of its parameters; install that one"
+            f"tokens of its parameters{why}; install that one"
         )
     return tokenizer
 
 
 def _merges(tokenizer: Any, vocabulary: MidiTokVocabulary) -> tuple[tuple[int, ...], ...]:
-    """The base tokens of each learned token, in the order of their ids."""
+    """The base tokens of each learned token, in the order of their ids. Base tokens keep theirs."""
     if not tokenizer.is_trained:
         return ()
     n_base, number = len(vocabulary.tokens), {name: i for i, name in enumerate(vocabulary.tokens)}
     sequences = [_sequence([token], encoded=True) for token in range(tokenizer.vocab_size)]
     for sequence in sequences:
         tokenizer.decode_token_ids(sequence)
-    parts = [tuple(number[name] for name in sequence.tokens) for sequence in sequences]
-    assert parts[:n_base] == [(token,) for token in range(n_base)]  # base tokens keep their ids
-    return tuple(parts[n_base:])
+    return tuple(tuple(number[name] for name in sequence.tokens) for sequence in sequences[n_base:])
 
 
 def _sequence(ids: Iterable[int], *, encoded: bool = False) -> Any:
