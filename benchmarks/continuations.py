@@ -84,8 +84,10 @@ def read_rivals(paths: list[Path], corpus: Corpus) -> dict[str, Any]:
     Raises:
         InputError: one can't be read, or is of another corpus or on other tokens.
     """
+    if not paths:
+        return {}
     from _rivals import RIVALS
-    from _windowed import Learner
+    from _windowed import Learner  # imports PyTorch
 
     rivals = {}
     for path in paths:

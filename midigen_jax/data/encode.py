@@ -206,7 +206,7 @@ def encode_folder(
         base = dataclasses.replace(given, merges=()) if not isinstance(given, MidiTokVocabulary) else given
     else:
         base = miditok.make_vocabulary(tokenization, scheme) if tokenization else Vocabulary(scheme)
-    if wanted and wanted <= base.base_size:
+    if given is None and 0 < wanted <= base.base_size:
         raise InputError(f"--vocabulary {wanted}: give 0, or over {base.base_size} (the base tokens)")
     if out.is_symlink() or not out.name:  # the target of a link is written, not the link
         out = out.resolve()
