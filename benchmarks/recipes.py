@@ -168,6 +168,7 @@ def main() -> None:
         row |= {"set": recipe.settings, "scheme": recipe.scheme._asdict(), "vocabulary": corpus.vocabulary.size}
         result = load()
         result["recipes"][recipe_name] = row | circumstances(config, corpus)
+        result["environment"] = result["recipes"][recipe_name]["environment"]  # of the last one
         _shared.save(args.results, name, result, usual=usual)
         print_table({recipe_name: row})
     if rows := load()["recipes"]:
