@@ -66,7 +66,7 @@ class MidiTokVocabulary(Vocabulary):
     The scheme's steps are those of the finest grid. A merge is any run of tokens that byte-pair encoding found.
     """
 
-    parameters: str = ""  # of the tokenizer, as MidiTok writes them (JSON)
+    parameters: str = ""  # of the tokenizer, as MidiTok writes them (JSON, its keys in order)
     tokens: tuple[str, ...] = ()  # the names of the base tokens
     graph: tuple[tuple[str, tuple[str, ...]], ...] = ()  # of each type of token, those that may follow it
 
@@ -295,7 +295,9 @@ class MidiTokVocabulary(Vocabulary):
     def _checked(cls, values: Mapping[str, Any]) -> "MidiTokVocabulary":
         scheme, parameters = Scheme(**values["scheme"]), values["miditok"]
         tokens = tuple(map(str, values["tokens"]))
-        graph = tuple((str(kind), tuple(map(str, following))) for kind, following in dict(values["graph"]).items())
+        graph = tuple(
+            (str(kind), tuple(map(str, following))) for kind, following in sorted(dict(values["graph"]).items())
+        )
         merges = tuple(tuple(map(int, merge)) for merge in values["merges"])
         if parameters["tokenization"] not in TOKENIZATIONS:
             raise ValueError(f"MidiTok's {parameters['tokenization']}")
@@ -307,7 +309,7 @@ class MidiTokVocabulary(Vocabulary):
             raise ValueError(f"tokens that are not those of {parameters['tokenization']}")
         if any(not len(SPECIAL) <= token < len(tokens) for merge in merges for token in merge) or () in merges:
             raise ValueError("a merge of unknown tokens")
-        vocabulary = cls(scheme, merges, json.dumps(parameters), tokens, graph)
+        vocabulary = cls(scheme, merges, json.dumps(parameters, sort_keys=True), tokens, graph)
         finest = max(bottom for _, bottom in vocabulary.meters)
         if any(finest % bottom or top < 1 for top, bottom in vocabulary.meters):
             raise ValueError("meters of other beats")

@@ -3,8 +3,8 @@ MIDI file tokenization").
 
 MidiTok is an optional package, which only this module imports, and only when it encodes. It gets a song as this project
 has it: unless instruments are kept apart, all parts but the drums are one; else the tracks are in the order of their
-programs, the drums last. A meter of a single beat is kept if another one follows after that beat, as of a pickup; else
-it says nothing of bars and is read as 4/4.
+programs, the drums last. Meters of a single beat say nothing of bars and are read as 4/4, unless another one follows
+after few beats, as behind a pickup: then these beats are a bar.
 """
 
 import importlib
@@ -25,7 +25,7 @@ from ..kernels.encode import MAX_BEATS, REASONS, TOO_LONG
 from ..miditok_vocab import SPECIAL, TOKENIZATIONS, MidiTokVocabulary
 from ..vocab import Scheme
 
-# Numerators by denominator. MidiTok ignores other meters.
+# Numerators by denominator. Others are read as one with bars of the same length; MidiTok would ignore them.
 METERS = {2: [1, 2, 3, 4, 6], 4: [*range(1, 13)], 8: [*range(1, 17)]}
 LONG, LONGEST = 4, 12  # beats: durations from LONG on have half as many steps per beat, and end at LONGEST
 FINEST = max(METERS) // 4  # steps of the grid for each position in a beat of a quarter note
@@ -79,7 +79,7 @@ def make_vocabulary(tokenization: str, scheme: Scheme) -> MidiTokVocabulary:
 
 
 def _parameters(tokenizer: Any) -> str:
-    return json.dumps(tokenizer.to_dict())
+    return json.dumps(tokenizer.to_dict(), sort_keys=True)
 
 
 def _names(tokenizer: Any) -> tuple[str, ...]:
@@ -210,16 +210,35 @@ def tokens_of_notes(notes: np.ndarray, meters: np.ndarray, vocabulary: MidiTokVo
         track.notes = symusic.Note.from_numpy(**arrays)
         song.tracks.append(track)
     for time, top, bottom in meters.tolist():
-        known = _known_meter(top, bottom, vocabulary)
-        if known:
+        if known := _known_meter(top, bottom):
             song.time_signatures.append(symusic.TimeSignature(time, *known))
     return _tokens_of(song, tokenizer_of(vocabulary), scheme)
 
 
-def _known_meter(top: int, bottom: int, vocabulary: MidiTokVocabulary) -> tuple[int, int] | None:
+def _known_meter(top: int, bottom: int) -> tuple[int, int] | None:
     """The meter, or one with bars of its length, in quarter notes if there is one."""
-    same = [(x, y) for x, y in vocabulary.meters if x * bottom == y * top]
-    return (top, bottom) if (top, bottom) in same else min(same, key=lambda meter: abs(meter[1] - 4), default=None)
+    same = [(x, y) for y, numerators in METERS.items() for x in numerators if x * bottom == y * top]
+    if (top, bottom) in same:
+        return top, bottom
+    return min(same, key=lambda meter: (meter[0] == 1, abs(meter[1] - 4)), default=None)
+
+
+def _bars(meters: Sequence[tuple[int, int, int]], ticks_per_beat: int) -> list[tuple[int, int, int]]:
+    """Known meters, each a time, a numerator and a denominator, without those of a single beat that is not a bar."""
+    kept: list[tuple[int, int, int]] = []
+    for time, top, bottom in meters:
+        known = _known_meter(top, bottom)
+        if kept and kept[-1][0] == time:
+            kept.pop()
+        if known and not (kept and kept[-1][1:] == known):
+            kept.append((time, *known))
+    bars = []
+    for i, (time, top, bottom) in enumerate(kept):
+        if top == 1:
+            beats = (kept[i + 1][0] - time) * bottom / (4 * ticks_per_beat) if i + 1 < len(kept) else 0
+            top, bottom = (int(beats), bottom) if beats in METERS[bottom] else (4, 4)
+        bars.append((time, top, bottom))
+    return bars
 
 
 def _tokens_of(song: Any, tokenizer: Any, scheme: Scheme) -> np.ndarray:
@@ -240,12 +259,9 @@ def prepared(song: Any, scheme: Scheme) -> Any:
                 melody.notes.extend(track.notes)
         melody.notes.sort()
         song.tracks = [melody]
-    meters = song.time_signatures
-    for i in range(len(meters)):
-        beat = 4 * song.ticks_per_quarter // meters[i].denominator
-        single = meters[i].numerator == 1
-        if single and (i + 1 == len(meters) or meters[i + 1].time - meters[i].time > beat):
-            meters[i].numerator = meters[i].denominator = 4
+    meters = [(x.time, x.numerator, x.denominator) for x in song.time_signatures]
+    bars = _bars(meters, song.ticks_per_quarter)
+    song.time_signatures = [_package("symusic").TimeSignature(*meter) for meter in bars]
     return song
 
 
