@@ -22,6 +22,7 @@ import _shared
 import jax
 import numpy as np
 from _ours import circumstances, train_model
+from _rivals import RIVALS
 from tqdm import tqdm
 
 from midigen_jax import config as cfg
@@ -86,15 +87,14 @@ def read_rivals(paths: list[Path], corpus: Corpus) -> dict[str, Any]:
     """
     if not paths:
         return {}
-    from _rivals import RIVALS
     from _windowed import Learner  # imports PyTorch
 
-    rivals = {}
+    rivals: dict[str, Learner] = {}
     for path in paths:
         learner = Learner.load(path)
         if learner.corpus != corpus.fingerprint or RIVALS[learner.name].tokenizer:
             raise InputError(f"{path}: was not trained on {corpus.path} in this project's tokens; leave it out")
-        rivals[f"{learner.name} ({path.stem})"] = learner
+        rivals[f"{learner.name} ({path.stem})" if learner.name in rivals else learner.name] = learner
     return rivals
 
 
@@ -107,7 +107,7 @@ def print_table(songs: int, rows: dict[str, dict[str, Any]]) -> None:
         cells = ["-" if x is None else f"{x:.3f}" for x in figures]
         cells += [f"{row[f'share with a {loop}'] * songs:.0f}" for loop in ("loop", "varied loop")]
         cells.append("-" if (notes := row.get("notes per beat")) is None else f"{notes:.2f}")
-        cells.append("-" if (told := row.get("told apart")) is None else f"{Interval(*told['area'])}")
+        cells.append("-" if (told := row.get("told apart")) is None else f"{told['area']}")
         print(f"| {name} | {' | '.join(cells)} |")
 
 

@@ -406,7 +406,7 @@ def test_a_cache_gives_the_logits_of_the_whole_window(decoder):
 
 @pytest.mark.parametrize("name", ["REMI", "TSD"])
 def test_miditok_says_the_same_notes(corpus, name):
-    for module in ("torch", "miditok", "symusic"):
+    for module in ("miditok", "symusic"):
         pytest.importorskip(module, reason=f"{module} is not installed", exc_type=ImportError)
     miditok = pytest.importorskip("_miditok")
     found, size = miditok.retokenized(corpus, name)
@@ -443,11 +443,10 @@ def test_rivals_continue_songs(run, corpus, capsys, monkeypatch, exported, tmp_p
     name, path = "x-transformers, 1,024 tokens", tmp_path / "rival.safetensors"
     windowed.Learner(name, cfg.override(cfg.load(CONFIG), TOY), corpus.vocabulary.size).save(path, corpus)
     few = ["--songs", "2", "--prompt-bars", "2", "--bars", "2", "--model", str(exported)]
-    result = run(script, "--data", str(corpus.path), *few, "--rivals", str(path))
-    label = f"{name} (rival)"
-    assert result["settings"].keys() == {script.REAL, label}
-    assert 0 <= result["settings"][label]["share with a loop"] <= 1
-    assert f"| {label} |" in capsys.readouterr().out
+    result = run(script, "--data", str(corpus.path), *few, "--rivals", str(path), str(path))
+    assert result["settings"].keys() == {script.REAL, name, f"{name} (rival)"}
+    assert 0 <= result["settings"][name]["share with a loop"] <= 1
+    assert f"| {name} |" in capsys.readouterr().out
     windowed.Learner(name, cfg.override(cfg.load(CONFIG), TOY), corpus.vocabulary.size).save(
         path, corpus._replace(fingerprint="another")
     )
