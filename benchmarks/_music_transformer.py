@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from midigen_jax import config as cfg
+from midigen_jax.vocab import Vocabulary
 
 KeysValues = tuple[Tensor, Tensor]  # [B, H, K, Dh] each
 
@@ -60,13 +61,13 @@ class Block(nn.Module):
 
 
 class MusicTransformer(nn.Module):
-    def __init__(self, model: cfg.Model, vocabulary: int, window: int, *, musical: bool):
+    def __init__(self, model: cfg.Model, vocabulary: Vocabulary, window: int, *, musical: bool):
         super().__init__()
-        self.token = nn.Embedding(vocabulary, model.width)
+        self.token = nn.Embedding(vocabulary.size, model.width)
         sizes = model.width, model.heads, model.ff_width, window
         self.blocks = nn.ModuleList(Block(*sizes) for _ in range(model.layers))
         self.norm = nn.LayerNorm(model.width)
-        self.logits = nn.Linear(model.width, vocabulary)
+        self.logits = nn.Linear(model.width, vocabulary.size)
         nn.init.normal_(self.token.weight, std=0.02)
 
     def forward(

@@ -19,9 +19,9 @@ from midigen_jax.kernels.matches import count_matches
 class Counts:
     """How often each n-gram of LENGTHS tokens, and each followed by one more, is in some songs."""
 
-    def __init__(self, corpus: Corpus, songs: np.ndarray, vocabulary: int):
+    def __init__(self, corpus: Corpus, songs: np.ndarray):
         sequences = [corpus.tokens_of(song).astype(np.int64) for song in songs.tolist()]
-        frequencies = np.bincount(np.concatenate(sequences), minlength=vocabulary) + 1
+        frequencies = np.bincount(np.concatenate(sequences), minlength=corpus.vocabulary.size) + 1
         self.unigram = frequencies / frequencies.sum()
         self.tables = []
         for length in LENGTHS.tolist():
@@ -66,9 +66,9 @@ def _look_up(table: tuple[np.ndarray, np.ndarray], hashes: np.ndarray) -> np.nda
     return np.where(known[at] == hashes, counts[at], 0)
 
 
-def nats(corpus: Corpus, fitted_to: np.ndarray, songs: np.ndarray, vocabulary: int) -> list[np.ndarray]:
+def nats(corpus: Corpus, fitted_to: np.ndarray, songs: np.ndarray) -> list[np.ndarray]:
     """The loss of each token of each of these songs but sos, float [N - 1]; the weights are fitted to other songs."""
-    counts = Counts(corpus, corpus.songs_of("train"), vocabulary)
+    counts = Counts(corpus, corpus.songs_of("train"))
 
     def read(numbers: np.ndarray) -> tuple[list[np.ndarray], list[Sequence[Level]]]:
         sequences = [corpus.tokens_of(song).astype(np.int64) for song in numbers.tolist()]

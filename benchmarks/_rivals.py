@@ -15,7 +15,7 @@ Set for a fair comparison:
   before, the library's own means to the same end as our embeddings of previous tokens. Its attention is the fused one,
   which is exact. The others are as they are usually built.
 - Songs are augmented as for our decoder (transposition, mixture), except for changes of key within a song, which teach
-  our memory by alignment alone. MidiTok's tokens are not transposed.
+  our memory by alignment alone.
 - In an epoch every token is a target once. A batch is windows of single songs, in random order, with together about as
   many targets as ours has, or one window where that is more; the last window of a song reaches back into the one before
   as far as it can, without counting those targets again. So no token attends to another song.
@@ -73,20 +73,16 @@ def _pieces(start: int, tokens: int, window: int) -> Iterator[Piece]:
         yield Piece(max(last - window, start), last, targets_from)
 
 
-def training_batches(corpus: Corpus, config: cfg.Config, window: int, *, transpose: bool = True) -> Iterator[Batch]:
-    """Endless batches of windows of training songs, shuffled anew in each epoch.
-
-    Args:
-        transpose: as the config says; tokens that are not ours can't be.
-    """
+def training_batches(corpus: Corpus, config: cfg.Config, window: int) -> Iterator[Batch]:
+    """Endless batches of windows of training songs, shuffled anew in each epoch."""
     data, tokens_per_step = config.data, config.data.lanes * config.data.segment * config.data.segments
     lanes = Lanes(
         corpus,
         corpus.songs_of("train"),
         1,
         seed=data.seed,
-        transpose=data.transpose * transpose,
-        velocity_offset=data.velocity_offset * transpose,
+        transpose=data.transpose,
+        velocity_offset=data.velocity_offset,
         repeats=repeats_of(corpus, data),
     )
     random, lengths, rows = np.random.default_rng(data.seed), np.diff(corpus.offsets), list[Batch]()

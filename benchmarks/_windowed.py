@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _midigen import BARS, POSITIONS
+from _midigen import BARS
 from _midigen_training import cross_entropy
 from _music_transformer import MusicTransformer
 from _rivals import RIVALS, Batch
@@ -15,9 +15,13 @@ from torch import Tensor, nn
 
 from midigen_jax import config as cfg
 from midigen_jax.data.corpus import Corpus
+from midigen_jax.errors import InputError
+from midigen_jax.miditok_vocab import vocabulary_from_json
+from midigen_jax.model.decoder import BEATS
 from midigen_jax.music.song import TokenSequence
 from midigen_jax.run.tensors import read_tensors, write_tensors
 from midigen_jax.training.state import make_optimizer
+from midigen_jax.vocab import Vocabulary
 
 KIND, FORMAT_VERSION = "rival", 1  # of the files of trained ones
 
@@ -43,19 +47,19 @@ class Shift(nn.Module):
 
 
 class XTransformers(nn.Module):
-    def __init__(self, model: cfg.Model, vocabulary: int, window: int, *, musical: bool):
+    def __init__(self, model: cfg.Model, vocabulary: Vocabulary, window: int, *, musical: bool):
         """
         Args:
             musical: it is told each token's bar and position in the bar.
         """
         super().__init__()
         library = need("x_transformers", "pip install x-transformers")
-        self.musical = musical
+        self.positions = BEATS * vocabulary.scheme.steps_per_beat if musical else 0
         self.decoder = library.TransformerWrapper(
-            num_tokens=vocabulary,
+            num_tokens=vocabulary.size,
             max_seq_len=window,
             use_abs_pos_emb=False,
-            embed_num_tokens={"bar": BARS, "position": POSITIONS} if musical else {},
+            embed_num_tokens={"bar": BARS, "position": self.positions} if musical else {},
             attn_layers=library.Decoder(
                 dim=model.width,
                 depth=model.layers,
@@ -75,7 +79,9 @@ class XTransformers(nn.Module):
                     setattr(parent, name, self.shifts[-1])
 
     def forward(self, batch: Arrays, cache: Any = None) -> tuple[Tensor, Any]:
-        ids = {"bar": batch["bar"] % BARS, "position": batch["position"] % POSITIONS} if self.musical else {}
+        ids = {}
+        if self.positions:
+            ids = {"bar": batch["bar"] % BARS, "position": batch["position"] % self.positions}
         keys, before = cache or (None, [None] * len(self.shifts))
         for shift, x in zip(self.shifts, before, strict=True):
             shift.before = x
@@ -86,11 +92,11 @@ class XTransformers(nn.Module):
 
 
 class GPT2(nn.Module):
-    def __init__(self, model: cfg.Model, vocabulary: int, window: int, *, musical: bool):
+    def __init__(self, model: cfg.Model, vocabulary: Vocabulary, window: int, *, musical: bool):
         super().__init__()
         library = need("transformers", "pip install transformers")
         config = library.GPT2Config(
-            vocab_size=vocabulary,
+            vocab_size=vocabulary.size,
             n_positions=window,
             n_embd=model.width,
             n_layer=model.layers,
@@ -118,11 +124,7 @@ DECODERS: dict[str, Callable[..., nn.Module]] = {x.__name__: x for x in (XTransf
 class Learner:
     """A rival in training, or trained."""
 
-    def __init__(self, name: str, config: cfg.Config, vocabulary: int):
-        """
-        Args:
-            vocabulary: how many tokens there are.
-        """
+    def __init__(self, name: str, config: cfg.Config, vocabulary: Vocabulary):
         torch.manual_seed(config.train.seed)
         self.name, self.config, self.vocabulary = name, config, vocabulary
         rival = RIVALS[name]
@@ -180,7 +182,7 @@ class Learner:
         rest = {
             "format_version": FORMAT_VERSION,
             "rival": self.name,
-            "vocabulary": self.vocabulary,
+            "vocabulary": self.vocabulary.to_json(),
             "corpus": corpus.fingerprint,
         }
         write_tensors(path, arrays, KIND, {**rest, "config": cfg.flatten(self.config)})
@@ -192,7 +194,10 @@ class Learner:
             InputError: there is no such file, or it is damaged or not of a rival.
         """
         arrays, rest = read_tensors(path, KIND, FORMAT_VERSION)
-        learner = cls(rest["rival"], cfg.from_flat(rest["config"], str(path)), rest["vocabulary"])
+        if rest["rival"] not in RIVALS:
+            raise InputError(f"{path}: of a rival {rest['rival']!r} that this version does not have; train it again")
+        vocabulary = vocabulary_from_json(rest["vocabulary"])
+        learner = cls(rest["rival"], cfg.from_flat(rest["config"], str(path)), vocabulary)
         learner.corpus = rest["corpus"]
         learner.model.load_state_dict({name: torch.from_numpy(np.array(x)) for name, x in arrays.items()})
         return learner

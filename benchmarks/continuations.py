@@ -22,7 +22,6 @@ import _shared
 import jax
 import numpy as np
 from _ours import circumstances, train_model
-from _rivals import RIVALS
 from tqdm import tqdm
 
 from midigen_jax import config as cfg
@@ -39,6 +38,7 @@ from midigen_jax.music.song import Song
 from midigen_jax.run import runtime, trained
 from midigen_jax.sampling.sampler import Sampler
 from midigen_jax.sampling.settings import GenerationSettings
+from midigen_jax.vocab import Vocabulary
 
 TEMPERATURES, COPIES = (0.8, 0.9, 1.0), (0.0, 0.25, 0.75, 1.0)  # `copy` is 0.5 by default
 PHRASES = np.isin(LAGS, (4, 8, 16))
@@ -92,7 +92,7 @@ def read_rivals(paths: list[Path], corpus: Corpus) -> dict[str, Any]:
     rivals: dict[str, Learner] = {}
     for path in paths:
         learner = Learner.load(path)
-        if learner.corpus != corpus.fingerprint or RIVALS[learner.name].tokenizer:
+        if (learner.corpus, type(learner.vocabulary)) != (corpus.fingerprint, Vocabulary):
             raise InputError(f"{path}: was not trained on {corpus.path} in this project's tokens; leave it out")
         rivals[f"{learner.name} ({path.stem})" if learner.name in rivals else learner.name] = learner
     return rivals

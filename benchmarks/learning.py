@@ -29,12 +29,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
-import _miditok
 import _ngrams
 import _ours
 import _shared
 import jax
 import numpy as np
+from _miditok import retokenized
 from _ours import Ours, batch_tokens, batches_of, circumstances
 from _rivals import RIVALS, Batch, targets_of, training_batches
 from tqdm import tqdm
@@ -101,13 +101,13 @@ def baseline(config: cfg.Config, corpus: Corpus) -> Contestant:
     )
 
 
-def rival(name: str, config: cfg.Config, corpus: Corpus, vocabulary: int) -> Contestant:
+def rival(name: str, config: cfg.Config, corpus: Corpus) -> Contestant:
     import _windowed
 
-    side, transpose = _windowed.Learner(name, config, vocabulary), not RIVALS[name].tokenizer
+    side = _windowed.Learner(name, config, corpus.vocabulary)
     return Contestant(
         corpus,
-        training_batches(corpus, config, side.window, transpose=transpose),
+        training_batches(corpus, config, side.window),
         side.step,
         lambda songs: side.loss(corpus, songs),
         sum(x.numel() for x in side.model.parameters()),
@@ -119,10 +119,9 @@ def maker_of(name: str, config: cfg.Config, corpus: Corpus) -> Callable[[], Cont
     """Each call makes the contestant anew; its songs are put in its tokens once."""
     if name in (OURS, BASELINE):
         return lambda: (ours if name == OURS else baseline)(config, corpus)
-    size, tokenizer = corpus.vocabulary.size, RIVALS[name].tokenizer
-    if tokenizer:
-        corpus, size = _miditok.retokenized(corpus, tokenizer)
-    return lambda: rival(name, config, corpus, size)
+    if tokenizer := RIVALS[name].tokenizer:
+        corpus = retokenized(corpus, tokenizer)
+    return lambda: rival(name, config, corpus)
 
 
 class Pace(NamedTuple):
@@ -215,7 +214,7 @@ def train(contestant: Contestant, total: int, pace: Pace, few: int) -> dict[str,
 def floors(corpus: Corpus) -> dict[str, Any]:
     """Test figures of what needs no training."""
     training, validation, test = (corpus.songs_of(split) for split in ("train", "validation", "test"))
-    ngrams = _ngrams.nats(corpus, validation, test, corpus.vocabulary.size)
+    ngrams = _ngrams.nats(corpus, validation, test)
     return {
         "bigram": losses.bigram_baseline(corpus, training, test)[1]._asdict(),
         "n-grams": losses.figures(float(sum(x.sum() for x in ngrams)), corpus, test)._asdict(),
@@ -316,13 +315,13 @@ def main() -> None:
         if row and all(run_of(row, budget) for budget in BUDGETS):
             continue
         print(f"{contestant}:", flush=True)
-        make = maker_of(contestant, config, corpus)
+        try:
+            make = maker_of(contestant, config, corpus)
+            timed = make()
+        except InputError as error:
+            print(f"{contestant} is left out: {error}")
+            continue
         if not row:
-            try:
-                timed = make()
-            except InputError as error:
-                print(f"{contestant} is left out: {error}")
-                continue
             clock = clock or Clock(ours(config, corpus))
             if "pace" not in load():
                 keep("pace", clock.pace()._asdict())

@@ -95,7 +95,7 @@ def train_rival(config: cfg.Config, corpus: Corpus) -> tuple[Nats, int]:
     from _windowed import Learner
 
     total = config.train.steps * batch_tokens(config)
-    side, trained_tokens = Learner(RIVAL, config, corpus.vocabulary.size), 0
+    side, trained_tokens = Learner(RIVAL, config, corpus.vocabulary), 0
     batches = training_batches(corpus, config, side.window)
     with tqdm(total=total, unit="token", unit_scale=True) as bar:
         while trained_tokens < total:
@@ -110,7 +110,7 @@ def relative_speed(config: cfg.Config, corpus: Corpus) -> float:
     """How many tokens the rival reads in training while our best decoder reads one."""
     from _windowed import Learner
 
-    ours, rival = cfg.override(config, MEMORIES[BEST]), Learner(RIVAL, config, corpus.vocabulary.size)
+    ours, rival = cfg.override(config, MEMORIES[BEST]), Learner(RIVAL, config, corpus.vocabulary)
     side = Ours(ours, corpus.vocabulary)
     ratios = []
     for batch, windows in zip(

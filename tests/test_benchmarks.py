@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import _miditok
 import _ngrams
 import _shared
 import numpy as np
@@ -21,7 +22,7 @@ from midigen_jax.data.encode import encode_folder
 from midigen_jax.errors import InputError
 from midigen_jax.kernels.meter import bar_positions
 from midigen_jax.model.decoder import init_params
-from midigen_jax.music.song import TokenSequence
+from midigen_jax.music.song import TokenSequence, notes_of
 from midigen_jax.run import runtime, trained
 from midigen_jax.vocab import NO_TARGET, Vocabulary
 
@@ -206,7 +207,7 @@ def test_budgets_are_tokens():
 
 def test_ngrams_count_training_songs_and_the_song_so_far(corpus):
     training, songs = corpus.songs_of("train"), corpus.songs_of("test")
-    counts = _ngrams.Counts(corpus, training, corpus.vocabulary.size)
+    counts = _ngrams.Counts(corpus, training)
     sequence = corpus.tokens_of(int(songs[0])).astype(np.int64)[:60]
     others = [corpus.tokens_of(song).tolist() for song in training.tolist()]
     levels, n = counts.levels(sequence), len(_ngrams.LENGTHS)
@@ -226,7 +227,7 @@ def test_ngrams_count_training_songs_and_the_song_so_far(corpus):
                 if after:
                     expected = np.mean([x == sequence[i] for x in after])
                     assert predicted.probability[i - 1] == pytest.approx(expected)
-    nats = _ngrams.nats(corpus, corpus.songs_of("validation"), songs, corpus.vocabulary.size)
+    nats = _ngrams.nats(corpus, corpus.songs_of("validation"), songs)
     assert [len(x) + 1 for x in nats] == np.diff(corpus.offsets)[songs].tolist()
     assert all(np.isfinite(x).all() and (x > 0).all() for x in nats)
 
@@ -364,7 +365,7 @@ def test_a_rival_learns_and_reads_a_song_window_by_window(corpus, tmp_path, name
         pytest.importorskip(module, reason=f"{module} is not installed", exc_type=ImportError)
     windowed = pytest.importorskip("_windowed")
     config = cfg.override(cfg.load(CONFIG), [*TOY, "train.steps=10"])
-    side = windowed.Learner(name, config, corpus.vocabulary.size)
+    side = windowed.Learner(name, config, corpus.vocabulary)
     batch = next(training_batches(corpus, config, 64))
     losses = [side.step(batch, 0.5) for _ in range(40)]
     assert losses[-1] < 0.95 * losses[0]
@@ -392,7 +393,7 @@ def test_a_cache_gives_the_logits_of_the_whole_window(decoder):
 
     windowed = pytest.importorskip("_windowed")
     model = cfg.Model(layers=2, width=64, heads=2, ff_width=64)
-    side = windowed.DECODERS[decoder](model, 40, 16, musical=True).eval()
+    side = windowed.DECODERS[decoder](model, Vocabulary(), 16, musical=True).eval()
     random = torch.Generator().manual_seed(0)
     batch = {name: torch.randint(0, 40, (2, 12), generator=random) for name in ("tokens", "bar", "position")}
     with torch.inference_mode():
@@ -406,21 +407,20 @@ def test_a_cache_gives_the_logits_of_the_whole_window(decoder):
 
 @pytest.mark.parametrize("name", ["REMI", "TSD"])
 def test_miditok_says_the_same_notes(corpus, name):
-    for module in ("miditok", "symusic"):
-        pytest.importorskip(module, reason=f"{module} is not installed", exc_type=ImportError)
-    miditok = pytest.importorskip("_miditok")
-    found, size = miditok.retokenized(corpus, name)
+    pytest.importorskip("miditok", reason="MidiTok is not installed", exc_type=ImportError)
+    found = _miditok.retokenized(corpus, name)
     np.testing.assert_array_equal(found.notes, corpus.notes)
     np.testing.assert_allclose(found.beats, corpus.beats)
-    assert found.tokens.max() < size
     assert len(found.offsets) == len(corpus.offsets)
-    tokenizer, song = miditok.make_tokenizer(name, corpus.vocabulary.scheme), corpus.song(0)
-    tokens = found.tokens_of(0).tolist()
-    assert (tokens[0], tokens[-1]) == (0, 1)
-    decoded = tokenizer.decode([tokens[1:-1]])
-    step = decoded.ticks_per_quarter // song.scheme.steps_per_beat
-    notes = sorted((x.start // step, x.duration // step, x.pitch) for track in decoded.tracks for x in track.notes)
-    assert notes == sorted(map(tuple, song.notes[:, :3].tolist()))
+    assert found.offsets[-1] == len(found.tokens) == len(found.bar) == len(found.position)
+    finer = found.vocabulary.scheme.steps_per_beat // corpus.vocabulary.scheme.steps_per_beat
+    assert finer == 2
+    for song in range(3):
+        notes = notes_of(found.tokens_of(song), found.vocabulary)
+        expected = corpus.song(song).notes
+        assert sorted(map(tuple, notes[:, :3])) == sorted((finer * a, finer * b, c) for a, b, c, *_ in expected)
+    with pytest.raises(InputError, match="already"):
+        _miditok.retokenized(found, name)
 
 
 @needs_x_transformers
@@ -441,13 +441,13 @@ def test_rivals_continue_songs(run, corpus, capsys, monkeypatch, exported, tmp_p
     monkeypatch.setattr(script, "TEMPERATURES", ())
     monkeypatch.setattr(script, "COPIES", ())
     name, path = "x-transformers, 1,024 tokens", tmp_path / "rival.safetensors"
-    windowed.Learner(name, cfg.override(cfg.load(CONFIG), TOY), corpus.vocabulary.size).save(path, corpus)
+    windowed.Learner(name, cfg.override(cfg.load(CONFIG), TOY), corpus.vocabulary).save(path, corpus)
     few = ["--songs", "2", "--prompt-bars", "2", "--bars", "2", "--model", str(exported)]
     result = run(script, "--data", str(corpus.path), *few, "--rivals", str(path), str(path))
     assert result["settings"].keys() == {script.REAL, name, f"{name} (rival)"}
     assert 0 <= result["settings"][name]["share with a loop"] <= 1
     assert f"| {name} |" in capsys.readouterr().out
-    windowed.Learner(name, cfg.override(cfg.load(CONFIG), TOY), corpus.vocabulary.size).save(
+    windowed.Learner(name, cfg.override(cfg.load(CONFIG), TOY), corpus.vocabulary).save(
         path, corpus._replace(fingerprint="another")
     )
     with pytest.raises(InputError, match="leave it out"):
