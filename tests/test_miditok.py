@@ -15,6 +15,7 @@ from midigen_jax import vocab
 from midigen_jax.cli.encode import main as encode_command
 from midigen_jax.data.corpus import open_corpus, training_notes
 from midigen_jax.data.encode import encode_folder
+from midigen_jax.data.loader import Lanes
 from midigen_jax.errors import InputError
 from midigen_jax.evaluation.copying import intervals
 from midigen_jax.evaluation.evaluate import DURATION, OTHER, PITCH, REST, token_types
@@ -29,6 +30,7 @@ from midigen_jax.music.song import Prompt, cut, make_song, new_song, notes_of, t
 from midigen_jax.run.trained import TrainedModel
 from midigen_jax.sampling.sampler import Sampler
 from midigen_jax.sampling.settings import GenerationSettings, Length
+from midigen_jax.training.sharding import make_mesh, make_put
 from midigen_jax.vocab import Kind, Scheme
 
 TokSequence = pytest.importorskip("miditok", reason='not installed; pip install -e ".[miditok]"').TokSequence
@@ -340,6 +342,23 @@ def test_tokens_are_transposed_and_typed(corpora):
 
 def _velocities():
     return np.linspace(0, 127, 33, dtype=int)[1:].tolist()
+
+
+def test_songs_are_read_in_other_keys_and_louder(small, corpora):
+    """By the loader, and by what looks them up in device memory; drums stay."""
+    corpus, n = corpora(1), 3 * 2048
+    songs, vocabulary = np.arange(len(corpus.names)), corpus.vocabulary
+    lanes = Lanes(corpus, songs, 1, seed=0, transpose=5, velocity_offset=3)
+    shifted, plain = lanes.read(0, n)["tokens"][0], Lanes(corpus, songs, 1, seed=0).read(0, n)["tokens"][0]
+    kinds, moved = vocabulary.kinds[plain], shifted - plain
+    assert set(moved[kinds == Kind.NOTE].tolist()) > {-1, 1}
+    assert abs(moved[kinds == Kind.NOTE]).max() <= 5
+    assert abs(moved[kinds == Kind.VELOCITY]).max() == 3
+    assert not moved[~np.isin(kinds, (Kind.NOTE, Kind.VELOCITY))].any()
+    assert (vocabulary.kinds[shifted] == kinds).all()
+    config = changed(small, data__location="device", data__transpose=5, data__velocity_offset=3, data__lanes=1)
+    put = make_put(config, corpus, make_mesh(config))
+    np.testing.assert_array_equal(put(lanes.lookup(0, n))["tokens"][0], shifted)
 
 
 def test_transposed_copies_processes_and_another_folder(folder, tmp_path):
