@@ -39,6 +39,7 @@ import numpy as np
 import torch
 from _midigen import BARS, LaneMemory, Memory, MIDIGen, Sizes
 from _shared import need
+from _x_transformers import make_decoder
 from torch import Tensor
 
 from midigen_jax.sampling.settings import DEFAULTS
@@ -144,22 +145,10 @@ class XTransformersGenerator:
     """
 
     def __init__(self, sizes: Sizes, rows: int, *, window: int, device: torch.device | str = "cpu", seed: int = 0):
-        library = need("x_transformers", "pip install x-transformers")
         self.top_p = need("x_transformers.autoregressive_wrapper", "pip install x-transformers").top_p
         torch.manual_seed(seed)
         self.rows, self.window, self.device = rows, window, torch.device(device)
-        model = library.TransformerWrapper(
-            num_tokens=sizes.vocabulary,
-            max_seq_len=window,
-            attn_layers=library.Decoder(
-                dim=sizes.width,
-                depth=sizes.layers,
-                heads=sizes.heads,
-                attn_dim_head=sizes.width // sizes.heads,
-                ff_mult=sizes.ff_width / sizes.width,
-                rel_pos_bias=True,
-            ),
-        )
+        model = make_decoder(sizes, sizes.vocabulary, window, {"rel_pos_bias": True})
         self.model = model.to(self.device).eval()
         self.last = torch.zeros((rows, 0), dtype=torch.long, device=self.device)  # sampled, but not yet read
         self.cache: Any = None

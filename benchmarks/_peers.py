@@ -29,6 +29,7 @@ import torch
 from _midigen import BARS, MAX_BLOCKS, POSITIONS, Batch, Sizes
 from _midigen_training import LEARNING_RATE, WEIGHT_DECAY, cross_entropy, descend
 from _shared import need
+from _x_transformers import make_decoder
 from torch import Tensor
 
 from midigen_jax.vocab import NO_SONG, NO_TARGET
@@ -38,23 +39,15 @@ class XTransformers:
     """x-transformers with Transformer-XL recurrence; segments and XL memory have T tokens."""
 
     def __init__(self, sizes: Sizes, *, device: torch.device | str = "cpu", seed: int = 0):
-        library = need("x_transformers", "pip install x-transformers")
         torch.manual_seed(seed)
         self.device = torch.device(device)
-        self.model = library.TransformerWrapper(
-            num_tokens=sizes.vocabulary,
-            max_seq_len=sizes.block,
+        self.model = make_decoder(
+            sizes,
+            sizes.vocabulary,
+            sizes.block,
+            {"ff_dropout": sizes.dropout, "rel_pos_bias": True},
             max_mem_len=sizes.block,
             embed_num_tokens={"bar": BARS, "position": POSITIONS},
-            attn_layers=library.Decoder(
-                dim=sizes.width,
-                depth=sizes.layers,
-                heads=sizes.heads,
-                attn_dim_head=sizes.width // sizes.heads,
-                ff_mult=sizes.ff_width / sizes.width,
-                ff_dropout=sizes.dropout,
-                rel_pos_bias=True,
-            ),
         ).to(self.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
         self.memory: list[Tensor] | None = None  # hidden states [B, T, D], one per layer and one more

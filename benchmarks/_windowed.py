@@ -11,6 +11,7 @@ from _midigen_training import cross_entropy
 from _music_transformer import MusicTransformer
 from _rivals import RIVALS, Batch
 from _shared import need
+from _x_transformers import make_decoder
 from torch import Tensor, nn
 
 from midigen_jax import config as cfg
@@ -53,23 +54,14 @@ class XTransformers(nn.Module):
             musical: it is told each token's bar and position in the bar.
         """
         super().__init__()
-        library = need("x_transformers", "pip install x-transformers")
         self.positions = BEATS * vocabulary.scheme.steps_per_beat if musical else 0
-        self.decoder = library.TransformerWrapper(
-            num_tokens=vocabulary.size,
-            max_seq_len=window,
+        self.decoder = make_decoder(
+            model,
+            vocabulary.size,
+            window,
+            {"rotary_pos_emb": True, "shift_tokens": 1, "attn_flash": True},
             use_abs_pos_emb=False,
             embed_num_tokens={"bar": BARS, "position": self.positions} if musical else {},
-            attn_layers=library.Decoder(
-                dim=model.width,
-                depth=model.layers,
-                heads=model.heads,
-                attn_dim_head=model.width // model.heads,
-                ff_mult=model.ff_width / model.width,
-                rotary_pos_emb=True,
-                shift_tokens=1,
-                attn_flash=True,
-            ),
         )
         self.shifts = []
         for parent in list(self.decoder.modules()):

@@ -5,7 +5,7 @@ import numpy as np
 from ..vocab import Kind
 from . import kernel, score
 
-DEFAULT_VELOCITY = 100  # of notes without velocities
+DEFAULT_VELOCITY = 100  # of notes without velocities, in MidiTok
 
 _BAR, _POSITION, _SHIFT, _METER = int(Kind.BAR), int(Kind.POSITION), int(Kind.SHIFT), int(Kind.METER)
 _NOTE, _DRUM, _VELOCITY, _DURATION = int(Kind.NOTE), int(Kind.DRUM), int(Kind.VELOCITY), int(Kind.DURATION)

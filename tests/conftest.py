@@ -199,3 +199,12 @@ def small() -> cfg.Config:
             steps=12, warmup=2, learning_rate=3e-3, log_every=4, validate_every=6, save_every=6, sample_minutes=0.0
         ),
     )
+
+
+@pytest.fixture
+def short_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmarks' rivals read windows of 64 tokens."""
+    from _rivals import RIVALS
+
+    for name, rival in RIVALS.items():
+        monkeypatch.setitem(RIVALS, name, rival._replace(window=64, learning_rate=1e-3))

@@ -66,7 +66,16 @@ def test_our_decoder_computes_the_same_with_the_baselines_weights():
         for parameter in theirs.parameters():  # biases and norms as well
             parameter += 0.1 * torch.randn_like(parameter)
     config = cfg.Config(
-        model=cfg.Model(layers=3, width=64, heads=4, ff_width=256, activation="gelu", qk_norm=False, previous_tokens=0),
+        model=cfg.Model(
+            layers=3,
+            width=64,
+            heads=4,
+            ff_width=256,
+            activation="gelu",
+            positions="t5",
+            qk_norm=False,
+            previous_tokens=0,
+        ),
         memory=cfg.Memory(xl=32, knn=0, knn_layer=1),
         data=cfg.Data(lanes=2, segment=32),
     )

@@ -92,10 +92,6 @@ def main() -> None:
         raise InputError(f"--split {' '.join(map(str, args.split))}: give three shares that add up to 1")
     if args.workers is not None and args.workers < 1:
         raise InputError(f"--workers {args.workers}: give at least 1")
-    if args.vocabulary and own and not scheme.size < args.vocabulary <= MAX_VOCABULARY:
-        raise InputError(
-            f"--vocabulary {args.vocabulary}: give 0, or over {scheme.size} (the base tokens) up to {MAX_VOCABULARY}"
-        )
     if not 0 <= args.vocabulary <= MAX_VOCABULARY:
         raise InputError(f"--vocabulary {args.vocabulary}: give 0, or up to {MAX_VOCABULARY}")
     if not 0 <= args.transpose <= 11:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..kernels.matches import count_matches
-from ..music.song import pitched
+from ..music.song import PITCHES, pitched
 from ..vocab import Vocabulary
 
 COPIER, INTERVALS, NGRAMS = "copier", "copier of tokens and intervals", "n-grams of the song"
@@ -24,7 +24,7 @@ LENGTHS = np.array([1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64])  # the first o
 COUNTS = np.array([1, 2, 3, 5, 10])  # the first of each bucket of how often an n-gram was found
 ITERATIONS = 60
 
-PITCHES, _MIDDLE = 128, 60  # the reference of a song's first pitch
+_MIDDLE = 60  # the reference of a song's first pitch
 
 
 class Level(NamedTuple):

@@ -264,7 +264,7 @@ def measure(
     progress.update()
     progress.set_description(f"{name}: continuing songs at earlier checkpoints")
     older = originality.continue_at_steps(
-        model, prompts.continued, options.checkpoints - 1, bars=options.bars, seed=options.seed
+        sampler, prompts.continued, options.checkpoints - 1, bars=options.bars, seed=options.seed
     )
     progress.update()
     return Measured(figures, copied, pairs, long_takes, older)
@@ -287,8 +287,8 @@ def evaluate(runs: Sequence[Path], data: Path, out: Path, options: Options, *, c
     reach = max(repeats.reach_of(model.config) for model in models.values())
     songs = read_songs(corpus, index, reach)
     continued, long = (
-        generation_metrics.choose_prompts(corpus, index, num, prompt_bars=options.prompt_bars, bars=bars)
-        for num, bars in ((options.continuations, options.bars), (options.long_takes or 1, options.long_bars))
+        generation_metrics.choose_prompts(corpus, index, num, prompt_bars=options.prompt_bars, bars=bars) if num else []
+        for num, bars in ((options.continuations, options.bars), (options.long_takes, options.long_bars))
     )
     prompts = Prompts(continued, long, takes.limits_of(corpus, index))
     themes = None

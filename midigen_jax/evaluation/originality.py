@@ -14,24 +14,26 @@ from ..data.corpus import Corpus, training_notes
 from ..music.excerpts import longest_common_excerpts
 from ..music.song import Song
 from ..run import trained
-from ..run.trained import TrainedModel
 from ..sampling.sampler import Sampler
 from .generation_metrics import EvaluationPrompt, continue_songs
 
 
 def continue_at_steps(
-    model: TrainedModel, prompts: Sequence[EvaluationPrompt], num: int, *, bars: int, seed: int = 0
+    sampler: Sampler, prompts: Sequence[EvaluationPrompt], num: int, *, bars: int, seed: int = 0
 ) -> dict[int, list[Song]]:
     """Continuations of the same prompts by up to `num` checkpoints of the model's run that are older than it, by step.
 
-    An exported model has none.
+    An exported model has none. The sampler has its model again afterwards.
     """
+    model, found = sampler.model, dict[int, list[Song]]()
     if model.run is None or num < 1:
         return {}
-    sampler, found = Sampler(model), {}
-    for older in trained.load_older(model.run, model.step, num):
-        sampler.set_model(older)
-        found[older.step] = [x.written for x in continue_songs(sampler, prompts, bars=bars, seed=seed)]
+    try:
+        for older in trained.load_older(model.run, model.step, num):
+            sampler.set_model(older)
+            found[older.step] = [x.written for x in continue_songs(sampler, prompts, bars=bars, seed=seed)]
+    finally:
+        sampler.set_model(model)
     return found
 
 

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from ..music.song import PITCHES
 from ..shapes import Array, Bool, Int
 from ..vocab import NO_INSTRUMENT, SOUNDS, Kind, Vocabulary
 
 # At one time, where instruments are not kept apart. One of 10,000 notes of the music21 corpus is a fifth unison.
 MAX_UNISONS = 4
 NO_RANK = -1
-PITCHES = 128
 _PASSING = (Kind.REST, Kind.SHIFT, Kind.BAR, Kind.POSITION)
 
 
